@@ -1,0 +1,173 @@
+"""The reference semantics: what every op computes, in NumPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tnmoe.dims import Dim, evaluate
+from tnmoe.errors import ProgramError
+from tnmoe.ops import (
+    Add,
+    BatchNorm,
+    Contract,
+    ContractAdd,
+    Entmax15,
+    Gelu,
+    LayerNorm,
+    Multiply,
+    Op,
+    Permute,
+    Reduce,
+    RoutedContract,
+    Sigmoid,
+    Softmax,
+    Sparsemax,
+    TopK,
+    Value,
+)
+from tnmoe.program import Program
+
+Array = NDArray[Any]
+
+_EPSILON = 1e-5  # torch's default for its norms
+_erf = np.vectorize(math.erf, otypes=[float])
+
+
+def execute(program: Program, env: Mapping[str, Array], *, training: bool = False) -> dict[str, Array]:
+    """Run a program.
+
+    Args:
+        program: any verified program; sizes are taken from the arrays (a `TopK`'s number of slots from the program).
+        env: an array for every input, parameter and buffer, with axes in the order of its indices.
+        training: batch norms use the batch's statistics (running statistics are never updated here).
+
+    Returns:
+        Every value by name, the output among them.
+
+    Raises:
+        ProgramError: if an array is missing, or two axes of one index differ in size.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    values: dict[str, Array] = {}
+    for leaf in program.leaves:
+        if leaf.name not in env:
+            raise ProgramError(f"no array for {leaf.name!r} with axes {leaf.indices}")
+        array = np.asarray(env[leaf.name])
+        if array.ndim != len(leaf.indices):
+            raise ProgramError(f"{leaf.name!r} has {array.ndim} axes, expected {leaf.indices}")
+        for index, size in zip(leaf.indices, array.shape, strict=True):
+            known, holder = sizes.setdefault(index, (size, leaf.name))
+            if size != known:
+                raise ProgramError(f"axis {index!r} has size {known} in {holder} but {size} in {leaf.name}")
+        values[leaf.name] = array
+    for op in program.ops:
+        run_op(op, values, program.sizes, training)
+    return values
+
+
+def run_op(op: Op, env: dict[str, Array], declared: Mapping[str, Dim], training: bool) -> None:
+    """Add what `op` computes to `env`; `declared` gives the number of slots of a `TopK`."""
+    out = op.out
+
+    def get(value: Value) -> Array:
+        return env[value.name]
+
+    def einsum(*factors: Value, to: tuple[str, ...] = out.indices) -> Array:
+        letter = {i: k for k, i in enumerate(dict.fromkeys(i for v in factors for i in v.indices))}
+        operands = [a for v in factors for a in (get(v), [letter[i] for i in v.indices])]
+        return np.asarray(np.einsum(*operands, [letter[i] for i in to]))
+
+    def spread(value: Value) -> Array:
+        """`value` with an axis (of size 1 where it lacks it) for each index of the result."""
+        array = np.transpose(get(value), [value.indices.index(i) for i in out.indices if i in value.indices])
+        return array[tuple(slice(None) if i in value.indices else None for i in out.indices)]
+
+    match op:
+        case Contract(_, lhs, rhs) | Multiply(_, lhs, rhs):
+            env[out.name] = einsum(lhs, rhs)
+        case ContractAdd(_, lhs, rhs, bias):
+            env[out.name] = einsum(lhs, rhs) + spread(bias)
+        case Add(_, lhs, rhs):
+            env[out.name] = spread(lhs) + spread(rhs)
+        case Reduce(_, x) | Permute(_, x):
+            env[out.name] = einsum(x)
+        case Softmax(_, x, index):
+            z = get(x) - get(x).max(x.indices.index(index), keepdims=True)
+            env[out.name] = np.exp(z) / np.exp(z).sum(x.indices.index(index), keepdims=True)
+        case Entmax15(_, x, index):
+            env[out.name] = _along(_entmax15, get(x), x.indices.index(index))
+        case Sparsemax(_, x, index):
+            env[out.name] = _along(_sparsemax, get(x), x.indices.index(index))
+        case Sigmoid(_, x):
+            env[out.name] = 1 / (1 + np.exp(-get(x)))
+        case Gelu(_, x):
+            env[out.name] = get(x) * 0.5 * (1 + _erf(get(x) / math.sqrt(2)))
+        case LayerNorm(_, x, index, weight, shift):
+            axis = x.indices.index(index)
+            mean, var = get(x).mean(axis, keepdims=True), get(x).var(axis, keepdims=True)
+            normal = (get(x) - mean) / np.sqrt(var + _EPSILON)
+            normal = normal * spread(weight) if weight else normal
+            env[out.name] = normal + spread(shift) if shift else normal
+        case BatchNorm(_, x, index, mean_value, var_value):
+            axes = tuple(k for k, i in enumerate(x.indices) if i != index)
+            mean, var = spread(mean_value), spread(var_value)
+            if training and get(x).size > get(x).shape[x.indices.index(index)]:
+                mean, var = get(x).mean(axes, keepdims=True), get(x).var(axes, keepdims=True)
+            env[out.name] = (get(x) - mean) / np.sqrt(var + _EPSILON)
+        case TopK(_, positions, x, index):
+            axis = x.indices.index(index)
+            (slot,) = (i for i in out.indices if i not in x.indices)
+            order = np.argsort(-get(x), axis=axis, kind="stable").take(range(evaluate(declared[slot], {})), axis)
+            env[positions.name] = order
+            env[out.name] = np.take_along_axis(get(x), order, axis)
+        case RoutedContract(_, lhs, rhs, offset, positions, index):
+            chosen = env[positions.name]
+            picked = tuple(i for i in rhs.indices if i != index)
+            env["__routed"] = np.moveaxis(get(rhs), rhs.indices.index(index), 0)[chosen]
+            routed = Value("__routed", positions.indices + picked)
+            result = einsum(lhs, routed)
+            if offset is not None:
+                rest = tuple(i for i in offset.indices if i != index)
+                env["__routed"] = np.moveaxis(get(offset), offset.indices.index(index), 0)[chosen]
+                result = result + spread(Value("__routed", positions.indices + rest))
+            del env["__routed"]
+            env[out.name] = result
+        case _:
+            assert_never(op)
+
+
+def _along(function: Any, array: Array, axis: int) -> Array:
+    """Apply a function of rows along `axis`."""
+    if array.size == 0:
+        return array
+    return np.asarray(np.apply_along_axis(function, axis, array))
+
+
+def _entmax15(x: Array) -> Array:
+    """max(x/2 - τ, 0)², Σ = 1, by trying every size of the support (arXiv 1905.05702, algorithm 2)."""
+    z = (x - x.max()) / 2
+    ordered = np.sort(z)[::-1]
+    best = None
+    for k in range(1, len(z) + 1):
+        mean, square = ordered[:k].mean(), (ordered[:k] ** 2).mean()
+        tau = mean - math.sqrt(max(0.0, (1 - k * (square - mean**2)) / k))
+        if tau <= ordered[k - 1]:
+            best = tau
+    return np.full_like(z, np.nan) if best is None else np.maximum(z - best, 0) ** 2
+
+
+def _sparsemax(x: Array) -> Array:
+    """max(x - τ, 0), Σ = 1, by trying every size of the support (arXiv 1602.02068, algorithm 1)."""
+    z = x - x.max()
+    ordered = np.sort(z)[::-1]
+    best = None
+    for k in range(1, len(z) + 1):
+        tau = (ordered[:k].sum() - 1) / k
+        if ordered[k - 1] > tau:
+            best = tau
+    return np.full_like(z, np.nan) if best is None else np.maximum(z - best, 0)

@@ -1,0 +1,143 @@
+"""State dicts of the μMoE reference implementation (`james-oldfield/muMoE`), converted to and from ours.
+
+The reference keeps every factor in one canonical layout, with the bias as the last row of the input factor:
+CP `N_e × R`, `(I+1) × R`, `O × R`; tensor ring `r_e × N_e × r_{e+1}`, `r × (I+1) × r'`, `r' × O × r_1`. Ours stores
+factors as the matrix products want them and the bias by itself. Values are copied, never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tnmoe.backends.torch import attribute
+from tnmoe.errors import DeclarationError
+from tnmoe.layer import Contraction, Layer
+from tnmoe.network import FoldedBias, Role
+from tnmoe.program import Program
+
+KINDS = ("mumoe", "mumoe_block")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One tensor of the reference and the stored value (with its bias) that it holds."""
+
+    key: str
+    name: str
+    bias: FoldedBias | None = None
+
+
+def _entries(layer: Layer) -> list[_Entry]:
+    declaration = layer.declaration
+    kind, factorization = declaration.get("kind"), declaration.get("factorization", {}).get("kind")
+    if kind not in KINDS or factorization not in ("cp", "tensor_ring"):
+        raise DeclarationError(f"the reference has CP and tensor-ring μMoE layers, not {kind!r} with {factorization!r}")
+    levels = len(layer.coefficients)
+    suffix = [""] if levels == 1 else [f"_{e + 1}" for e in range(levels)]
+    entries = [_Entry(f"projs.{e}", f"gate_projection{s}") for e, s in enumerate(suffix)]
+    if declaration["gate"]["norm"] == "batch":
+        for e, s in enumerate(suffix):
+            entries += [_Entry(f"bn.{e}.running_{stat}", f"gate_running_{stat}{s}") for stat in ("mean", "var")]
+    if declaration.get("input_norm"):
+        entries += [_Entry(f"input_ln.{k}", f"norm_{k}") for k in ("weight", "bias")]
+    experts = [n for n in layer.nodes if isinstance(n, Contraction) and n.expert_map is not None]
+    for prefix, node in zip(("MuMoE", "MuMoE2"), experts, strict=False):
+        bias = node.network.bias
+        weights = [t for t in node.network.tensors if t.role is not Role.DATA]
+        for k, t in enumerate(weights):
+            folded = bias if bias is not None and bias.weight == t.name else None
+            entries.append(_Entry(f"{prefix}.factors.{k}", t.name, folded))
+    return entries
+
+
+def from_reference(layer: Layer, program: Program, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the emitted module from one of the reference module.
+
+    Args:
+        layer, program: of the plan that the module was emitted from.
+        state: `reference_module.state_dict()`.
+
+    Raises:
+        DeclarationError: a missing or unknown key, or a shape that does not fit, with the axis named.
+    """
+    entries = _entries(layer)
+    ignored = {f"bn.{e}.num_batches_tracked" for e in range(len(layer.coefficients))}
+    unknown = sorted(set(state) - {e.key for e in entries} - ignored)
+    if unknown:
+        raise DeclarationError(
+            f"the reference state dict has {unknown[0]!r}, which this layer lacks; check levels, layers, gate.norm "
+            f"and input_norm against how the reference module was made"
+        )
+    canonical = {p.name: p.indices for p in layer.parameters + layer.buffers}
+    stored = {p.name: p.indices for p in program.parameters + program.buffers}
+    result: dict[str, Tensor] = {}
+    for entry in entries:
+        if entry.key not in state:
+            raise DeclarationError(
+                f"the reference state dict lacks {entry.key!r}; check levels, layers, gate.norm and input_norm "
+                f"against how the reference module was made"
+            )
+        tensor = state[entry.key]
+        indices = canonical[entry.name]
+        _check_shape(entry, tensor, indices, layer.bound_sizes({"T": 1}))
+        if entry.bias is not None:
+            axis = indices.index(entry.bias.index)
+            size = tensor.shape[axis] - 1
+            extra = tensor.select(axis, size)
+            name = entry.bias.tensor.name
+            result[attribute(name)] = _ordered(extra, entry.bias.tensor.indices, stored[name])
+            tensor = tensor.narrow(axis, 0, size)
+        result[attribute(entry.name)] = _ordered(tensor, indices, stored[entry.name])
+    return result
+
+
+def to_reference(layer: Layer, program: Program, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the reference module from one of the emitted module; the inverse of `from_reference`.
+
+    Raises:
+        DeclarationError: if a tensor is missing.
+    """
+    canonical = {p.name: p.indices for p in layer.parameters + layer.buffers}
+    stored = {p.name: p.indices for p in program.parameters + program.buffers}
+    result: dict[str, Tensor] = {}
+    for entry in _entries(layer):
+        names = [entry.name, *([entry.bias.tensor.name] if entry.bias else [])]
+        missing = [n for n in names if attribute(n) not in state]
+        if missing:
+            raise DeclarationError(f"the state dict lacks {missing[0]!r}; it has {', '.join(sorted(state))}")
+        indices = canonical[entry.name]
+        tensor = _ordered(state[attribute(entry.name)], stored[entry.name], indices)
+        if entry.bias is not None:
+            axis = indices.index(entry.bias.index)
+            name = entry.bias.tensor.name
+            extra = _ordered(state[attribute(name)], stored[name], entry.bias.tensor.indices)
+            tensor = torch.cat([tensor, extra.unsqueeze(axis)], axis)
+        result[entry.key] = tensor
+    if layer.declaration["gate"]["norm"] == "batch":
+        for e in range(len(layer.coefficients)):
+            result[f"bn.{e}.num_batches_tracked"] = torch.tensor(0)
+    return result
+
+
+def _ordered(tensor: Tensor, given: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
+    return tensor.permute([given.index(i) for i in wanted]).contiguous()
+
+
+def _check_shape(entry: _Entry, tensor: Tensor, indices: tuple[str, ...], sizes: Mapping[str, int]) -> None:
+    expected = tuple(sizes[i] + (entry.bias is not None and entry.bias.index == i) for i in indices)
+    if tuple(tensor.shape) == expected:
+        return
+    where = f"{entry.key} has shape {tuple(tensor.shape)}, expected {expected} with axes ({', '.join(indices)})"
+    if tensor.ndim == len(expected):
+        axis = next(k for k, (a, b) in enumerate(zip(tensor.shape, expected, strict=True)) if a != b)
+        got, want = tensor.shape[axis], expected[axis]
+        where += f": axis {indices[axis]!r} has size {got}, not {want}"
+        if entry.bias is not None and indices[axis] == entry.bias.index and got == want - 1:
+            where += "; this layer folds its bias into one more row: declare bias=False if the reference has none"
+        elif got == want + 1:
+            where += "; the reference folds a bias into one more row: declare bias=True"
+    raise DeclarationError(where)

@@ -1,0 +1,44 @@
+"""Orders by cotengra (an extra), for networks that are too large for the exact planner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tnmoe.errors import PlanError
+from tnmoe.network import Network
+from tnmoe.path import ContractionPath
+from tnmoe.planners.pairs import pairwise
+
+try:
+    import cotengra
+except ImportError:  # it is an extra
+    cotengra = None
+
+INSTALLED = cotengra is not None
+
+
+def plan(network: Network, sizes: Mapping[str, int], objective: str = "macs", optimizer: Any = None) -> ContractionPath:
+    """The path cotengra finds; it minimises its own count, one operation per product, whatever the objective.
+
+    Args:
+        network: a folded bias is planned as if its index had the size of the data alone.
+        sizes: an integer for every index.
+        objective: recorded by the caller; cotengra's own count is used.
+        optimizer: a cotengra optimizer, by default its exact one up to 12 tensors and random greedy above.
+
+    Raises:
+        PlanError: if cotengra is not installed.
+    """
+    if cotengra is None:
+        raise PlanError("cotengra is not installed; pip install 'tnmoe[cotengra]'")
+    if len(network.tensors) == 1:
+        return ContractionPath((), "cotengra")
+    if optimizer is None:
+        if len(network.tensors) <= 12:
+            optimizer = cotengra.OptimalOptimizer(minimize="flops", search_outer=True, simplify=False)
+        else:
+            optimizer = cotengra.RandomGreedyOptimizer(max_repeats=128, seed=0)
+    inputs = [t.indices for t in network.tensors]
+    ssa = optimizer.ssa_path(inputs, network.output, dict(sizes))
+    return ContractionPath(pairwise(ssa, len(inputs)), "cotengra")

@@ -1,0 +1,51 @@
+"""Greedy planning for networks beyond the exact planner: always the pair whose step is cheapest for its gain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+
+from tnmoe.cost import elements
+from tnmoe.lower import Operand, leaf_operands, lower_step
+from tnmoe.network import Network
+from tnmoe.path import ContractionPath
+from tnmoe.planners.objective import check_objective, price
+
+
+def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -> ContractionPath:
+    """Contract the pair with the smallest growth in size, and of those the one with the cheapest step; O(n³) steps.
+
+    Args:
+        network: any number of tensors.
+        sizes: an integer for every index.
+        objective: "flops" or "macs"; decides between pairs of equal growth.
+
+    Raises:
+        PlanError: if the objective is unknown.
+    """
+    check_objective(objective)
+    live: dict[int, Operand] = dict(enumerate(leaf_operands(network)))
+    inside = {k: frozenset([k]) for k in live}
+    steps: list[tuple[int, int]] = []
+    wanted = frozenset(network.output)
+    while len(live) > 1:
+        options = []
+        for i, j in combinations(live, 2):
+            merged = inside[i] | inside[j]
+            keep = wanted.union(*(t.indices for k, t in enumerate(network.tensors) if k not in merged))
+            ops, result = lower_step(live[i], live[j], keep, "_")
+            growth = _size(result, sizes) - _size(live[i], sizes) - _size(live[j], sizes)
+            options.append((growth, price(ops, sizes, objective), i, j, result))
+        _, _, i, j, result = min(options, key=lambda o: o[:4])
+        new = len(network.tensors) + len(steps)
+        steps.append((i, j))
+        inside[new] = inside.pop(i) | inside.pop(j)
+        del live[i], live[j]
+        live[new] = result
+    return ContractionPath(tuple(steps), "greedy")
+
+
+def _size(operand: Operand, sizes: Mapping[str, int]) -> int:
+    total = elements(operand.main.indices, sizes)
+    assert isinstance(total, int)
+    return total

@@ -1,0 +1,106 @@
+"""Exact planning by dynamic programming over subsets of tensors.
+
+The cheapest way to contract a subset depends on the subset alone, because so do the indices of its result: those
+that the output or a tensor outside it still needs. Every split of every subset is considered, outer products
+included, so the path found is optimal; splits whose parts already cost too much are not priced. O(3ⁿ) splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tnmoe.errors import PlanError
+from tnmoe.lower import Operand, leaf_operands, lower_step
+from tnmoe.network import Network
+from tnmoe.path import ContractionPath
+from tnmoe.planners.objective import check_objective, price
+
+MAX_TENSORS = 12
+
+
+def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -> ContractionPath:
+    """The cheapest order of pairwise contractions.
+
+    Args:
+        network: up to 12 tensors; hyperedges, batch indices and a folded bias are priced as they will run.
+        sizes: an integer for every index.
+        objective: "flops" or "macs".
+
+    Raises:
+        PlanError: if there are more than 12 tensors, or the objective is unknown.
+    """
+    check_objective(objective)
+    n = len(network.tensors)
+    if n > MAX_TENSORS:
+        raise PlanError(
+            f"the exact planner takes up to {MAX_TENSORS} tensors, this network has {n}; use planner='greedy', or "
+            f"'cotengra' (pip install 'tnmoe[cotengra]')"
+        )
+    full = (1 << n) - 1
+    keep = _kept_indices(network)
+    operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
+    best: dict[int, int] = {1 << k: 0 for k in range(n)}
+    split: dict[int, tuple[int, int]] = {}
+    # A step's price depends on the operands' indices and on what is kept; equal steps recur across subsets.
+    known: dict[tuple[object, object, frozenset[str]], tuple[int, Operand]] = {}
+
+    for subset in range(1, full + 1):
+        if subset in best:
+            continue
+        low = subset & -subset
+        candidates = []
+        rest = subset ^ low
+        part = rest
+        while part:  # `part` never holds the lowest tensor, so each split is met once
+            candidates.append((best[subset ^ part] + best[part], subset ^ part, part))
+            part = (part - 1) & rest
+        candidates.sort()
+        cheapest: int | None = None
+        for so_far, left, right in candidates:
+            if cheapest is not None and so_far >= cheapest:
+                break
+            lhs, rhs = operand[left], operand[right]
+            key = (_shape(lhs), _shape(rhs), keep[subset])
+            if key in known:
+                step, result = known[key]
+            else:
+                ops, result = lower_step(lhs, rhs, keep[subset], "_")
+                step = price(ops, sizes, objective)
+                known[key] = step, result
+            if cheapest is None or so_far + step < cheapest:
+                cheapest, split[subset], operand[subset] = so_far + step, (left, right), result
+        assert cheapest is not None
+        best[subset] = cheapest
+
+    return ContractionPath(_steps(split, full, n), "subset_dp", exact=True)
+
+
+def _shape(operand: Operand) -> object:
+    extra = operand.extra.indices if operand.extra is not None else None
+    return operand.main.indices, operand.folded, extra
+
+
+def _kept_indices(network: Network) -> list[frozenset[str]]:
+    """For every subset of tensors (a bit mask), the indices that the output or another tensor needs."""
+    n = len(network.tensors)
+    inside: list[frozenset[str]] = [frozenset()] * (1 << n)
+    for subset in range(1, 1 << n):
+        low = subset & -subset
+        inside[subset] = inside[subset ^ low].union(network.tensors[low.bit_length() - 1].indices)
+    wanted = frozenset(network.output)
+    return [wanted | inside[((1 << n) - 1) ^ subset] for subset in range(1 << n)]
+
+
+def _steps(split: Mapping[int, tuple[int, int]], full: int, n: int) -> tuple[tuple[int, int], ...]:
+    """SSA pairs of the tree, each part before the step that uses it; data (low) operands on the left."""
+    steps: list[tuple[int, int]] = []
+
+    def contract(subset: int) -> int:
+        if subset not in split:
+            return subset.bit_length() - 1
+        left, right = (contract(part) for part in split[subset])
+        steps.append((left, right))
+        return n + len(steps) - 1
+
+    contract(full)
+    return tuple(steps)

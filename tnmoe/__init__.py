@@ -1,0 +1,72 @@
+"""tnmoe: a tensor-network compiler and cost analyzer for mixture-of-experts layers.
+
+Declare a layer, plan its contractions, emit a standalone torch module, and read its exact cost:
+
+>>> import tnmoe
+>>> layer = tnmoe.MuMoE(inputs=768, outputs=3072, experts=256, factorization=tnmoe.CP(rank=556))
+>>> plan = tnmoe.plan(layer, tokens=4096)
+>>> report = tnmoe.cost(plan)
+>>> report.parameters, report.formula("parameters")
+(2474540, I*N + R*(I + N + O + 1))
+"""
+
+from tnmoe._version import __version__
+from tnmoe.api import build, cost, emit, from_reference, plan, to_reference
+from tnmoe.check import check
+from tnmoe.cost_report import CostReport
+from tnmoe.dims import symbol
+from tnmoe.errors import (
+    CostError,
+    DeclarationError,
+    EmitError,
+    FileError,
+    PlanError,
+    ProgramError,
+    TnmoeError,
+)
+from tnmoe.factorizations import CP, Dense, TensorRing
+from tnmoe.files import load, save
+from tnmoe.layer import Layer
+from tnmoe.layers import MLP, DenseMoE, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, declare
+from tnmoe.network import Network, Role, Tensor
+from tnmoe.plan import Plan
+from tnmoe.program import Program
+
+__all__ = [
+    "CP",
+    "MLP",
+    "CostError",
+    "CostReport",
+    "DeclarationError",
+    "Dense",
+    "DenseMoE",
+    "EmitError",
+    "FileError",
+    "Gate",
+    "Layer",
+    "Linear",
+    "MuMoE",
+    "MuMoEBlock",
+    "Network",
+    "Plan",
+    "PlanError",
+    "Program",
+    "ProgramError",
+    "Role",
+    "SparseMoE",
+    "Tensor",
+    "TensorRing",
+    "TnmoeError",
+    "__version__",
+    "build",
+    "check",
+    "cost",
+    "declare",
+    "emit",
+    "from_reference",
+    "load",
+    "plan",
+    "save",
+    "symbol",
+    "to_reference",
+]

@@ -1,0 +1,5 @@
+"""`python -m tnmoe`."""
+
+from tnmoe.cli import main
+
+main()

@@ -1,0 +1,233 @@
+"""The few calls a user makes. Only this module and the command line import planners and backends."""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tnmoe._version import __version__
+from tnmoe.backends import torch as torch_backend
+from tnmoe.cost_report import CostReport
+from tnmoe.dims import as_dim
+from tnmoe.errors import DeclarationError, PlanError
+from tnmoe.layer import Layer, network_layer
+from tnmoe.layers import Spec
+from tnmoe.network import Network
+from tnmoe.path import ContractionPath
+from tnmoe.plan import Plan
+from tnmoe.planners import cotengra, greedy, opt_einsum, subset_dp
+from tnmoe.planners.objective import check_objective
+
+if TYPE_CHECKING:
+    import torch
+
+Planable = Spec | Layer | Network
+
+PLANNERS = {
+    "subset_dp": subset_dp.plan,
+    "greedy": greedy.plan,
+    "cotengra": cotengra.plan,
+    "opt_einsum": opt_einsum.plan,
+}
+
+DEFAULT_TOKENS = 1024
+
+
+def plan(
+    what: Planable,
+    *,
+    tokens: int = DEFAULT_TOKENS,
+    sizes: Mapping[str, int] | None = None,
+    objective: str = "flops",
+    planner: str = "auto",
+) -> Plan:
+    """Choose the order in which every network of a layer is contracted.
+
+    Args:
+        what: a declaration such as `MuMoE(…)`, a `Layer`, or a bare `Network`.
+        tokens: rows of the input (batch × sequence) to plan for; the emitted module takes any number.
+        sizes: values of the declaration's symbols by name; for a bare network, of its indices.
+        objective: "flops" or "macs".
+        planner: "subset_dp" (exact, up to 12 tensors), "greedy", "cotengra", "opt_einsum"; "auto" takes the exact
+            one where it can, else cotengra if it is installed, else the greedy one.
+
+    Raises:
+        PlanError: unknown objective or planner, or a network the planner cannot take.
+        DeclarationError: a symbol without a value, an unknown size name, or sizes that are no sizes.
+    """
+    check_objective(objective)
+    if planner != "auto" and planner not in PLANNERS:
+        raise PlanError(f"unknown planner {planner!r}; there are auto, {', '.join(PLANNERS)}")
+    layer = _as_layer(what, sizes)
+    values = dict(layer.values)
+    for name, size in (sizes or {}).items():
+        dim = as_dim(size, f"sizes[{name!r}]")
+        if not isinstance(dim, int):
+            raise DeclarationError(f"sizes[{name!r}] must be an integer, got {size!r}")
+        if name in layer.values and layer.values[name] != dim:
+            raise DeclarationError(f"{name} is declared as {layer.values[name]}, but sizes says {dim}")
+        if name not in layer.values and name not in layer.free_symbols:
+            known = sorted(layer.free_symbols | set(layer.values))
+            raise DeclarationError(f"sizes names {name!r}, which the layer has not; it has {', '.join(known)}")
+        values[name] = dim
+    if layer.batched:
+        values.update(_tokens(layer, tokens))
+    unset = sorted(layer.free_symbols - set(values))
+    if unset:
+        wanted = ", ".join(f'"{name}": …' for name in unset)
+        raise DeclarationError(f"{layer.name} has sizes without a value: pass sizes={{{wanted}}}")
+    bound = layer.bound_sizes(values)
+    paths: dict[str, ContractionPath] = {}
+    for node in layer.contractions:
+        paths[node.out.name] = _planner(planner, node.network)(node.network, bound, objective)
+    return Plan(layer, paths, values, objective)
+
+
+def _as_layer(what: Planable, sizes: Mapping[str, int] | None = None) -> Layer:
+    if isinstance(what, Layer):
+        return what
+    if isinstance(what, Network):
+        given = {k: as_dim(v, f"sizes[{k!r}]") for k, v in (sizes or {}).items()}
+        return network_layer(what, given)
+    if isinstance(what, Spec):
+        return what.layer()
+    raise DeclarationError(f"expected a layer declaration, a Layer or a Network, got {type(what).__name__}: {what!r}")
+
+
+def _tokens(layer: Layer, tokens: object) -> dict[str, int]:
+    """The value of the token symbol (`T`, unless the declaration uses that name itself)."""
+    dim = as_dim(tokens, "tokens")
+    if not isinstance(dim, int):
+        raise DeclarationError(f"tokens must be an integer, got {tokens!r}; formulas keep the symbol by themselves")
+    return {layer.token_symbol: dim}
+
+
+def _planner(name: str, network: Network) -> Any:
+    if name != "auto":
+        return PLANNERS[name]
+    if len(network.tensors) <= subset_dp.MAX_TENSORS:
+        return subset_dp.plan
+    return cotengra.plan if cotengra.INSTALLED else greedy.plan
+
+
+def cost(what: Plan | Planable, *, tokens: int | None = None, dtype: str = "float32") -> CostReport:
+    """Parameters, work, rank and bytes of a layer, as numbers and as formulas.
+
+    Args:
+        what: a plan; or anything `plan` takes, which is then planned by its defaults.
+        tokens: rows of the input to count; by default those of the plan.
+        dtype: of weights and activations, for the byte counts.
+
+    Raises:
+        CostError: an unknown dtype.
+    """
+    planned = what if isinstance(what, Plan) else plan(what, tokens=DEFAULT_TOKENS if tokens is None else tokens)
+    values = dict(planned.values)
+    if tokens is not None and planned.layer.batched:
+        values.update(_tokens(planned.layer, tokens))
+    return CostReport(planned.layer, planned.program, values, dtype)
+
+
+def emit(what: Plan | Sequence[Plan], *, name: str | Sequence[str] | None = None) -> str:
+    """The source of a standalone torch module (or of several in one file); it imports torch alone.
+
+    Args:
+        what: one plan, or several.
+        name: of the class (or one name for each plan), by default after the layer.
+
+    Raises:
+        EmitError: a name that is taken, or an op without a torch form.
+        DeclarationError: a name that is no identifier.
+    """
+    plans = [what] if isinstance(what, Plan) else list(what)
+    names = [name] if isinstance(name, str) else [p.layer.name for p in plans] if name is None else list(name)
+    if len(names) != len(plans):
+        raise DeclarationError(f"{len(plans)} plans need {len(plans)} class names, got {names}")
+    units = [_unit(p, n) for p, n in zip(plans, names, strict=True)]
+    return torch_backend.emit(units, f"Generated by tnmoe {__version__}. It needs torch alone; edit it as you like.")
+
+
+def _unit(planned: Plan, name: str) -> torch_backend.Unit:
+    report = cost(planned)
+    tokens = ""
+    if planned.layer.batched:
+        tokens = f" for {planned.values[planned.layer.token_symbol]:,} tokens"
+    proof = "proven optimal" if planned.exact else "not proven optimal"
+    notes = [
+        "",
+        "Declaration:",
+        *(f"    {key} = {_toml(value)}" for key, value in planned.layer.declaration.items()),
+        "",
+        f"Planned{tokens}; objective {planned.objective}, {proof}:",
+        f"    {report.parameters:,} parameters",
+        f"    {report.macs:,} MACs, {report.flops:,} FLOPs ({report.matmul_flops:,} in matmuls)",
+    ]
+    sizes = planned.bound.sizes
+    if planned.layer.batched:
+        width_in, width_out = sizes[planned.layer.inputs[0].indices[-1]], sizes[planned.layer.output.indices[-1]]
+        title = f"{planned.layer.name}: maps (..., {width_in}) to (..., {width_out})."
+    else:
+        title = f"{planned.layer.name}: {planned.layer.summary}"
+    return torch_backend.Unit(planned.bound, name, title, planned.layer.summary, notes, planned.layer.batched)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+    return str(value)
+
+
+def build(
+    planned: Plan,
+    *,
+    name: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.nn.Module:
+    """A live module, made from the very source that `emit` writes.
+
+    Args:
+        planned: the plan.
+        name: of the class.
+        device, dtype: of the parameters.
+    """
+    source = emit(planned, name=name)
+    name = name or planned.layer.name
+    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+    module_name = f"tnmoe_emitted_{digest}"
+    if module_name not in sys.modules:
+        module = types.ModuleType(module_name)
+        file = f"<{module_name}.py>"
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for tracebacks
+        exec(compile(source, file, "exec"), module.__dict__)
+        sys.modules[module_name] = module  # so that instances can be pickled within the process
+    result: torch.nn.Module = getattr(sys.modules[module_name], name)(device=device, dtype=dtype)
+    return result
+
+
+def from_reference(planned: Plan, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict for `build(planned)` from one of the μMoE reference implementation.
+
+    Raises:
+        DeclarationError: a key or shape that does not fit the declaration, with the axis named.
+    """
+    from tnmoe.backends import reference_format  # imports torch, which planning and costing do without
+
+    return reference_format.from_reference(planned.layer, planned.program, state)
+
+
+def to_reference(planned: Plan, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict for the μMoE reference implementation from one of `build(planned)`."""
+    from tnmoe.backends import reference_format  # imports torch, which planning and costing do without
+
+    return reference_format.to_reference(planned.layer, planned.program, state)

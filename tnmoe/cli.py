@@ -1,0 +1,311 @@
+"""The command line. Exit codes: 0 fine, 1 a check failed, 2 bad input."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table as RichTable
+
+from tnmoe import files, presets
+from tnmoe._version import __version__
+from tnmoe.api import DEFAULT_TOKENS, PLANNERS, cost, emit, plan
+from tnmoe.check import check
+from tnmoe.cost import DTYPE_BYTES
+from tnmoe.cost_report import CostReport, comparison
+from tnmoe.errors import DeclarationError, FileError, TnmoeError
+from tnmoe.layer import Layer
+from tnmoe.plan import Plan
+from tnmoe.planners.objective import OBJECTIVES
+from tnmoe.report import FORMATS, Table, grouped
+
+T = TypeVar("T")
+
+EPILOG = f"""\
+what to name:
+  a preset       {", ".join(presets.FAMILIES)}: the paper's layers, each as MLP or linear, CP, TR, dense and sparse MoE
+  one row of it  {", ".join(list(presets.PRESETS)[:3])}, …
+  a TOML file    with a [layer] table:
+
+      [layer]
+      kind = "mumoe_block"                                    # mumoe, mumoe_block, linear, mlp, dense_moe, …
+      inputs = 768
+      hidden = 3072                                           # a size is an integer or a symbol: "4*d"
+      outputs = 768
+      experts = 256                                           # or a hierarchy: [64, 8]
+      factorization = {{ kind = "tensor_ring", ranks = [4, 4, 149] }}   # or {{ kind = "cp", rank = 556 }}
+      gate = {{ activation = "entmax15", norm = "layer" }}      # softmax, sparsemax, sigmoid; batch, none
+      bias = true
+      input_norm = true
+
+      [sizes]                                                 # values of symbols, if there are any
+      d = 768
+
+  a JSON file    a plan, as written by `tnmoe plan --format json -o FILE.json`
+
+examples:
+  tnmoe table gpt2 mixer clip               the paper's layers side by side
+  tnmoe table gpt2 --format latex           the same for a paper
+  tnmoe plan gpt2-tr                        the contraction order, step by step
+  tnmoe cost gpt2-cp --formulas             every figure as a formula and a number
+  tnmoe emit gpt2 -o gpt2_blocks.py         a standalone torch file, one class a layer
+  tnmoe check gpt2                          the emitted modules against dense einsum and torch's FLOP counter
+
+exit codes: 0 fine, 1 a check failed, 2 bad input
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer that a command is about."""
+
+    label: str
+    planned: Plan
+    emitted: bool = True
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\nrun '{self.prog} --help' for what is allowed\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = _Parser(
+        prog="tnmoe",
+        description="Compile factorized mixture-of-experts layers: plan, emit torch source, and count the cost exactly.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"tnmoe {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str, *, several: bool) -> _Parser:
+        sub: _Parser = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.set_defaults(run=run)
+        sub.add_argument(
+            "what",
+            nargs="+" if several else 1,
+            metavar="PRESET|FILE",
+            help=f"{', '.join(presets.FAMILIES)}, one of their rows (e.g. gpt2-cp), a TOML file, or a plan in JSON",
+        )
+        sub.add_argument("--tokens", type=int, metavar="T", help="rows of input (default: the preset's, else 1024)")
+        sub.add_argument(
+            "--size", action="append", default=[], metavar="NAME=N", help="value of a symbol; may be repeated"
+        )
+        sub.add_argument("--objective", choices=OBJECTIVES, default="flops", help="what the planner minimises")
+        sub.add_argument("--planner", choices=["auto", *PLANNERS], default="auto", help="default: auto")
+        return sub
+
+    def formatted(sub: _Parser, choices: Sequence[str]) -> None:
+        sub.add_argument("--format", choices=choices, default="text", help="default: text")
+
+    table = command("table", _table, "Print one row of figures for each layer.", several=True)
+    formatted(table, list(FORMATS))
+    table.add_argument("--dtype", choices=list(DTYPE_BYTES), default="float32", help="for bytes; default: float32")
+
+    plan_command = command("plan", _plan, "Print the contraction order, step by step.", several=True)
+    formatted(plan_command, ["text", "json"])
+    plan_command.add_argument("-o", "--output", metavar="FILE", help="write there instead of printing")
+
+    cost_command = command("cost", _cost, "Print the cost of a layer, part by part.", several=True)
+    formatted(cost_command, list(FORMATS))
+    cost_command.add_argument("--dtype", choices=list(DTYPE_BYTES), default="float32", help="default: float32")
+    group = cost_command.add_mutually_exclusive_group()
+    group.add_argument("--steps", action="store_true", help="one row for each step instead of each part")
+    group.add_argument("--formulas", action="store_true", help="every figure as a formula and a number")
+
+    emit_command = command("emit", _emit, "Write a standalone torch module.", several=True)
+    emit_command.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: print)")
+    emit_command.add_argument("--name", help="name of the class, if there is one layer")
+
+    check_command = command(
+        "check", _check, "Compare the emitted module with dense einsum and torch's FLOP counter.", several=True
+    )
+    formatted(check_command, list(FORMATS))
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code."""
+    options = parser().parse_args(arguments)
+    try:
+        code = options.run(options)
+        sys.stdout.flush()
+    except TnmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code)
+
+
+# ---- commands ------------------------------------------------------------------------------------------------
+
+
+def _table(options: argparse.Namespace) -> int:
+    tables = []
+    for what in options.what:
+        title, rows = _rows(what, options)
+        reports = {row.label: _report(row, options) for row in _progress(rows, "costing")}
+        tables.append(comparison(reports, f"{title}, {options.dtype}"))
+    if options.format in ("csv", "json"):  # one document
+        tables = [replace(tables[0], rows=tuple(row for t in tables for row in t.rows))]
+    _print(tables, options.format)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    plans = [row.planned for what in options.what for row in _rows(what, options)[1]]
+    if options.format == "text":
+        text = "\n\n".join(map(str, plans))
+    elif len(plans) == 1:
+        text = plans[0].to_json()
+    else:
+        text = "[\n" + ",\n".join(p.to_json() for p in plans) + "\n]"
+    _deliver(text + "\n", options.output)
+    return 0
+
+
+def _cost(options: argparse.Namespace) -> int:
+    tables = []
+    for what in options.what:
+        for row in _rows(what, options)[1]:
+            report = _report(row, options)
+            table = report.steps() if options.steps else report.symbolic() if options.formulas else report.parts()
+            tables.append(table)
+    if len(tables) > 1 and options.format in ("csv", "json"):  # one document, which then says which layer a row is of
+        labels = [t.title for t in tables]
+        rows = tuple((label, *row) for label, t in zip(labels, tables, strict=True) for row in t.rows)
+        tables = [replace(tables[0], columns=(("layer", "layer"), *tables[0].columns), rows=rows)]
+    _print(tables, options.format)
+    return 0
+
+
+def _emit(options: argparse.Namespace) -> int:
+    rows = [row for what in options.what for row in _rows(what, options)[1]]
+    chosen = [row for row in rows if row.emitted]
+    if not chosen:
+        raise DeclarationError(f"{rows[0].label} can be costed, but not emitted yet")
+    if options.name is not None and len(chosen) > 1:
+        raise DeclarationError(f"--name goes with one layer, this names {len(chosen)}; choose one row, e.g. gpt2-cp")
+    names = options.name if options.name is not None else _unique([row.planned.layer.name for row in chosen])
+    source = emit([row.planned for row in chosen], name=names)
+    _deliver(source, options.output)
+    if options.output:
+        for row in rows:
+            if not row.emitted:
+                print(f"left out: {row.label} (cost only)")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    rows = [row for what in options.what for row in _rows(what, options)[1]]
+    chosen = [row for row in rows if row.emitted]
+    if not chosen:
+        raise DeclarationError(f"{rows[0].label} can be costed, but not emitted yet, so there is nothing to check")
+    reports = [(row.label, check(row.planned)) for row in _progress(chosen, "checking")]
+    cells = tuple((label, *line) for label, report in reports for line in report.table().rows)
+    left = tuple(f"Not checked (cost only): {row.label}." for row in rows if not row.emitted)
+    columns = (("layer", "layer"), *reports[0][1].table().columns)
+    _print([Table("Emitted modules against their declarations", columns, cells, left)], options.format)
+    return 0 if all(report.passed for _, report in reports) else 1
+
+
+# ---- input and output ----------------------------------------------------------------------------------------
+
+
+def _rows(what: str, options: argparse.Namespace) -> tuple[str, list[Row]]:
+    """Title and planned layers of a preset, a TOML file or a plan."""
+    sizes = _sizes(options.size)
+    if what in presets.FAMILIES or what in presets.PRESETS:
+        title, rows = presets.find(what)
+        return title, [
+            Row(p.label, _planned(p.spec.layer(), options, sizes, p.tokens), p.emitted)
+            for p in _progress(rows, "planning")
+        ]
+    if not (os.path.exists(what) or os.sep in what or "." in what):
+        presets.find(what)  # raises, with the names there are
+    if what.endswith(".json"):
+        planned = _read_plan(what)
+        return planned.layer.name, [Row(Path(what).stem, planned)]
+    declared = files.load(what)
+    planned = _planned(declared.layer, options, {**declared.sizes, **sizes}, DEFAULT_TOKENS)
+    return declared.layer.name, [Row(Path(what).stem, planned)]
+
+
+def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], tokens: int) -> Plan:
+    tokens = tokens if options.tokens is None else options.tokens
+    return plan(layer, tokens=tokens, sizes=sizes, objective=options.objective, planner=options.planner)
+
+
+def _read_plan(path: str) -> Plan:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} cannot be read: {error}") from None
+    return Plan.from_json(text)
+
+
+def _report(row: Row, options: argparse.Namespace) -> CostReport:
+    return cost(row.planned, tokens=options.tokens, dtype=options.dtype)
+
+
+def _sizes(given: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for item in given:
+        name, equals, number = item.partition("=")
+        if not equals or not number.strip().isdigit():
+            raise DeclarationError(f"--size takes NAME=N, e.g. --size d=768; got {item!r}")
+        found[name.strip()] = int(number)
+    return found
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Class names with a number where one occurs twice."""
+    return [n if names.count(n) == 1 else f"{n}{names[: k + 1].count(n)}" for k, n in enumerate(names)]
+
+
+def _deliver(text: str, output: str | None) -> None:
+    if output is None:
+        print(text, end="")
+    else:
+        path = files.save(text, output)
+        print(f"wrote {path} ({grouped(len(text.splitlines()))} lines)")
+
+
+def _print(tables: list[Table], form: str) -> None:
+    if form == "text" and sys.stdout.isatty():
+        console = Console()
+        for table in tables:
+            console.print(_rich(table))
+    else:
+        print("\n\n".join(table.render(form) for table in tables))
+
+
+def _rich(table: Table) -> RichTable:
+    caption = "\n".join(table.notes) or None
+    shown = RichTable(title=table.title, caption=caption, title_justify="left", caption_justify="left")
+    for k, (_, heading) in enumerate(table.columns):
+        shown.add_column(heading, justify="right" if table.numeric(k) else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(grouped(cell) for cell in row))
+    return shown
+
+
+def _progress(items: Sequence[T], doing: str) -> Iterable[T]:
+    """A progress bar on the terminal's error stream, gone when it is done."""
+    console = Console(stderr=True)
+    return track(items, doing, console=console, transient=True, disable=not console.is_terminal or len(items) < 2)

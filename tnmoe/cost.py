@@ -1,0 +1,180 @@
+"""What one op costs. `estimate` sums it over a program; nothing else in the code base knows a cost formula.
+
+Conventions, the same for every figure:
+
+* One MAC is one product in a contraction step, whether or not it is added to a sum.
+* FLOPs are in three classes. *matmul*: 2 per MAC of a contraction that sums. *element-wise*: 1 per product of a
+  step that sums nothing (Hadamard, outer), 1 per addition. *special*: norms, gates and GELU, every arithmetic
+  operation, comparison or special function on one element counting 1.
+* `torch.utils.flop_counter` counts the matmul class alone.
+* Activation bytes are those of every intermediate that the forward pass writes, the result included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import sympy
+
+from tnmoe.dims import Dim, ceil_log2
+from tnmoe.errors import CostError
+from tnmoe.ops import (
+    Add,
+    BatchNorm,
+    Contract,
+    ContractAdd,
+    Entmax15,
+    Gelu,
+    LayerNorm,
+    Multiply,
+    Op,
+    Permute,
+    Reduce,
+    RoutedContract,
+    Sigmoid,
+    Softmax,
+    Sparsemax,
+    TopK,
+    Value,
+    results,
+)
+from tnmoe.program import Program
+
+DTYPE_BYTES = {"float64": 8, "float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "int8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Work and result of one op, or a sum of them. Integers for bound programs, else sympy expressions."""
+
+    macs: Dim = 0
+    matmul_flops: Dim = 0
+    elementwise_flops: Dim = 0
+    special_flops: Dim = 0
+    activations: Dim = 0
+
+    @property
+    def flops(self) -> Dim:
+        """All three classes."""
+        return self.matmul_flops + self.elementwise_flops + self.special_flops
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.macs + other.macs,
+            self.matmul_flops + other.matmul_flops,
+            self.elementwise_flops + other.elementwise_flops,
+            self.special_flops + other.special_flops,
+            self.activations + other.activations,
+        )
+
+
+def elements(indices: tuple[str, ...], sizes: Mapping[str, Dim]) -> Dim:
+    """Number of elements of a value with these indices."""
+    return cast(Dim, math.prod([sizes[i] for i in indices]))
+
+
+def op_cost(op: Op, sizes: Mapping[str, Dim]) -> Cost:
+    """The cost of one op.
+
+    Raises:
+        CostError: if the op has no formula; an unknown op is never free.
+    """
+    written = sum((elements(v.indices, sizes) for v in results(op)), start=cast(Dim, 0))
+    match op:
+        case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
+            macs = _joint(lhs, rhs, sizes)
+            added = written if isinstance(op, ContractAdd) else 0
+            return Cost(macs=macs, matmul_flops=2 * macs, elementwise_flops=added, activations=written)
+        case Multiply():
+            return Cost(macs=written, elementwise_flops=written, activations=written)
+        case Add():
+            return Cost(elementwise_flops=written, activations=written)
+        case Reduce(_, x):
+            return Cost(elementwise_flops=elements(x.indices, sizes), activations=written)
+        case Permute():
+            return Cost(activations=written)
+        case RoutedContract(out, lhs, rhs, bias, _, index):
+            slices = tuple(i for i in rhs.indices if i != index and i not in out.indices)
+            macs = elements(out.indices + slices, sizes)
+            return Cost(macs, 2 * macs, elements(out.indices, sizes) if bias else 0, 0, written)
+        case _:
+            return Cost(special_flops=_special(op, sizes), activations=written)
+
+
+def _joint(lhs: Value, rhs: Value, sizes: Mapping[str, Dim]) -> Dim:
+    shared = lhs.indices
+    return elements(shared + tuple([i for i in rhs.indices if i not in shared]), sizes)
+
+
+def _special(op: Op, sizes: Mapping[str, Dim]) -> Dim:
+    """FLOPs of an op that is not multilinear, counted off its definition in `backends/numpy.py`."""
+    match op:
+        case Softmax(_, x):  # maximum, difference, exponential, sum, quotient
+            return 5 * elements(x.indices, sizes)
+        case Entmax15(_, x, index):
+            # maximum, difference, half; sort; two running sums and a square; mean, mean square, its square,
+            # difference, times count, 1 -, over count, clamp, root, threshold; compare, count; difference,
+            # clamp, square
+            return elements(x.indices, sizes) * (21 + ceil_log2(sizes[index]))
+        case Sparsemax(_, x, index):
+            # sort; running sum, -1, times count, compare, count; difference, clamp
+            return elements(x.indices, sizes) * (7 + ceil_log2(sizes[index]))
+        case Sigmoid(_, x):  # minus, exponential, 1 +, reciprocal
+            return 4 * elements(x.indices, sizes)
+        case Gelu(_, x):  # over √2, erf, 1 +, half, times x
+            return 5 * elements(x.indices, sizes)
+        case LayerNorm(_, x, _, weight, bias):  # sum, difference, square, sum, times 1/σ
+            affine = (weight is not None) + (bias is not None)
+            return (5 + affine) * elements(x.indices, sizes)
+        case BatchNorm(_, x):  # as LayerNorm, in training
+            return 5 * elements(x.indices, sizes)
+        case TopK(_, _, x, index):  # a partial sort by a heap, bounded by the full sort
+            return elements(x.indices, sizes) * ceil_log2(sizes[index])
+        case _:
+            raise CostError(f"op {type(op).__name__} has no cost formula; add one to tnmoe/cost.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The cost of a program.
+
+    Attributes:
+        parameters: stored trained and frozen weights, without buffers.
+        buffers: stored numbers that are no parameters, e.g. running statistics.
+        per_op: cost of each op, in order.
+        total: their sum.
+    """
+
+    parameters: Dim
+    buffers: Dim
+    per_op: tuple[Cost, ...]
+    total: Cost
+
+
+def estimate(program: Program) -> Estimate:
+    """The cost of a program: formulas if its sizes are symbolic, integers if it is bound."""
+    per_op = tuple(op_cost(op, program.sizes) for op in program.ops)
+
+    def stored(group: str) -> Dim:
+        return sum((elements(p.indices, program.sizes) for p in getattr(program, group)), start=cast(Dim, 0))
+
+    return Estimate(stored("parameters"), stored("buffers"), per_op, sum(per_op, start=Cost()))
+
+
+def simplify(formula: Dim) -> sympy.Expr:
+    """A formula as a person would write it: collected by the symbol that shortens it most, e.g. R(N + I + O)."""
+    expanded = sympy.expand(sympy.sympify(formula))
+    if not isinstance(expanded, sympy.Add) or expanded.has(sympy.Min):
+        return expanded
+    best = expanded
+    for _ in range(4):
+        candidates = [sympy.collect(best, s) for s in sorted(best.free_symbols, key=str)]
+        candidates += [sympy.factor_terms(c) for c in (best, *candidates)]
+        shorter = min(candidates, key=lambda c: (c.count_ops(), str(c)), default=best)
+        if shorter.count_ops() >= best.count_ops():
+            break
+        best = shorter
+    return best

@@ -1,0 +1,196 @@
+"""Dimensions: positive integers, or expressions in symbols that stand for positive integers.
+
+Text never reaches `eval` or `sympify`: `parse_dim` is a recursive-descent parser of its own.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import TypeAlias, cast
+
+import sympy
+
+from tnmoe.errors import CostError, DeclarationError, point_at
+
+Dim: TypeAlias = int | sympy.Expr
+"""A checked size."""
+
+Size: TypeAlias = int | str | sympy.Expr
+"""What a user may give as a size: text is parsed, e.g. `"4*d"`."""
+
+_TOKEN = re.compile(r"\s*(?:(?P<int>\d+)|(?P<name>[^\W\d]\w*)|(?P<op>\*\*|//|[-+*()])|(?P<bad>\S))")
+
+
+@cache
+def symbol(name: str) -> sympy.Symbol:
+    """The symbol `name`: a positive integer. The same name always gives an equal symbol."""
+    check_name(name, "dimension")
+    return sympy.Symbol(name, positive=True, integer=True)
+
+
+def check_name(name: object, what: str) -> str:
+    """`name` if it is a Python identifier and no keyword, since names reach generated source.
+
+    Raises:
+        DeclarationError: if it is not.
+    """
+    if not isinstance(name, str):
+        raise DeclarationError(f"{what} name must be text, got {name!r} ({type(name).__name__})")
+    if not name.isidentifier() or not name.isascii():
+        raise DeclarationError(
+            f"{what} name {name!r} is not an identifier; use ASCII letters, digits and underscores, "
+            f"not starting with a digit"
+        )
+    if keyword.iskeyword(name):
+        raise DeclarationError(
+            f"{what} name {name!r} is a Python keyword and would reach generated source; rename it, e.g. {name + '_'!r}"
+        )
+    if name.startswith("__"):
+        raise DeclarationError(f"{what} name {name!r} starts with two underscores; drop them")
+    return name
+
+
+def as_dim(value: object, what: str) -> Dim:
+    """A dimension from an int, a text expression such as `"4*d"`, or a sympy expression.
+
+    Args:
+        value: the size. Text goes through `parse_dim`.
+        what: what it is the size of, for the error message.
+
+    Raises:
+        DeclarationError: if it is not a positive size.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str | sympy.Expr):
+        raise DeclarationError(f"{what} must be a positive integer or a symbol, got {value!r} ({type(value).__name__})")
+    if isinstance(value, str):
+        value = parse_dim(value, what)
+    if isinstance(value, sympy.Expr):
+        if value.is_Integer:
+            value = int(value)
+        else:
+            # Re-make foreign symbols (sympy.Symbol("N") has no assumptions) so that equal names are equal.
+            swap = {s: symbol(str(s)) for s in value.free_symbols}
+            formula: sympy.Expr = value.xreplace(swap)
+            if not formula.is_integer or not formula.free_symbols:
+                raise DeclarationError(f"{what} must be an integer expression, got {formula}")
+            if formula.is_nonpositive:
+                raise DeclarationError(f"{what} must be positive, got {formula}, which never is")
+            return formula
+    if value < 1:
+        raise DeclarationError(f"{what} must be at least 1, got {value}")
+    return int(value)
+
+
+def parse_dim(text: str, what: str = "dimension") -> Dim:
+    """Parse `+ - * // **`, parentheses, integers and names, e.g. `"2*(d + 1)"`.
+
+    Raises:
+        DeclarationError: with a caret under what cannot be read.
+    """
+    if len(text) > 200:
+        raise DeclarationError(f"{what}: an expression of {len(text)} characters is too long for a size")
+    tokens: list[tuple[str, str, int]] = []
+    position = 0
+    stripped = text.rstrip()
+    while position < len(stripped):
+        match = _TOKEN.match(stripped, position)
+        assert match is not None and match.lastgroup is not None
+        tokens.append((match.lastgroup, match.group(match.lastgroup), match.start(match.lastgroup)))
+        position = match.end()
+    tokens.append(("end", "", len(stripped)))
+    cursor = 0
+
+    def fail(reason: str, at: tuple[str, str, int]) -> DeclarationError:
+        return DeclarationError(
+            f"{what}: cannot read {text!r} as a size: {reason}\n{point_at(text, at[2], len(at[1]))}\n"
+            f"allowed: integers, names, + - * // ** and parentheses"
+        )
+
+    def take(*operators: str) -> str | None:
+        nonlocal cursor
+        kind, value, _ = tokens[cursor]
+        if kind == "op" and value in operators:
+            cursor += 1
+            return value
+        return None
+
+    def total() -> sympy.Expr:
+        result = product()
+        while operator := take("+", "-"):
+            term = product()
+            result = result + term if operator == "+" else result - term
+        return result
+
+    def product() -> sympy.Expr:
+        result = power()
+        while operator := take("*", "//"):
+            factor = power()
+            if operator == "//" and factor == 0:
+                raise fail("division by zero", tokens[cursor - 1])
+            result = result * factor if operator == "*" else sympy.floor(result / factor)
+        return result
+
+    def power() -> sympy.Expr:
+        base = atom()
+        if take("**"):
+            at = tokens[cursor]
+            exponent = atom()
+            if not exponent.is_Integer or not 0 <= int(exponent) <= 16:
+                raise fail("an exponent must be an integer from 0 to 16", at)
+            return cast(sympy.Expr, base**exponent)
+        return base
+
+    def atom() -> sympy.Expr:
+        nonlocal cursor
+        if take("("):
+            result = total()
+            if not take(")"):
+                raise fail("expected ')'", tokens[cursor])
+            return result
+        kind, value, _ = at = tokens[cursor]
+        cursor += 1
+        if kind == "int":
+            return sympy.Integer(value)
+        if kind == "name":
+            if tokens[cursor][1] == "(":
+                raise fail("calls are not allowed", at)
+            return symbol(value)
+        raise fail("unexpected end" if kind == "end" else f"unexpected {value!r}", at)
+
+    result = total()
+    if tokens[cursor][0] != "end":
+        raise fail(f"unexpected {tokens[cursor][1]!r}", tokens[cursor])
+    return int(result) if result.is_Integer else result
+
+
+def symbol_names(dims: Iterable[Dim]) -> frozenset[str]:
+    """Names of every symbol in `dims`."""
+    return frozenset(str(s) for d in dims if isinstance(d, sympy.Expr) for s in d.free_symbols)
+
+
+def evaluate(dim: Dim, values: Mapping[str, int], what: str = "size") -> int:
+    """The integer that `dim` is under `values` (symbol name to integer).
+
+    Raises:
+        CostError: if a symbol has no value, or the result is negative or not an integer.
+    """
+    if isinstance(dim, int):
+        return dim
+    missing = sorted(symbol_names([dim]) - set(values))
+    if missing:
+        given = ", ".join(f'"{name}": …' for name in missing)
+        raise CostError(f"{what} {dim} has no value: pass sizes={{{given}}}")
+    result = dim.xreplace({s: sympy.Integer(values[str(s)]) for s in dim.free_symbols})
+    if not result.is_Integer or result < 0:
+        raise CostError(f"{what} {dim} is {result}, which is not a size; change the values")
+    return int(result)
+
+
+def ceil_log2(dim: Dim) -> Dim:
+    """⌈log2 dim⌉, exact for integers."""
+    if isinstance(dim, int):
+        return (dim - 1).bit_length()
+    return cast(sympy.Expr, sympy.ceiling(sympy.log(dim, 2)))

@@ -1,0 +1,34 @@
+"""The one family of errors. Every message says what, where, expected against got, and the remedy."""
+
+
+class TnmoeError(Exception):
+    """Base of every error that tnmoe raises on purpose."""
+
+
+class DeclarationError(TnmoeError):
+    """A layer, network, dimension or name was declared wrongly."""
+
+
+class PlanError(TnmoeError):
+    """A contraction path cannot be found, or does not fit its network."""
+
+
+class ProgramError(TnmoeError):
+    """A program breaks an invariant of the IR; always a bug in a pass, never the user's fault."""
+
+
+class CostError(TnmoeError):
+    """A figure cannot be computed, e.g. a size has no value or an op has no formula."""
+
+
+class EmitError(TnmoeError):
+    """A program cannot be written as source."""
+
+
+class FileError(TnmoeError):
+    """A file cannot be read or written."""
+
+
+def point_at(text: str, start: int, length: int = 1) -> str:
+    """`text` with carets under `length` characters from `start`, indented to stand below a message."""
+    return f"  {text}\n  {' ' * start}{'^' * max(1, length)}"

@@ -1,0 +1,70 @@
+"""CP (canonical polyadic) factorization: W[n1…nE, i, o] = Σ_r Π_e A^e[n_e, r] · B[i, r] · C[o, r]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import sympy
+
+from tnmoe.dims import Dim, Size, as_dim
+from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, plain
+from tnmoe.initialise import Normal, Uniform
+from tnmoe.layer import Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class CP:
+    """CP μMoE (arXiv 2402.12550, equation 2); R(ΣN + I + O) parameters.
+
+    Args:
+        rank: number of terms R; an int or a symbol.
+    """
+
+    rank: Size
+    kind: ClassVar[str] = "cp"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rank", as_dim(self.rank, "rank"))
+
+    def dims(self) -> tuple[Dim, ...]:
+        """The declared ranks."""
+        return (as_dim(self.rank, "rank"),)
+
+    def check_levels(self, levels: int) -> None:
+        """Raise `DeclarationError` if the ranks do not fit that many levels of experts; one rank fits all."""
+
+    def declaration(self) -> dict[str, Any]:
+        """The mapping that declares it, as in a TOML file."""
+        return {"kind": self.kind, "rank": plain(*self.dims())}
+
+    def __str__(self) -> str:
+        return f"CP(rank={self.rank})"
+
+    def factors(self, modes: Modes, sizes: Sizes, *, prefix: str, bias: bool) -> Factors:
+        """Expert factors start at N(1, 1); the output factor's scale makes the mixed map nn.Linear's in variance."""
+        levels = len(modes.experts)
+        rank = sizes.add("r", "R", *self.dims())
+        part = prefix.rstrip("_")
+        experts = [
+            Parameter(prefix + numbered("expert_factor", e, levels), (n, "r"), Normal(1, 1), part)
+            for e, n in enumerate(modes.experts)
+        ]
+        from_input = Uniform(1 / sympy.sqrt(modes.fan_in))
+        to_output = Uniform(sympy.sqrt(3 / (rank * mixing_energy(modes))))
+        factor_in = Parameter(prefix + "input_factor", (modes.input, "r"), from_input, part)
+        factor_out = Parameter(prefix + "output_factor", (modes.output, "r"), to_output, part)
+        mixed = frozenset(p.name for p in experts) | {f"a{e + 1}" for e in range(levels)}
+        names = {
+            frozenset({p.name, f"a{e + 1}"}): prefix + numbered("experts", e, levels) for e, p in enumerate(experts)
+        } | {
+            mixed: prefix + "experts",
+            frozenset({factor_in.name, "x"}): prefix + "projected",
+            mixed | {factor_in.name, "x"}: prefix + "gated",
+        }
+        return Factors(
+            parameters=(*experts, factor_in, factor_out),
+            bias=Parameter(prefix + "input_bias", ("r",), from_input, part) if bias else None,
+            input=factor_in.name,
+            names=names,
+        )

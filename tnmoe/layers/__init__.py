@@ -1,0 +1,121 @@
+"""Layer families, one file each, and the one function that makes a layer from a plain mapping."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from tnmoe.dims import Dim, as_dim
+from tnmoe.errors import DeclarationError
+from tnmoe.factorizations import FACTORIZATIONS, Factorization
+from tnmoe.layer import Layer, network_layer
+from tnmoe.layers.gate import Gate
+from tnmoe.layers.linear import MLP, Linear
+from tnmoe.layers.mixture import DenseMoE, SparseMoE
+from tnmoe.layers.mumoe import MuMoE, MuMoEBlock
+from tnmoe.network import Network
+
+Spec = MuMoE | MuMoEBlock | Linear | MLP | DenseMoE | SparseMoE
+
+KINDS: dict[str, type[Spec]] = {c.kind: c for c in (MuMoE, MuMoEBlock, Linear, MLP, DenseMoE, SparseMoE)}
+
+
+def declare(mapping: Mapping[str, Any]) -> Layer:
+    """The layer that a mapping declares: a TOML file's `[layer]`, or a plan's `declaration`.
+
+    Raises:
+        DeclarationError: naming the key, its value and what is allowed.
+    """
+    if not isinstance(mapping, Mapping):
+        raise DeclarationError(f"a layer must be a table of keys, got {mapping!r}")
+    kind = mapping.get("kind")
+    if kind == "network":
+        return _network(mapping)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise DeclarationError(_unknown("kind", kind, [*KINDS, "network"]))
+    spec = KINDS[kind]
+    given = {k: v for k, v in mapping.items() if k != "kind"}
+    required = [f.name for f in fields(spec) if f.default is MISSING and f.default_factory is MISSING]
+    check_keys(given, [f.name for f in fields(spec)], required, "")
+    if "factorization" in given:
+        given["factorization"] = _factorization(given["factorization"])
+    if "gate" in given:
+        given["gate"] = _gate(given["gate"])
+    return spec(**given).layer()
+
+
+def check_keys(given: Mapping[str, Any], allowed: list[str], required: list[str], where: str) -> None:
+    """Raise `DeclarationError` for a key that is not allowed, or one that is missing."""
+    for key in given:
+        if key not in allowed:
+            raise DeclarationError(_unknown(f"{where}key", key, allowed))
+    missing = [k for k in required if k not in given]
+    if missing:
+        raise DeclarationError(f"{where}{missing[0]} is missing; required are {', '.join(required)}")
+
+
+def _unknown(what: str, given: object, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(str(given), allowed, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return (
+        f"unknown {what} {given!r}{hint} Allowed: {', '.join(allowed)}"
+        if hint
+        else (f"unknown {what} {given!r}; allowed: {', '.join(allowed)}")
+    )
+
+
+def _factorization(given: object) -> Factorization:
+    if not isinstance(given, Mapping):
+        raise DeclarationError(f'factorization must be a table such as {{ kind = "cp", rank = 64 }}, got {given!r}')
+    kind = given.get("kind")
+    if not isinstance(kind, str) or kind not in FACTORIZATIONS:
+        raise DeclarationError(_unknown("factorization.kind", kind, list(FACTORIZATIONS)))
+    made = FACTORIZATIONS[kind]
+    rest = {k: v for k, v in given.items() if k != "kind"}
+    names = [f.name for f in fields(made)]
+    check_keys(rest, names, names, "factorization.")
+    try:
+        return made(**rest)
+    except DeclarationError as error:
+        raise DeclarationError(f"factorization.{error}") from None
+
+
+def _gate(given: object) -> Gate:
+    if not isinstance(given, Mapping):
+        raise DeclarationError(
+            f'gate must be a table such as {{ activation = "entmax15", norm = "batch" }}, got {given!r}'
+        )
+    check_keys(given, ["activation", "norm"], [], "gate.")
+    return Gate(**given)
+
+
+def _network(mapping: Mapping[str, Any]) -> Layer:
+    allowed = ["kind", "expression", "weights", "frozen", "sizes"]
+    check_keys(mapping, allowed, ["expression"], "")
+    lists = {k: mapping.get(k, []) for k in ("weights", "frozen")}
+    for key, names in lists.items():
+        if not isinstance(names, str) and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+            raise DeclarationError(f"{key} must be a list of terms such as ['nr', 'ir'], got {names!r}")
+    sizes = mapping.get("sizes", {})
+    if not isinstance(sizes, Mapping):
+        raise DeclarationError(f"sizes must be a table such as {{ n = 256 }}, got {sizes!r}")
+    network = Network.parse(mapping["expression"], weights=lists["weights"], frozen=lists["frozen"])
+    dims: dict[str, Dim] = {k: as_dim(v, f"sizes.{k}") for k, v in sizes.items()}
+    return network_layer(network, dims)
+
+
+__all__ = [
+    "KINDS",
+    "MLP",
+    "DenseMoE",
+    "Gate",
+    "Linear",
+    "MuMoE",
+    "MuMoEBlock",
+    "SparseMoE",
+    "Spec",
+    "check_keys",
+    "declare",
+]

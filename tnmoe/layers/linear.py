@@ -1,0 +1,145 @@
+"""The baselines: a linear layer, and the two-layer MLP with a GELU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import sympy
+
+from tnmoe.dims import Size, as_dim
+from tnmoe.factorizations.base import Sizes, plain
+from tnmoe.initialise import Uniform
+from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Parameter
+from tnmoe.layers.parts import check_flag, input_layer_norm
+from tnmoe.network import FoldedBias, Network, Role, Tensor
+from tnmoe.ops import Gelu, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """y = x W + b, mapping (..., inputs) to (..., outputs); initialised like `torch.nn.Linear`."""
+
+    inputs: Size
+    outputs: Size
+    bias: bool = True
+    kind: ClassVar[str] = "linear"
+
+    def __post_init__(self) -> None:
+        for key in ("inputs", "outputs"):
+            object.__setattr__(self, key, as_dim(getattr(self, key), key))
+        check_flag(self.bias, "bias")
+
+    def declaration(self) -> dict[str, Any]:
+        """The mapping that declares it, as in a TOML file."""
+        return {
+            "kind": self.kind,
+            "inputs": plain(as_dim(self.inputs, "inputs")),
+            "outputs": plain(as_dim(self.outputs, "outputs")),
+            "bias": self.bias,
+        }
+
+    def __str__(self) -> str:
+        return f"inputs={self.inputs}, outputs={self.outputs}, bias={self.bias}"
+
+    def layer(self) -> Layer:
+        """The layer, before any order is chosen."""
+        inputs, outputs = as_dim(self.inputs, "inputs"), as_dim(self.outputs, "outputs")
+        sizes = Sizes((inputs, outputs))
+        sizes.add(DYNAMIC, "T", None)
+        sizes.add("i", "I", inputs)
+        sizes.add("o", "O", outputs)
+        x = Value("x", (DYNAMIC, "i"))
+        node, parameters = _affine(sizes, "", x, Value("y", (DYNAMIC, "o")), self.bias)
+        return Layer(
+            name="Linear",
+            inputs=(x,),
+            parameters=parameters,
+            buffers=(),
+            nodes=(node,),
+            output=node.out,
+            sizes=sizes.sizes,
+            values=sizes.values,
+            declaration=self.declaration(),
+            summary=str(self),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MLP:
+    """Linear, GELU, linear, mapping (..., inputs) to (..., outputs); optionally a LayerNorm of the input first."""
+
+    inputs: Size
+    hidden: Size
+    outputs: Size
+    bias: bool = True
+    input_norm: bool = False
+    kind: ClassVar[str] = "mlp"
+
+    def __post_init__(self) -> None:
+        for key in ("inputs", "hidden", "outputs"):
+            object.__setattr__(self, key, as_dim(getattr(self, key), key))
+        check_flag(self.bias, "bias")
+        check_flag(self.input_norm, "input_norm")
+
+    def declaration(self) -> dict[str, Any]:
+        """The mapping that declares it, as in a TOML file."""
+        return {
+            "kind": self.kind,
+            "inputs": plain(as_dim(self.inputs, "inputs")),
+            "hidden": plain(as_dim(self.hidden, "hidden")),
+            "outputs": plain(as_dim(self.outputs, "outputs")),
+            "bias": self.bias,
+            "input_norm": self.input_norm,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"inputs={self.inputs}, hidden={self.hidden}, outputs={self.outputs}, bias={self.bias}, "
+            f"input_norm={self.input_norm}"
+        )
+
+    def layer(self) -> Layer:
+        """The layer, before any order is chosen."""
+        dims = [as_dim(getattr(self, k), k) for k in ("inputs", "hidden", "outputs")]
+        sizes = Sizes(dims)
+        sizes.add(DYNAMIC, "T", None)
+        for index, dim in zip("iho", dims, strict=True):
+            sizes.add(index, index.upper(), dim)
+        x = Value("x", (DYNAMIC, "i"))
+        parameters: tuple[Parameter, ...] = ()
+        before: tuple[Any, ...] = ()
+        normed = x
+        if self.input_norm:
+            norm = input_layer_norm(x)
+            parameters, before, normed = norm.parameters, (norm.node,), norm.node.out
+        up, up_parameters = _affine(sizes, "up_", normed, Value("hidden", (DYNAMIC, "h"), "up"), self.bias)
+        active = Value("activated", (DYNAMIC, "h"), "up")
+        down, down_parameters = _affine(sizes, "down_", active, Value("y", (DYNAMIC, "o"), "down"), self.bias)
+        return Layer(
+            name="MLP",
+            inputs=(x,),
+            parameters=parameters + up_parameters + down_parameters,
+            buffers=(),
+            nodes=(*before, up, Gelu(active, up.out), down),
+            output=down.out,
+            sizes=sizes.sizes,
+            values=sizes.values,
+            declaration=self.declaration(),
+            summary=str(self),
+        )
+
+
+def _affine(sizes: Sizes, prefix: str, x: Value, out: Value, bias: bool) -> tuple[Contraction, tuple[Parameter, ...]]:
+    """The network x̃ W̃ of one linear layer, and its stored weights."""
+    (t, i), (_, o) = x.indices, out.indices
+    part = prefix.rstrip("_")
+    init = Uniform(1 / sympy.sqrt(sizes.sizes[i]))
+    weight = Parameter(prefix + "weight", (i, o), init, part)
+    stored: tuple[Parameter, ...] = (weight,)
+    folded = None
+    if bias:
+        stored += (Parameter(prefix + "bias", (o,), init, part),)
+        folded = FoldedBias(i, x.name, weight.name, Tensor(stored[1].name, (o,), Role.WEIGHT))
+    leaves = (Tensor(x.name, (t, i)), Tensor(weight.name, (i, o), Role.WEIGHT))
+    return Contraction(out, Network(leaves, out.indices, folded), ExpertMap(i, o)), stored

@@ -1,0 +1,260 @@
+"""The closed set of primitive operations. `tnmoe.backends.numpy` defines what each one computes.
+
+Every op writes one new value, `out`. Index names carry the whole meaning: axes are matched by name, and the
+order of a value's indices is its layout in memory. Sizes live in the program, never here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An array: its name in the source, its indices in memory order, and the part of the layer it serves."""
+
+    name: str
+    indices: tuple[str, ...]
+    part: str = ""
+
+
+# ---- multilinear ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """Product of two values, summed over the shared indices that `out` lacks (at least one)."""
+
+    out: Value
+    lhs: Value
+    rhs: Value
+
+
+@dataclass(frozen=True, slots=True)
+class ContractAdd:
+    """`Contract`, plus a bias that broadcasts over the indices it lacks."""
+
+    out: Value
+    lhs: Value
+    rhs: Value
+    bias: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Multiply:
+    """Broadcasting product of two values; nothing is summed (Hadamard and outer products)."""
+
+    out: Value
+    lhs: Value
+    rhs: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Broadcasting sum of two values."""
+
+    out: Value
+    lhs: Value
+    rhs: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Sum over the indices that `out` lacks."""
+
+    out: Value
+    x: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Permute:
+    """The same indices in another memory order: a copy."""
+
+    out: Value
+    x: Value
+
+
+# ---- gates (over one index) ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """exp(x) over its sum along `index`."""
+
+    out: Value
+    x: Value
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entmax15:
+    """α-entmax with α = 1.5 (Peters et al., 2019, arXiv 1905.05702)."""
+
+    out: Value
+    x: Value
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsemax:
+    """Euclidean projection onto the simplex (Martins & Astudillo, 2016, arXiv 1602.02068)."""
+
+    out: Value
+    x: Value
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sigmoid:
+    """1 / (1 + exp(-x)), entry by entry."""
+
+    out: Value
+    x: Value
+
+
+# ---- pointwise and norms -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Gelu:
+    """x · Φ(x), the exact (erf) form."""
+
+    out: Value
+    x: Value
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """Zero mean and unit variance over `index`; then, if given, times `weight` plus `bias`."""
+
+    out: Value
+    x: Value
+    index: str
+    weight: Value | None = None
+    bias: Value | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNorm:
+    """Zero mean and unit variance over all indices but `index`, without affine parameters.
+
+    Training uses the batch's statistics and updates the running `mean` and `var`; evaluation, and a batch of
+    fewer than two entries (whose variance says nothing), uses the running ones.
+    """
+
+    out: Value
+    x: Value
+    index: str
+    mean: Value
+    var: Value
+
+
+# ---- routing (costed and executed in NumPy; no source is emitted yet) -----------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The largest entries of `x` along `index`, largest first, with their positions in `positions`.
+
+    `out` and `positions` have one further index, the slot, in the place of `index`.
+    """
+
+    out: Value
+    positions: Value
+    x: Value
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedContract:
+    """`Contract` of `lhs` with the slices of `rhs` that `positions` selects along `index`.
+
+    `positions` has the slot index; `out` keeps it. With a `bias`, its selected slices are added.
+    """
+
+    out: Value
+    lhs: Value
+    rhs: Value
+    bias: Value | None
+    positions: Value
+    index: str
+
+
+Op = (
+    Contract
+    | ContractAdd
+    | Multiply
+    | Add
+    | Reduce
+    | Permute
+    | Softmax
+    | Entmax15
+    | Sparsemax
+    | Sigmoid
+    | Gelu
+    | LayerNorm
+    | BatchNorm
+    | TopK
+    | RoutedContract
+)
+
+
+def results(op: Op) -> tuple[Value, ...]:
+    """The values that an op writes."""
+    return (op.out, op.positions) if isinstance(op, TopK) else (op.out,)
+
+
+def operands(op: Op) -> tuple[Value, ...]:
+    """The values that an op reads, in field order."""
+    written = results(op)
+    found = (getattr(op, f.name) for f in fields(op))
+    return tuple(v for v in found if isinstance(v, Value) and v not in written)
+
+
+def rename(op: Op, change: Mapping[str, Value]) -> Op:
+    """The op with every value that `change` has by name replaced."""
+    found = {f.name: v for f in fields(op) if isinstance(v := getattr(op, f.name), Value)}
+    new: dict[str, Any] = {field: change[v.name] for field, v in found.items() if v.name in change}
+    return replace(op, **new)
+
+
+# ---- how a contraction maps onto a matrix product -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulGroups:
+    """Index groups of a contraction: `out[batch, rows, cols] = lhs[batch, rows, inner] @ rhs[batch, inner, cols]`."""
+
+    batch: tuple[str, ...]
+    rows: tuple[str, ...]
+    inner: tuple[str, ...]
+    cols: tuple[str, ...]
+
+
+def matmul_groups(op: Contract | ContractAdd) -> MatmulGroups:
+    """The groups of a contraction, each in the order of `lhs` (columns: of `rhs`)."""
+    lhs, rhs, out = op.lhs.indices, op.rhs.indices, op.out.indices
+    return MatmulGroups(
+        batch=tuple(i for i in lhs if i in rhs and i in out),
+        rows=tuple(i for i in lhs if i not in rhs),
+        inner=tuple(i for i in lhs if i in rhs and i not in out),
+        cols=tuple(i for i in rhs if i not in lhs),
+    )
+
+
+def is_matmul(op: Contract | ContractAdd) -> bool:
+    """True if the layouts allow one matrix product over views: nothing has to be copied."""
+    g = matmul_groups(op)
+    return (
+        op.lhs.indices in (g.batch + g.rows + g.inner, g.batch + g.inner + g.rows)
+        and op.rhs.indices in (g.batch + g.inner + g.cols, g.batch + g.cols + g.inner)
+        and op.out.indices == g.batch + g.rows + g.cols
+    )
+
+
+def is_subsequence(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
+    """True if `part` is `whole` with some entries left out."""
+    remaining = iter(whole)
+    return all(i in remaining for i in part)

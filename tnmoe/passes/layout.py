@@ -1,0 +1,178 @@
+"""Decide the memory order of every value, so that contractions are matrix products over views.
+
+Weights are free: each is stored the way its matrix product wants it, and no weight is ever transposed or
+copied at run time. Data comes as it comes; where two demands on an intermediate conflict, an explicit
+`Permute` (a copy, which the cost model sees) is inserted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from tnmoe.ops import (
+    Add,
+    BatchNorm,
+    Contract,
+    ContractAdd,
+    LayerNorm,
+    Multiply,
+    Op,
+    Permute,
+    Reduce,
+    RoutedContract,
+    TopK,
+    Value,
+    is_matmul,
+    is_subsequence,
+    matmul_groups,
+    operands,
+    rename,
+    results,
+)
+from tnmoe.program import Program
+
+Order = tuple[str, ...]
+
+
+def assign_layouts(program: Program) -> Program:
+    """Store weights and order intermediates by what their consumers want, from the output backwards."""
+    demands = _demands(program)
+    parameters = tuple(replace(p, indices=demands.get(p.name, p.indices)) for p in program.parameters)
+    known = {v.name: v for v in replace(program, parameters=parameters).leaves}
+    ops: list[Op] = []
+
+    def permuted(value: Value, order: Order, consumer: Op) -> Value:
+        if value.indices == order:
+            return value
+        copy = Value(f"{value.name}_for_{consumer.out.name}", order, value.part)
+        ops.append(Permute(copy, value))
+        return copy
+
+    for op in program.ops:
+        op = rename(op, {v.name: known[v.name] for v in operands(op)})
+        want = demands.get(op.out.name, op.out.indices)
+        match op:
+            case Contract() | ContractAdd():
+                op = _as_matmul(op, want, permuted)
+            case Multiply(out, lhs, rhs) | Add(out, lhs, rhs):
+                order = (
+                    want
+                    if is_subsequence(lhs.indices, want) or is_subsequence(rhs.indices, want)
+                    else lhs.indices + tuple(i for i in rhs.indices if i not in lhs.indices)
+                )
+                op = replace(
+                    op,
+                    out=replace(out, indices=order),
+                    lhs=permuted(lhs, _in_order(lhs.indices, order), op),
+                    rhs=permuted(rhs, _in_order(rhs.indices, order), op),
+                )
+            case Reduce(out, x):
+                op = replace(op, out=replace(out, indices=_in_order(out.indices, x.indices)))
+            case Permute(out, x):
+                op = replace(op, out=replace(out, indices=want))
+            case LayerNorm(out, x, index) | BatchNorm(out, x, index):
+                x = permuted(x, _last(x.indices, index), op)
+                op = replace(op, x=x, out=replace(out, indices=x.indices))
+            case TopK() | RoutedContract():
+                pass  # executed by name in NumPy; no layout is promised
+            case _:
+                op = replace(op, out=replace(op.out, indices=op.x.indices))
+        if op.out.name == program.output.name and op.out.indices != program.output.indices:
+            raw = replace(op.out, name=f"{op.out.name}_raw")
+            ops += [replace(op, out=raw), Permute(program.output, raw)]
+            known[program.output.name] = program.output
+            continue
+        ops.append(op)
+        known |= {v.name: v for v in results(op)}
+    return replace(program, parameters=parameters, ops=tuple(ops), output=known[program.output.name])
+
+
+def _demands(program: Program) -> dict[str, Order]:
+    """The memory order that the consumer of each value would like best, by name."""
+    fixed = {v.name: v.indices for v in program.inputs}
+    demands: dict[str, Order] = {program.output.name: program.output.indices}
+    for op in reversed(program.ops):
+        want = demands.setdefault(op.out.name, op.out.indices)
+        match op:
+            case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
+                first, second = _sides(op, want)
+                batch = _in_order([i for i in first.indices if i in second.indices and i in want], want)
+                inner: Collection[str] = [i for i in first.indices if i in second.indices and i not in want]
+                for value in (first, second):  # data and values already spoken for decide the summed order
+                    if (known := fixed.get(value.name) or demands.get(value.name)) and len(inner) > 1:
+                        inner = _in_order(inner, known)
+                        break
+                rows = _in_order([i for i in first.indices if i not in second.indices], want)
+                cols = _in_order([i for i in second.indices if i not in first.indices], want)
+                demands.setdefault(first.name, (*batch, *rows, *inner))
+                demands.setdefault(second.name, (*batch, *inner, *cols))
+                if isinstance(op, ContractAdd):
+                    demands.setdefault(op.bias.name, _in_order(op.bias.indices, (*rows, *cols)))
+            case Multiply(_, lhs, rhs) | Add(_, lhs, rhs):
+                demands.setdefault(lhs.name, _in_order(lhs.indices, want))
+                demands.setdefault(rhs.name, _in_order(rhs.indices, want))
+            case Reduce(_, x):
+                demands.setdefault(x.name, want + tuple(i for i in x.indices if i not in want))
+            case LayerNorm(_, x, index) | BatchNorm(_, x, index):
+                demands.setdefault(x.name, _last(want, index))
+            case TopK() | RoutedContract():
+                for value in operands(op):
+                    demands.setdefault(value.name, value.indices)
+            case _:
+                demands.setdefault(op.x.name, want)
+    return demands
+
+
+def _sides(op: Contract | ContractAdd, want: Order) -> tuple[Value, Value]:
+    """The operands as (left, right): the right one's own indices come last in `want`, and carry the bias."""
+    own = {
+        v: [i for i in v.indices if i in want and i not in o.indices] for v, o in ((op.lhs, op.rhs), (op.rhs, op.lhs))
+    }
+    if isinstance(op, ContractAdd) and set(op.bias.indices) in (set(own[op.lhs]), set(own[op.rhs])):
+        swap = set(op.bias.indices) == set(own[op.lhs])
+    else:
+        left = min((want.index(i) for i in own[op.lhs]), default=-1)
+        right = min((want.index(i) for i in own[op.rhs]), default=len(want))
+        swap = left > right
+    return (op.rhs, op.lhs) if swap else (op.lhs, op.rhs)
+
+
+def _as_matmul(op: Contract | ContractAdd, want: Order, permuted: object) -> Contract | ContractAdd:
+    """The contraction with operands placed, and copied where unavoidable, so that it is a matrix product."""
+    assert callable(permuted)
+    lhs, rhs = _sides(op, want)
+    op = replace(op, lhs=lhs, rhs=rhs)
+    g = matmul_groups(op)
+    if not _fits(lhs, g.batch, g.rows, g.inner) or not _fits(rhs, g.batch, g.cols, g.inner):
+        mirrored = matmul_groups(replace(op, lhs=rhs, rhs=lhs))
+        if not _fits(lhs, g.batch, g.rows, g.inner) and _fits(rhs, mirrored.batch, mirrored.rows, mirrored.inner):
+            lhs = permuted(lhs, (*mirrored.batch, *g.rows, *mirrored.inner), op)
+        else:
+            batch = _in_order(g.batch, want)
+            if not _fits(lhs, g.batch, g.rows, g.inner):
+                lhs = permuted(lhs, (*batch, *g.rows, *g.inner), op)
+            else:
+                batch = g.batch
+            rhs = permuted(rhs, (*batch, *g.inner, *g.cols), op)
+        op = replace(op, lhs=lhs, rhs=rhs)
+        g = matmul_groups(op)
+    op = replace(op, out=replace(op.out, indices=(*g.batch, *g.rows, *g.cols)))
+    if isinstance(op, ContractAdd):
+        op = replace(op, bias=permuted(op.bias, _in_order(op.bias.indices, op.out.indices), op))
+    assert is_matmul(op), op
+    return op
+
+
+def _fits(value: Value, batch: Order, own: Order, inner: Order) -> bool:
+    return value.indices in ((*batch, *own, *inner), (*batch, *inner, *own))
+
+
+def _in_order(indices: Collection[str], order: Order) -> Order:
+    """`indices` sorted as they stand in `order`; those it lacks come last, as they were."""
+    rank: Mapping[str, int] = {i: k for k, i in enumerate(order)}
+    return tuple(sorted(indices, key=lambda i: rank.get(i, len(order))))
+
+
+def _last(order: Order, index: str) -> Order:
+    return (*(i for i in order if i != index), index)

@@ -1,0 +1,33 @@
+"""Contraction paths in static-single-assignment (SSA) form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tnmoe.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class ContractionPath:
+    """Pairs of operands: tensors are 0 … n-1, and step k makes operand n + k.
+
+    Attributes:
+        steps: SSA pairs, as in opt_einsum and cotengra.
+        planner: name of the planner that found it.
+        exact: True if the planner proves that no order costs less under its objective.
+    """
+
+    steps: tuple[tuple[int, int], ...]
+    planner: str = "given"
+    exact: bool = False
+
+    def check(self, tensors: int) -> None:
+        """Raise `PlanError` unless the path contracts `tensors` operands to exactly one."""
+        live = set(range(tensors))
+        for k, (i, j) in enumerate(self.steps):
+            if i == j or not {i, j} <= live:
+                raise PlanError(f"step {k} contracts ({i}, {j}), but the live operands are {sorted(live)}")
+            live -= {i, j}
+            live.add(tensors + k)
+        if len(live) != 1:
+            raise PlanError(f"the path leaves {len(live)} operands of {tensors}, expected 1")

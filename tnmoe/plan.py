@@ -1,0 +1,159 @@
+"""A plan: a layer, an order for each of its networks, and the sizes it was made for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tnmoe.cost import Estimate, estimate
+from tnmoe.cost_report import step_table
+from tnmoe.dims import check_name
+from tnmoe.errors import PlanError
+from tnmoe.layer import Layer
+from tnmoe.layers import declare
+from tnmoe.lower import lower
+from tnmoe.path import ContractionPath
+from tnmoe.program import Program, bind
+from tnmoe.report import json_text
+
+FORMAT = "tnmoe-plan-1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `tnmoe.plan` returns. Its figures are read off the program; it has no cost formula of its own.
+
+    Attributes:
+        layer: what was planned.
+        paths: the order of each network, by the name of the value it defines.
+        values: the integer of every symbol, declared or assumed while planning (the tokens are `T`).
+        objective: what was minimised.
+    """
+
+    layer: Layer
+    paths: Mapping[str, ContractionPath]
+    values: Mapping[str, int]
+    objective: str = "flops"
+
+    @cached_property
+    def program(self) -> Program:
+        """The ops, with symbolic sizes."""
+        return lower(self.layer, self.paths)
+
+    @cached_property
+    def bound(self) -> Program:
+        """The ops, with integer sizes."""
+        return bind(self.program, self.values)
+
+    @cached_property
+    def _numbers(self) -> Estimate:
+        return estimate(self.bound)
+
+    @property
+    def path(self) -> tuple[tuple[int, int], ...]:
+        """SSA pairs of the only network.
+
+        Raises:
+            PlanError: if the layer has several; see `paths`.
+        """
+        if len(self.paths) != 1:
+            raise PlanError(f"this plan orders {len(self.paths)} networks; take one of paths[{', '.join(self.paths)}]")
+        (only,) = self.paths.values()
+        return only.steps
+
+    @property
+    def macs(self) -> int:
+        """MACs of one forward pass."""
+        return int(self._numbers.total.macs)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of one forward pass, all classes."""
+        return int(self._numbers.total.flops)
+
+    @property
+    def exact(self) -> bool:
+        """True if every order is proven to be the best under the objective."""
+        return all(p.exact for p in self.paths.values())
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{k} = {v:,}" for k, v in sorted(self.values.items()))
+        planners = ", ".join(sorted({p.planner for p in self.paths.values()}))
+        proof = "proven optimal" if self.exact else "not proven optimal"
+        table = step_table(self.bound, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
+        notes = (
+            f"Objective {self.objective}, {proof} ({planners}). Sizes: {sizes}.",
+            f"Total: {self.macs:,} MACs, {self.flops:,} FLOPs. Size counts elements.",
+        )
+        return f"{table}\n\n" + "\n".join(notes)
+
+    # ---- JSON ------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The plan as JSON: the declaration, the values, the objective and the SSA paths."""
+        paths = {
+            name: {"steps": [list(s) for s in p.steps], "planner": p.planner, "exact": p.exact}
+            for name, p in self.paths.items()
+        }
+        return json_text(
+            {
+                "format": FORMAT,
+                "declaration": dict(self.layer.declaration),
+                "values": dict(self.values),
+                "objective": self.objective,
+                "paths": paths,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            PlanError: if it is no such text, or its paths do not fit its networks.
+            DeclarationError: if its declaration is faulty.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"a plan must be JSON: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise PlanError(f'a plan must be a JSON object with "format": "{FORMAT}"')
+        missing = [k for k in ("declaration", "values", "objective", "paths") if k not in data]
+        if missing:
+            raise PlanError(f"the plan lacks {missing[0]!r}")
+        layer = declare(data["declaration"])
+        values = {check_name(k, "size"): _size(k, v) for k, v in _mapping(data, "values").items()}
+        paths = {name: _path(name, p) for name, p in _mapping(data, "paths").items()}
+        for node in layer.contractions:
+            if node.out.name not in paths:
+                raise PlanError(f"the plan has no path for {node.out.name!r}")
+            paths[node.out.name].check(len(node.network.tensors))
+        unset = sorted(layer.free_symbols - set(values))
+        if unset:
+            raise PlanError(f"the plan gives no value for {unset[0]!r}")
+        return cls(layer, paths, values, str(data["objective"]))
+
+
+def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    if not isinstance(data[key], dict):
+        raise PlanError(f"{key!r} of a plan must be an object, got {data[key]!r}")
+    found: Mapping[str, Any] = data[key]
+    return found
+
+
+def _size(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise PlanError(f"value {key!r} of a plan must be a size, got {value!r}")
+    return value
+
+
+def _path(name: str, data: Any) -> ContractionPath:
+    try:
+        steps = tuple((int(i), int(j)) for i, j in data["steps"])
+        return ContractionPath(steps, str(data["planner"]), bool(data["exact"]))
+    except (KeyError, TypeError, ValueError):
+        raise PlanError(f"path {name!r} must have steps (pairs of integers), planner and exact; got {data!r}") from None

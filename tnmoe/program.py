@@ -1,0 +1,130 @@
+"""The program: one flat list of primitive ops, the single source of truth for source, execution and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tnmoe.dims import Dim, evaluate
+from tnmoe.errors import ProgramError
+from tnmoe.initialise import bind_init
+from tnmoe.layer import Parameter
+from tnmoe.ops import (
+    Add,
+    Contract,
+    ContractAdd,
+    Multiply,
+    Op,
+    Permute,
+    Reduce,
+    RoutedContract,
+    TopK,
+    Value,
+    is_matmul,
+    is_subsequence,
+    operands,
+    results,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Straight-line code in static single assignment.
+
+    Attributes:
+        inputs: data values, in memory order.
+        parameters, buffers: stored values; their `indices` are the order in which they are stored.
+        ops: in order of execution.
+        output: what is returned.
+        sizes: each index's size, symbolic or (after `bind`) an integer.
+        coefficients: names of the values that are expert coefficients.
+    """
+
+    inputs: tuple[Value, ...]
+    parameters: tuple[Parameter, ...]
+    buffers: tuple[Parameter, ...]
+    ops: tuple[Op, ...]
+    output: Value
+    sizes: Mapping[str, Dim]
+    coefficients: tuple[str, ...] = ()
+
+    @property
+    def leaves(self) -> tuple[Value, ...]:
+        """Everything that exists before the first op."""
+        return self.inputs + tuple(Value(p.name, p.indices, p.part) for p in self.parameters + self.buffers)
+
+    @property
+    def dynamic(self) -> frozenset[str]:
+        """Indices whose size only the data knows: no stored value has them."""
+        stored = {i for p in self.parameters + self.buffers for i in p.indices}
+        return frozenset(self.sizes) - stored
+
+
+def bind(program: Program, values: Mapping[str, int]) -> Program:
+    """The program with every size an integer and every initial scale a number, under `values` by symbol name."""
+    return replace(
+        program,
+        sizes={i: evaluate(d, values) for i, d in program.sizes.items()},
+        parameters=tuple(replace(p, init=bind_init(p.init, values)) for p in program.parameters),
+        buffers=tuple(replace(p, init=bind_init(p.init, values)) for p in program.buffers),
+    )
+
+
+def verify(program: Program, *, laid_out: bool = False) -> Program:
+    """Return `program` if it is well formed, else raise `ProgramError`.
+
+    Checks single assignment, use after definition, and each op's indices. With `laid_out`, also that every
+    contraction is a matrix product over views and every broadcast needs no transpose.
+    """
+    known = {v.name: v for v in program.leaves}
+    if len(known) != len(program.leaves):
+        raise ProgramError("two leaves share a name")
+
+    def same(defined: Value | None, used: Value) -> bool:
+        # Before layouts are assigned a value is a set of indices; afterwards their order is its memory order.
+        if defined is None or laid_out:
+            return defined == used
+        return sorted(defined.indices) == sorted(used.indices)
+
+    def require(condition: bool, op: Op, rule: str) -> None:
+        if not condition:
+            raise ProgramError(f"{type(op).__name__} -> {op.out.name}: {rule}: {op}")
+
+    for op in program.ops:
+        for value in operands(op):
+            require(same(known.get(value.name), value), op, f"operand {value.name!r} is not defined with these indices")
+        for value in results(op):
+            require(value.name not in known, op, f"{value.name!r} is defined twice")
+            require(all(i in program.sizes for i in value.indices), op, "an index has no size")
+            known[value.name] = value
+        out = op.out.indices
+        match op:
+            case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
+                shared = set(lhs.indices) & set(rhs.indices)
+                joint = set(lhs.indices) | set(rhs.indices)
+                require(bool(shared - set(out)), op, "sums no shared index")
+                require(joint - shared <= set(out) <= joint, op, "an index of one operand alone is summed")
+                if isinstance(op, ContractAdd):
+                    require(set(op.bias.indices) <= set(out), op, "the bias has an index that the result lacks")
+                    require(not laid_out or is_subsequence(op.bias.indices, out), op, "the bias is transposed")
+                require(not laid_out or is_matmul(op), op, "is no matrix product over views")
+            case Multiply(_, lhs, rhs) | Add(_, lhs, rhs):
+                require(set(out) == set(lhs.indices) | set(rhs.indices), op, "the result's indices are not the union")
+                views = is_subsequence(lhs.indices, out) and is_subsequence(rhs.indices, out)
+                require(not laid_out or views, op, "an operand is transposed")
+            case Reduce(_, x):
+                require(set(out) < set(x.indices), op, "nothing is reduced")
+                require(not laid_out or is_subsequence(out, x.indices), op, "the result is transposed")
+            case Permute(_, x):
+                require(sorted(out) == sorted(x.indices), op, "the indices differ")
+            case TopK(_, positions, x, index):
+                require(index in x.indices and positions.indices == out, op, "the slots do not fit")
+            case RoutedContract(_, _, rhs, _, positions, index):
+                require(index in rhs.indices, op, "the routed index is not in the weight")
+                require(set(positions.indices) <= set(out), op, "the slots are lost")
+            case _:
+                kept = op.x.indices == out or (not laid_out and sorted(op.x.indices) == sorted(out))
+                require(kept, op, "a pointwise op must keep its indices")
+    if not same(known.get(program.output.name), program.output):
+        raise ProgramError(f"the output {program.output} is not defined with these indices")
+    return program

@@ -1,0 +1,141 @@
+"""Tables: one data structure, and its text, Markdown, LaTeX, CSV and JSON forms."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tnmoe.errors import TnmoeError
+
+Cell = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of integers and text.
+
+    Attributes:
+        title: what it shows.
+        columns: (key, heading); keys are those of the JSON form.
+        rows: cells in column order.
+        notes: conventions, printed below.
+    """
+
+    title: str
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def render(self, form: str) -> str:
+        """The table as "text", "markdown", "latex", "csv" or "json"; the text ends without a newline."""
+        if form not in FORMATS:
+            raise TnmoeError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
+        return FORMATS[form](self)
+
+    def records(self) -> list[dict[str, Cell]]:
+        """One mapping per row, by column key."""
+        return [{key: cell for (key, _), cell in zip(self.columns, row, strict=True)} for row in self.rows]
+
+    def numeric(self, column: int) -> bool:
+        """True if the column holds integers, to be aligned on the right."""
+        return any(isinstance(row[column], int) for row in self.rows)
+
+    def __str__(self) -> str:
+        return to_text(self)
+
+
+def grouped(cell: Cell) -> str:
+    """An integer with its thousands set apart, e.g. 4,754,008; text as it is."""
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def to_text(table: Table) -> str:
+    """Aligned columns for a terminal."""
+    cells = [[grouped(c) for c in row] for row in table.rows]
+    headings = [h for _, h in table.columns]
+    widths = [max(len(row[k]) for row in [headings, *cells]) for k in range(len(headings))]
+    right = [table.numeric(k) for k in range(len(headings))]
+
+    def line(row: Sequence[str]) -> str:
+        aligned = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        return "  ".join(aligned).rstrip()
+
+    rule = "  ".join("-" * w for w in widths)
+    notes = [part for note in table.notes for part in textwrap.wrap(note, max(80, len(rule)))]
+    return "\n".join([table.title, "", line(headings), rule, *map(line, cells), *([""] if notes else []), *notes])
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table, with the title above and the notes below."""
+
+    def line(row: Sequence[str]) -> str:
+        return "| " + " | ".join(c.replace("|", "\\|") for c in row) + " |"
+
+    rule = ["---:" if table.numeric(k) else "---" for k in range(len(table.columns))]
+    body = [line([h for _, h in table.columns]), line(rule)]
+    body += [line([grouped(c) for c in row]) for row in table.rows]
+    return "\n".join([f"**{table.title}**", "", *body, *(["", *table.notes] if table.notes else [])])
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs table; it needs `\\usepackage{booktabs}`."""
+    align = "".join("r" if table.numeric(k) else "l" for k in range(len(table.columns)))
+
+    def cell(c: Cell) -> str:
+        return f"{c:,}".replace(",", "{,}") if isinstance(c, int) else _escape(c)
+
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.title)}}}", rf"\begin{{tabular}}{{{align}}}"]
+    lines += [r"\toprule", " & ".join(_escape(h) for _, h in table.columns) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(cell, row)) + r" \\" for row in table.rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if table.notes:
+        lines += ["", r"\smallskip", r"{\footnotesize " + _escape(" ".join(table.notes)) + "}"]
+    return "\n".join([*lines, r"\end{table}"])
+
+
+def _escape(text: str) -> str:
+    special = {c: "\\" + c for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "→": r"$\rightarrow$",
+        "·": r"$\cdot$",
+        "×": r"$\times$",
+        "Σ": r"$\Sigma$",
+        "Π": r"$\Pi$",
+        "μ": r"$\mu$",
+    }
+    return "".join(special.get(c, c) for c in text)
+
+
+def to_csv(table: Table) -> str:
+    """Column keys, then one line a row; integers without separators."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([key for key, _ in table.columns])
+    writer.writerows(table.rows)
+    return buffer.getvalue().rstrip("\n")
+
+
+def to_json(table: Table) -> str:
+    """A JSON list with an object for each row."""
+    return json.dumps(table.records(), indent=2, ensure_ascii=False)
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {
+    "text": to_text,
+    "markdown": to_markdown,
+    "latex": to_latex,
+    "csv": to_csv,
+    "json": to_json,
+}
+
+
+def json_text(value: Any) -> str:
+    """JSON as every file of this project writes it."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
