@@ -168,7 +168,7 @@ def _gate_source(name: str) -> str:
 def _class(unit: Unit) -> str:
     program = unit.program
     lines = [f"class {unit.name}(nn.Module):", *_docstring([unit.title, *unit.notes], 4), ""]
-    lines += _init(program) + [""] + _reset(program)
+    lines += [*_init(program), "", *_reset(program)]
     writer = _Writer(program)
     gate_ops = _needed(program, program.coefficients)
     if unit.batched:

@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = _Parser(
         prog="tnmoe",
-        description="Compile factorized mixture-of-experts layers: plan, emit torch source, and count the cost exactly.",
+        description="Compile factorized mixture-of-experts layers: plan, emit torch source, count the cost exactly.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -97,7 +97,8 @@ def parse_dim(text: str, what: str = "dimension") -> Dim:
     stripped = text.rstrip()
     while position < len(stripped):
         match = _TOKEN.match(stripped, position)
-        assert match is not None and match.lastgroup is not None
+        assert match is not None
+        assert match.lastgroup is not None
         tokens.append((match.lastgroup, match.group(match.lastgroup), match.start(match.lastgroup)))
         position = match.end()
     tokens.append(("end", "", len(stripped)))
