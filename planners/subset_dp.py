@@ -2,7 +2,8 @@
 
 The cheapest way to contract a subset depends on the subset alone, because so do the indices of its result: those
 that the output or a tensor outside it still needs. Every split of every subset is considered, outer products
-included, so the path found is optimal; splits whose parts already cost too much are not priced. O(3ⁿ) splits.
+included, so the path found is optimal. What costs more than a greedy path for the whole network is dropped early,
+which loses nothing. O(3ⁿ) splits.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tnmoe.errors import PlanError
-from tnmoe.lower import Operand, leaf_operands, lower_step
+from tnmoe.layer import Contraction
+from tnmoe.lower import Operand, leaf_operands, lower_network, lower_step
 from tnmoe.network import Network
+from tnmoe.ops import Value
 from tnmoe.path import ContractionPath
+from tnmoe.planners import greedy
 from tnmoe.planners.objective import check_objective, price
 
 MAX_TENSORS = 12
@@ -41,23 +45,24 @@ def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -
     operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
     best: dict[int, int] = {1 << k: 0 for k in range(n)}
     split: dict[int, tuple[int, int]] = {}
+    bound = _greedy_cost(network, sizes, objective)
     # A step's price depends on the operands' indices and on what is kept; equal steps recur across subsets.
     known: dict[tuple[object, object, frozenset[str]], tuple[int, Operand]] = {}
 
     for subset in range(1, full + 1):
         if subset in best:
             continue
-        low = subset & -subset
+        rest = subset & (subset - 1)  # all but the lowest tensor, so each split is met once
         candidates = []
-        rest = subset ^ low
         part = rest
-        while part:  # `part` never holds the lowest tensor, so each split is met once
-            candidates.append((best[subset ^ part] + best[part], subset ^ part, part))
+        while part:
+            if part in best and subset ^ part in best:
+                candidates.append((best[subset ^ part] + best[part], subset ^ part, part))
             part = (part - 1) & rest
         candidates.sort()
-        cheapest: int | None = None
+        cheapest = bound + 1
         for so_far, left, right in candidates:
-            if cheapest is not None and so_far >= cheapest:
+            if so_far >= cheapest:
                 break
             lhs, rhs = operand[left], operand[right]
             key = (_shape(lhs), _shape(rhs), keep[subset])
@@ -67,12 +72,18 @@ def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -
                 ops, result = lower_step(lhs, rhs, keep[subset], "_")
                 step = price(ops, sizes, objective)
                 known[key] = step, result
-            if cheapest is None or so_far + step < cheapest:
+            if so_far + step < cheapest:
                 cheapest, split[subset], operand[subset] = so_far + step, (left, right), result
-        assert cheapest is not None
-        best[subset] = cheapest
+        if subset in split:
+            best[subset] = cheapest
 
     return ContractionPath(_steps(split, full, n), "subset_dp", exact=True)
+
+
+def _greedy_cost(network: Network, sizes: Mapping[str, int], objective: str) -> int:
+    path = greedy.plan(network, sizes, objective)
+    node = Contraction(Value("result", network.output), network)
+    return price(lower_network(node, path), sizes, objective)
 
 
 def _shape(operand: Operand) -> object:

@@ -1,0 +1,102 @@
+"""The house rules that a reader cannot see at a glance: one-way imports, no cycles, no eval."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+ALLOWED = {
+    "_version": set(),
+    "errors": set(),
+    "ops": set(),
+    "dims": {"errors"},
+    "report": {"errors"},
+    "path": {"errors"},
+    "initialise": {"dims"},
+    "network": {"dims", "errors"},
+    "layer": {"dims", "errors", "initialise", "network", "ops"},
+    "program": {"dims", "errors", "initialise", "layer", "ops"},
+    "passes": {"ops", "program"},
+    "lower": {"errors", "layer", "network", "ops", "passes", "path", "program"},
+    "cost": {"dims", "errors", "ops", "program"},
+    "rank": {"cost", "dims", "errors", "layer", "network", "ops"},
+    "factorizations": {"dims", "errors", "initialise", "layer", "network", "factorizations"},
+    "layers": {"dims", "errors", "factorizations", "initialise", "layer", "layers", "network", "ops"},
+    "files": {"errors", "layer", "layers"},
+    "presets": {"errors", "factorizations", "layers"},
+    "cost_report": {"cost", "dims", "errors", "layer", "ops", "program", "rank", "report"},
+    "plan": {"cost", "cost_report", "dims", "errors", "layer", "layers", "lower", "path", "program", "report"},
+    "planners": {"cost", "errors", "layer", "lower", "network", "ops", "path", "planners"},
+    "backends": {"backends", "dims", "errors", "initialise", "layer", "network", "ops", "program"},
+}
+"""Module or package: what it may import of tnmoe. The api, the command line, `check` and `__init__` are above all."""
+
+TOP = {"__init__", "__main__", "api", "check", "cli"}
+
+
+def sources() -> list[tuple[str, Path]]:
+    found = [(p.stem, p) for p in (ROOT / "tnmoe").glob("*.py")]
+    for folder in ("tnmoe/factorizations", "tnmoe/layers", "tnmoe/passes", "planners", "backends"):
+        found += [(Path(folder).name, p) for p in (ROOT / folder).glob("*.py")]
+    return sorted(found)
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """First component of every import of tnmoe, and whether it stands inside a function."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if node is not function
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tnmoe":
+            parts = node.module.split(".")[1:]
+            names = parts[:1] or [alias.name for alias in node.names]
+            found += [(name, id(node) in inside) for name in names]
+        elif isinstance(node, ast.Import):
+            found += [(a.name.split(".")[1], id(node) in inside) for a in node.names if a.name.startswith("tnmoe.")]
+    return found
+
+
+@pytest.mark.parametrize(("module", "path"), sources(), ids=lambda v: v.name if isinstance(v, Path) else v)
+def test_imports_point_one_way(module: str, path: Path) -> None:
+    if module in TOP:
+        return
+    assert module in ALLOWED, f"{module} is new: say in ALLOWED what it may import"
+    for name, inside in imports(path):
+        assert name in ALLOWED[module], f"{path.name} imports tnmoe.{name}"
+        assert not inside, f"{path.name} imports tnmoe.{name} inside a function"
+
+
+def test_allowed_imports_have_no_cycle() -> None:
+    """Packages may import themselves; nothing else comes back to where it started."""
+    done: set[str] = set()
+    while len(done) < len(ALLOWED):
+        ready = {m for m, wants in ALLOWED.items() if m not in done and wants - {m} <= done}
+        assert ready, f"a cycle among {sorted(set(ALLOWED) - done)}"
+        done |= ready
+
+
+def test_nothing_evaluates_text() -> None:
+    """Names and sizes from a user's file never reach eval or sympify; exec runs emitted source alone."""
+    for module, path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "eval", path
+                assert node.func.id != "exec" or module == "api", path
+
+
+def test_symlinks_show_the_packages() -> None:
+    """Type checkers and a plain pytest see `tnmoe.planners` and `tnmoe.backends` where the wheel puts them."""
+    for name in ("planners", "backends"):
+        link = ROOT / "tnmoe" / name
+        assert link.is_symlink()
+        assert link.readlink() == Path("..") / name

@@ -1,0 +1,105 @@
+"""Maximal expert ranks against `numpy.linalg.matrix_rank` of random instances, and against the published table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sympy
+
+import tnmoe
+from tnmoe.layer import Contraction, ExpertMap
+from tnmoe.network import Network, Role
+from tnmoe.rank import layer_rank, max_expert_rank
+
+TOLERANCE = 1e-9
+"""Singular values below this share of the largest count as zero (float64 noise is near 1e-15)."""
+
+
+def random_expert(node: Contraction, sizes: dict[str, int], rng: np.random.Generator) -> np.ndarray:
+    """The matrix of one random expert: random factors, expert indices fixed, everything else summed."""
+    assert node.expert_map is not None
+    weights = [t for t in node.network.tensors if t.role is not Role.DATA]
+    letter = {i: k for k, i in enumerate(dict.fromkeys(i for t in weights for i in t.indices))}
+    operands: list[object] = []
+    for t in weights:
+        array = rng.standard_normal([1 if i in node.expert_map.experts else sizes[i] for i in t.indices])
+        operands += [array, [letter[i] for i in t.indices]]
+    for n in node.expert_map.experts:
+        operands += [np.ones(1), [letter[n]]]
+    return np.einsum(*operands, [letter[node.expert_map.input], letter[node.expert_map.output]], optimize="greedy")
+
+
+def random_spec(kind: str, levels: int, rng: np.random.Generator) -> tnmoe.MuMoE:
+    size = lambda top: int(rng.integers(1, top))  # noqa: E731
+    experts = tuple(size(5) for _ in range(levels))
+    factorization = {
+        "cp": tnmoe.CP(size(20)),
+        "tensor_ring": tnmoe.TensorRing(tuple(size(6) for _ in range(levels + 2))),
+        "dense": tnmoe.Dense(),
+    }[kind]
+    return tnmoe.MuMoE(size(16), size(16), experts, factorization, bias=bool(rng.integers(2)))
+
+
+@pytest.mark.parametrize("kind", ["cp", "tensor_ring", "dense"])
+def test_rank_is_that_of_a_random_instance(kind: str) -> None:
+    """Generic weights reach the min-cut: 200 random layers per factorization, one to three levels."""
+    rng = np.random.default_rng(7)
+    for trial in range(200):
+        layer = random_spec(kind, 1 + trial % 3, rng).layer()
+        node = layer.contractions[-1]
+        sizes = layer.bound_sizes({"T": 1})
+        matrix = random_expert(node, sizes, rng)
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert max_expert_rank(node.network, node.expert_map, sizes) == int((values > TOLERANCE * values[0]).sum())
+
+
+def test_rank_of_random_networks() -> None:
+    """Random weight networks with hyperedges: never below the numeric rank, and tight in almost all cases."""
+    rng = np.random.default_rng(3)
+    tight = 0
+    for _ in range(300):
+        bonds = "abcd"[: rng.integers(1, 5)]
+        count = int(rng.integers(1, 4))
+        terms = ["".join(sorted(set(rng.choice(list(bonds), size=2)))) for _ in range(count)]
+        terms = ["i" + terms[0], *terms[1:], "o" + terms[-1]] if count > 1 else ["io" + terms[0]]
+        net = Network.parse(",".join(terms) + "->io", weights=[])
+        net = Network(tuple(type(t)(t.name, t.indices, Role.WEIGHT) for t in net.tensors), net.output)
+        sizes = {i: int(rng.integers(1, 5)) for i in net.indices}
+        sizes |= {"i": int(rng.integers(1, 12)), "o": int(rng.integers(1, 12))}
+        node = Contraction(None, net, ExpertMap("i", "o"))  # type: ignore[arg-type]
+        bound = max_expert_rank(net, ExpertMap("i", "o"), sizes)
+        found = np.linalg.matrix_rank(random_expert(node, sizes, rng), tol=None)
+        assert found <= bound
+        tight += found == bound
+    assert tight >= 297
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        # mathematics: min(I, O, R) and min(I, O, r_{E+2} · min(r_1 … r_{E+1}))
+        (tnmoe.MuMoE(768, 3072, 256, tnmoe.CP(556)), 556),
+        (tnmoe.MuMoE(768, 3072, 256, tnmoe.TensorRing((4, 4, 149))), 596),
+        (tnmoe.MuMoE(768, 3072, (64, 8), tnmoe.TensorRing((4, 3, 5, 100))), 300),
+        (tnmoe.MuMoE(768, 1000, 128, tnmoe.TensorRing((16, 16, 95))), 768),
+        (tnmoe.MuMoE(768, 1000, 128, tnmoe.Dense()), 768),
+        (tnmoe.Linear(768, 1000), 768),
+        (tnmoe.SparseMoE(768, 1000, 8, 2), 768),
+        (tnmoe.SparseMoE(768, 1000, 8, 2, hidden=32), 32),
+        (tnmoe.DenseMoE(768, 100, 1000, 8), 100),
+        # a block's figure is the smaller of its two layers'
+        (tnmoe.MuMoEBlock(10, 40, 4, 8, tnmoe.CP(12)), 4),
+    ],
+)
+def test_published_ranks(spec: tnmoe.MuMoE, expected: int) -> None:
+    assert tnmoe.cost(spec).max_rank == expected
+
+
+def test_rank_formula_is_the_papers() -> None:
+    """As a formula: a minimum over cuts, without those that contain another."""
+    i, o, r = (tnmoe.symbol(n) for n in "IOR")
+    r1, r2, r3 = (tnmoe.symbol(n) for n in ("r1", "r2", "r3"))
+    cp = tnmoe.MuMoE("I", "O", "N", tnmoe.CP("R")).layer()
+    assert layer_rank(cp, cp.sizes) == sympy.Min(i, o, r)
+    ring = tnmoe.MuMoE("I", "O", "N", tnmoe.TensorRing(("r1", "r2", "r3"))).layer()
+    assert layer_rank(ring, ring.sizes) == sympy.Min(i, o, r1 * r3, r2 * r3)
