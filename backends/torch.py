@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import keyword
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -182,10 +183,18 @@ def _class(unit: Unit) -> str:
 
 def _docstring(lines: Sequence[str], indent: int) -> list[str]:
     pad = " " * indent
-    clean = [line.replace("\\", "\\\\").replace('"""', "'''") for line in lines]
+    clean = [
+        part.replace("\\", "\\\\").replace('"""', "'''")
+        for line in lines
+        for part in textwrap.wrap(line, WIDTH - indent, subsequent_indent=_margin(line) + "    ") or [""]
+    ]
     if len(clean) == 1:
         return [f'{pad}"""{clean[0]}"""']
     return [f'{pad}"""{clean[0]}', *((pad + line).rstrip() for line in clean[1:]), f'{pad}"""']
+
+
+def _margin(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
 
 
 def _extra_repr(summary: str) -> list[str]:

@@ -157,12 +157,19 @@ def _unit(planned: Plan, name: str) -> torch_backend.Unit:
     if planned.layer.batched:
         tokens = f" for {planned.values[planned.layer.token_symbol]:,} tokens"
     proof = "proven optimal" if planned.exact else "not proven optimal"
+    orders = {
+        node.out.name: planned.paths[node.out.name].tree([t.name for t in node.network.tensors])
+        for node in planned.layer.contractions
+    }
     notes = [
         "",
         "Declaration:",
         *(f"    {key} = {_toml(value)}" for key, value in planned.layer.declaration.items()),
         "",
         f"Planned{tokens}; objective {planned.objective}, {proof}:",
+        *(f"    {name} = {order}" for name, order in orders.items()),
+        "",
+        "Cost:",
         f"    {report.parameters:,} parameters",
         f"    {report.macs:,} MACs, {report.flops:,} FLOPs ({report.matmul_flops:,} in matmuls)",
     ]

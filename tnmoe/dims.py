@@ -6,6 +6,7 @@ Text never reaches `eval` or `sympify`: `parse_dim` is a recursive-descent parse
 from __future__ import annotations
 
 import keyword
+import numbers
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -63,8 +64,10 @@ def as_dim(value: object, what: str) -> Dim:
     Raises:
         DeclarationError: if it is not a positive size.
     """
-    if isinstance(value, bool) or not isinstance(value, int | str | sympy.Expr):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral | str | sympy.Expr):
         raise DeclarationError(f"{what} must be a positive integer or a symbol, got {value!r} ({type(value).__name__})")
+    if isinstance(value, numbers.Integral):
+        value = int(value)  # NumPy's integers are Integral, but not int
     if isinstance(value, str):
         value = parse_dim(value, what)
     if isinstance(value, sympy.Expr):

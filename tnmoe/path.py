@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tnmoe.errors import PlanError
@@ -20,6 +21,13 @@ class ContractionPath:
     steps: tuple[tuple[int, int], ...]
     planner: str = "given"
     exact: bool = False
+
+    def tree(self, names: Sequence[str]) -> str:
+        """The order as nested products of named operands, e.g. `(a · b) · (c · d)`."""
+        text = list(names)
+        for i, j in self.steps:
+            text.append(" · ".join(f"({t})" if " " in t else t for t in (text[i], text[j])))
+        return text[-1]
 
     def check(self, tensors: int) -> None:
         """Raise `PlanError` unless the path contracts `tensors` operands to exactly one."""

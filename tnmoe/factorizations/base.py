@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -113,6 +113,18 @@ class Factorization(Protocol):
 def numbered(name: str, level: int, levels: int) -> str:
     """`name` for a single level, else `name_1`, `name_2`, …"""
     return name if levels == 1 else f"{name}_{level + 1}"
+
+
+def stage_names(prefix: str, experts: Sequence[Parameter], input_factor: Parameter) -> dict[frozenset[str], str]:
+    """Names of the usual intermediate results of a layer whose experts and input have a factor each."""
+    levels = len(experts)
+    mixed = frozenset(p.name for p in experts) | {f"a{e + 1}" for e in range(levels)}
+    single = {frozenset({p.name, f"a{e + 1}"}): prefix + numbered("experts", e, levels) for e, p in enumerate(experts)}
+    return single | {
+        mixed: prefix + "experts",
+        frozenset({input_factor.name, "x"}): prefix + "projected",
+        mixed | {input_factor.name, "x"}: prefix + "gated",
+    }
 
 
 def plain(dim: Dim) -> int | str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import sympy
 
 from tnmoe.dims import Dim, Size, as_dim
-from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, plain
+from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, plain, stage_names
 from tnmoe.initialise import Normal, Uniform
 from tnmoe.layer import Parameter
 
@@ -54,17 +54,9 @@ class CP:
         to_output = Uniform(sympy.sqrt(3 / (rank * mixing_energy(modes))))
         factor_in = Parameter(prefix + "input_factor", (modes.input, "r"), from_input, part)
         factor_out = Parameter(prefix + "output_factor", (modes.output, "r"), to_output, part)
-        mixed = frozenset(p.name for p in experts) | {f"a{e + 1}" for e in range(levels)}
-        names = {
-            frozenset({p.name, f"a{e + 1}"}): prefix + numbered("experts", e, levels) for e, p in enumerate(experts)
-        } | {
-            mixed: prefix + "experts",
-            frozenset({factor_in.name, "x"}): prefix + "projected",
-            mixed | {factor_in.name, "x"}: prefix + "gated",
-        }
         return Factors(
             parameters=(*experts, factor_in, factor_out),
             bias=Parameter(prefix + "input_bias", ("r",), from_input, part) if bias else None,
             input=factor_in.name,
-            names=names,
+            names=stage_names(prefix, experts, factor_in),
         )

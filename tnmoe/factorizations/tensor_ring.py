@@ -10,7 +10,7 @@ import sympy
 
 from tnmoe.dims import Dim, Size, as_dim
 from tnmoe.errors import DeclarationError
-from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, plain
+from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, plain, stage_names
 from tnmoe.initialise import DiagonalNormal, Uniform
 from tnmoe.layer import Parameter
 
@@ -75,17 +75,9 @@ class TensorRing:
         to_output = Uniform(sympy.sqrt(3 / (terms * mixing_energy(modes))))
         core_in = Parameter(prefix + "input_core", (bonds[-2], modes.input, bonds[-1]), from_input, part)
         core_out = Parameter(prefix + "output_core", (bonds[-1], modes.output, bonds[0]), to_output, part)
-        mixed = frozenset(p.name for p in experts) | {f"a{e + 1}" for e in range(levels)}
-        names = {
-            frozenset({p.name, f"a{e + 1}"}): prefix + numbered("experts", e, levels) for e, p in enumerate(experts)
-        } | {
-            mixed: prefix + "experts",
-            frozenset({core_in.name, "x"}): prefix + "projected",
-            mixed | {core_in.name, "x"}: prefix + "gated",
-        }
         return Factors(
             parameters=(*experts, core_in, core_out),
             bias=Parameter(prefix + "input_bias", (bonds[-2], bonds[-1]), from_input, part) if bias else None,
             input=core_in.name,
-            names=names,
+            names=stage_names(prefix, experts, core_in),
         )

@@ -7,17 +7,17 @@ from typing import Any, ClassVar
 
 import sympy
 
-from tnmoe.dims import Size, as_dim
-from tnmoe.factorizations.base import Sizes, plain
+from tnmoe.dims import Size
+from tnmoe.factorizations.base import Sizes
 from tnmoe.initialise import Uniform
 from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Parameter
-from tnmoe.layers.parts import check_flag, input_layer_norm
+from tnmoe.layers.parts import Declaration, input_layer_norm
 from tnmoe.network import FoldedBias, Network, Role, Tensor
 from tnmoe.ops import Gelu, Value
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(Declaration):
     """y = x W + b, mapping (..., inputs) to (..., outputs); initialised like `torch.nn.Linear`."""
 
     inputs: Size
@@ -26,25 +26,12 @@ class Linear:
     kind: ClassVar[str] = "linear"
 
     def __post_init__(self) -> None:
-        for key in ("inputs", "outputs"):
-            object.__setattr__(self, key, as_dim(getattr(self, key), key))
-        check_flag(self.bias, "bias")
-
-    def declaration(self) -> dict[str, Any]:
-        """The mapping that declares it, as in a TOML file."""
-        return {
-            "kind": self.kind,
-            "inputs": plain(as_dim(self.inputs, "inputs")),
-            "outputs": plain(as_dim(self.outputs, "outputs")),
-            "bias": self.bias,
-        }
-
-    def __str__(self) -> str:
-        return f"inputs={self.inputs}, outputs={self.outputs}, bias={self.bias}"
+        self.check_sizes("inputs", "outputs")
+        self.check_flags("bias")
 
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
-        inputs, outputs = as_dim(self.inputs, "inputs"), as_dim(self.outputs, "outputs")
+        inputs, outputs = self.dim("inputs"), self.dim("outputs")
         sizes = Sizes((inputs, outputs))
         sizes.add(DYNAMIC, "T", None)
         sizes.add("i", "I", inputs)
@@ -66,7 +53,7 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class MLP:
+class MLP(Declaration):
     """Linear, GELU, linear, mapping (..., inputs) to (..., outputs); optionally a LayerNorm of the input first."""
 
     inputs: Size
@@ -77,31 +64,12 @@ class MLP:
     kind: ClassVar[str] = "mlp"
 
     def __post_init__(self) -> None:
-        for key in ("inputs", "hidden", "outputs"):
-            object.__setattr__(self, key, as_dim(getattr(self, key), key))
-        check_flag(self.bias, "bias")
-        check_flag(self.input_norm, "input_norm")
-
-    def declaration(self) -> dict[str, Any]:
-        """The mapping that declares it, as in a TOML file."""
-        return {
-            "kind": self.kind,
-            "inputs": plain(as_dim(self.inputs, "inputs")),
-            "hidden": plain(as_dim(self.hidden, "hidden")),
-            "outputs": plain(as_dim(self.outputs, "outputs")),
-            "bias": self.bias,
-            "input_norm": self.input_norm,
-        }
-
-    def __str__(self) -> str:
-        return (
-            f"inputs={self.inputs}, hidden={self.hidden}, outputs={self.outputs}, bias={self.bias}, "
-            f"input_norm={self.input_norm}"
-        )
+        self.check_sizes("inputs", "hidden", "outputs")
+        self.check_flags("bias", "input_norm")
 
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
-        dims = [as_dim(getattr(self, k), k) for k in ("inputs", "hidden", "outputs")]
+        dims = [self.dim(k) for k in ("inputs", "hidden", "outputs")]
         sizes = Sizes(dims)
         sizes.add(DYNAMIC, "T", None)
         for index, dim in zip("iho", dims, strict=True):

@@ -9,16 +9,16 @@ import sympy
 
 from tnmoe.dims import Dim, Size, as_dim
 from tnmoe.errors import DeclarationError
-from tnmoe.factorizations.base import Sizes, plain
+from tnmoe.factorizations.base import Sizes
 from tnmoe.initialise import Uniform
 from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Node, Parameter
-from tnmoe.layers.parts import check_flag, input_layer_norm
+from tnmoe.layers.parts import Declaration, input_layer_norm
 from tnmoe.network import FoldedBias, Network, Role, Tensor
 from tnmoe.ops import Gelu, RoutedContract, Softmax, TopK, Value
 
 
 @dataclass(frozen=True, slots=True)
-class DenseMoE:
+class DenseMoE(Declaration):
     """Soft mixture of MLP experts, all of them run: y = Σ_n softmax(x G)_n · (GELU(x W¹_n + b¹_n) W²_n + b²_n).
 
     Maps (..., inputs) to (..., outputs).
@@ -33,18 +33,8 @@ class DenseMoE:
     kind: ClassVar[str] = "dense_moe"
 
     def __post_init__(self) -> None:
-        for key in ("inputs", "hidden", "outputs", "experts"):
-            object.__setattr__(self, key, as_dim(getattr(self, key), key))
-        check_flag(self.bias, "bias")
-        check_flag(self.input_norm, "input_norm")
-
-    def declaration(self) -> dict[str, Any]:
-        """The mapping that declares it, as in a TOML file."""
-        sizes = {k: plain(as_dim(getattr(self, k), k)) for k in ("inputs", "hidden", "outputs", "experts")}
-        return {"kind": self.kind, **sizes, "bias": self.bias, "input_norm": self.input_norm}
-
-    def __str__(self) -> str:
-        return _summary(self.declaration())
+        self.check_sizes("inputs", "hidden", "outputs", "experts")
+        self.check_flags("bias", "input_norm")
 
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
@@ -63,7 +53,7 @@ class DenseMoE:
 
 
 @dataclass(frozen=True, slots=True)
-class SparseMoE:
+class SparseMoE(Declaration):
     """Token-choice mixture: each token runs through its `active` experts of the largest logits, none dropped.
 
     Experts are MLPs with a GELU, or single linear maps if `hidden` is None; the shares are a softmax over the
@@ -80,24 +70,11 @@ class SparseMoE:
     kind: ClassVar[str] = "sparse_moe"
 
     def __post_init__(self) -> None:
-        for key in ("inputs", "outputs", "experts", "active"):
-            object.__setattr__(self, key, as_dim(getattr(self, key), key))
-        if self.hidden is not None:
-            object.__setattr__(self, "hidden", as_dim(self.hidden, "hidden"))
-        check_flag(self.bias, "bias")
-        check_flag(self.input_norm, "input_norm")
-        experts, active = as_dim(self.experts, "experts"), as_dim(self.active, "active")
+        self.check_sizes("inputs", "outputs", "experts", "active", *(["hidden"] if self.hidden is not None else []))
+        self.check_flags("bias", "input_norm")
+        experts, active = self.dim("experts"), self.dim("active")
         if isinstance(active, int) and isinstance(experts, int) and active > experts:
             raise DeclarationError(f"active must be at most experts = {experts}, got {active}")
-
-    def declaration(self) -> dict[str, Any]:
-        """The mapping that declares it, as in a TOML file."""
-        sizes = {k: plain(as_dim(getattr(self, k), k)) for k in ("inputs", "outputs", "experts", "active")}
-        hidden: dict[str, Any] = {} if self.hidden is None else {"hidden": plain(as_dim(self.hidden, "hidden"))}
-        return {"kind": self.kind, **sizes, **hidden, "bias": self.bias, "input_norm": self.input_norm}
-
-    def __str__(self) -> str:
-        return _summary(self.declaration())
 
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
@@ -120,10 +97,6 @@ class SparseMoE:
         leaves = tuple(Tensor(v.name, v.indices) for v in (parts.shares, y))
         nodes += (Contraction(Value("y", (DYNAMIC, "o"), "combine"), Network(leaves, (DYNAMIC, "o"))),)
         return parts.layer("SparseMoE", nodes, str(self))
-
-
-def _summary(declaration: dict[str, Any]) -> str:
-    return ", ".join(f"{k}={v}" for k, v in declaration.items() if k != "kind")
 
 
 class _Parts:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from tnmoe.dims import Dim, Size, as_dim
 from tnmoe.errors import DeclarationError
 from tnmoe.factorizations import CP, Dense, Factorization, Modes, Sizes, TensorRing
-from tnmoe.factorizations.base import plain
 from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Parameter
 from tnmoe.layers.gate import Gate, GateNodes, gate_nodes
-from tnmoe.layers.parts import check_flag, input_layer_norm
+from tnmoe.layers.parts import Declaration, input_layer_norm
 from tnmoe.network import FoldedBias, Network, Role, Tensor
 from tnmoe.ops import Gelu, Value
 
 
 @dataclass(frozen=True, slots=True)
-class MuMoE:
+class MuMoE(Declaration):
     """One μMoE layer: y_o = Σ_{n1…nE, i} a¹_{n1} … a^E_{nE} x̃_i W_{n1…nE, i, o}, with x̃ = (x, 1) if it has a bias.
 
     W is never formed: it is a tensor network. Maps (..., inputs) to (..., outputs).
@@ -43,38 +42,19 @@ class MuMoE:
     kind: ClassVar[str] = "mumoe"
 
     def __post_init__(self) -> None:
-        for key in ("inputs", "outputs"):
-            object.__setattr__(self, key, as_dim(getattr(self, key), key))
+        self.check_sizes("inputs", "outputs")
         object.__setattr__(self, "experts", _as_experts(self.experts))
         _check_parts(self.factorization, self.gate, self.levels)
-        check_flag(self.bias, "bias")
+        self.check_flags("bias")
 
     @property
     def levels(self) -> tuple[Dim, ...]:
         """The number of experts of each level."""
         return _as_experts(self.experts)
 
-    def declaration(self) -> dict[str, Any]:
-        """The mapping that declares it, as in a TOML file."""
-        return {
-            "kind": self.kind,
-            "inputs": plain(as_dim(self.inputs, "inputs")),
-            "outputs": plain(as_dim(self.outputs, "outputs")),
-            "experts": _plain_experts(self.levels),
-            "factorization": self.factorization.declaration(),
-            "gate": self.gate.declaration(),
-            "bias": self.bias,
-        }
-
-    def __str__(self) -> str:
-        return (
-            f"inputs={self.inputs}, outputs={self.outputs}, experts={_plain_experts(self.levels)}, "
-            f"factorization={self.factorization}, gate={self.gate}, bias={self.bias}"
-        )
-
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
-        inputs, outputs = as_dim(self.inputs, "inputs"), as_dim(self.outputs, "outputs")
+        inputs, outputs = self.dim("inputs"), self.dim("outputs")
         sizes = Sizes((inputs, outputs, *self.levels, *self.factorization.dims()))
         sizes.add(DYNAMIC, "T", None)
         sizes.add("i", "I", inputs)
@@ -100,7 +80,7 @@ class MuMoE:
 
 
 @dataclass(frozen=True, slots=True)
-class MuMoEBlock:
+class MuMoEBlock(Declaration):
     """Two μMoE layers with a GELU between them, both mixed by the same expert coefficients.
 
     The mix point is at each layer: Σ_n a_n W²_n σ(Σ_m a_m W¹_m x). Maps (..., inputs) to (..., outputs).
@@ -125,42 +105,19 @@ class MuMoEBlock:
     kind: ClassVar[str] = "mumoe_block"
 
     def __post_init__(self) -> None:
-        for key in ("inputs", "hidden", "outputs"):
-            object.__setattr__(self, key, as_dim(getattr(self, key), key))
+        self.check_sizes("inputs", "hidden", "outputs")
         object.__setattr__(self, "experts", _as_experts(self.experts))
         _check_parts(self.factorization, self.gate, self.levels)
-        check_flag(self.bias, "bias")
-        check_flag(self.input_norm, "input_norm")
+        self.check_flags("bias", "input_norm")
 
     @property
     def levels(self) -> tuple[Dim, ...]:
         """The number of experts of each level."""
         return _as_experts(self.experts)
 
-    def declaration(self) -> dict[str, Any]:
-        """The mapping that declares it, as in a TOML file."""
-        return {
-            "kind": self.kind,
-            "inputs": plain(as_dim(self.inputs, "inputs")),
-            "hidden": plain(as_dim(self.hidden, "hidden")),
-            "outputs": plain(as_dim(self.outputs, "outputs")),
-            "experts": _plain_experts(self.levels),
-            "factorization": self.factorization.declaration(),
-            "gate": self.gate.declaration(),
-            "bias": self.bias,
-            "input_norm": self.input_norm,
-        }
-
-    def __str__(self) -> str:
-        return (
-            f"inputs={self.inputs}, hidden={self.hidden}, outputs={self.outputs}, "
-            f"experts={_plain_experts(self.levels)}, factorization={self.factorization}, gate={self.gate}, "
-            f"bias={self.bias}, input_norm={self.input_norm}"
-        )
-
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
-        inputs, hidden, outputs = (as_dim(getattr(self, k), k) for k in ("inputs", "hidden", "outputs"))
+        inputs, hidden, outputs = (self.dim(k) for k in ("inputs", "hidden", "outputs"))
         sizes = Sizes((inputs, hidden, outputs, *self.levels, *self.factorization.dims()))
         sizes.add(DYNAMIC, "T", None)
         sizes.add("i", "I", inputs)
@@ -218,10 +175,6 @@ def _as_experts(experts: object) -> tuple[Dim, ...]:
             raise DeclarationError("experts must name at least one level, got an empty list")
         return tuple(as_dim(n, f"experts[{k}]") for k, n in enumerate(experts))
     return (as_dim(experts, "experts"),)
-
-
-def _plain_experts(experts: tuple[Dim, ...]) -> int | str | list[int | str]:
-    return plain(experts[0]) if len(experts) == 1 else [plain(n) for n in experts]
 
 
 def _check_parts(factorization: object, gate: object, levels: tuple[Dim, ...]) -> None:

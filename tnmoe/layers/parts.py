@@ -2,12 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
+import sympy
+
+from tnmoe.dims import Dim, as_dim
 from tnmoe.errors import DeclarationError
+from tnmoe.factorizations.base import plain
 from tnmoe.initialise import Ones, Zeros
 from tnmoe.layer import Parameter
 from tnmoe.ops import LayerNorm, Value
+
+
+class Declaration:
+    """What every declaration has: checks of its fields, and its plain forms."""
+
+    __slots__ = ()
+    kind: ClassVar[str]
+
+    def check_sizes(self, *keys: str) -> None:
+        """Turn the fields `keys` into checked dimensions, or raise `DeclarationError`."""
+        for key in keys:
+            object.__setattr__(self, key, as_dim(getattr(self, key), key))
+
+    def check_flags(self, *keys: str) -> None:
+        """Raise `DeclarationError` unless the fields `keys` are bools."""
+        for key in keys:
+            if not isinstance(getattr(self, key), bool):
+                raise DeclarationError(f"{key} must be true or false, got {getattr(self, key)!r}")
+
+    def dim(self, key: str) -> Dim:
+        """The field `key` as a dimension."""
+        return as_dim(getattr(self, key), key)
+
+    def _plain_fields(self) -> dict[str, Any]:
+        names = [f.name for f in fields(self)]  # type: ignore[arg-type]  # every declaration is a dataclass
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def declaration(self) -> dict[str, Any]:
+        """The mapping that declares it, as in a TOML file."""
+        return {"kind": self.kind} | {key: _plain(value) for key, value in self._plain_fields().items()}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key}={_shown(value)}" for key, value in self._plain_fields().items())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | sympy.Expr):
+        return plain(value)
+    if isinstance(value, tuple):
+        return [plain(v) for v in value] if len(value) > 1 else plain(value[0])
+    return value.declaration()
+
+
+def _shown(value: Any) -> Any:
+    return _plain(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +77,3 @@ def input_layer_norm(x: Value) -> NormedInput:
     bias = Parameter("norm_bias", (index,), Zeros(), "norm")
     values = (Value(p.name, p.indices, p.part) for p in (weight, bias))
     return NormedInput((weight, bias), LayerNorm(Value("x_norm", x.indices, "norm"), x, index, *values))
-
-
-def check_flag(value: object, what: str) -> None:
-    """Raise `DeclarationError` unless `value` is a bool."""
-    if not isinstance(value, bool):
-        raise DeclarationError(f"{what} must be true or false, got {value!r}")
