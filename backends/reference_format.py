@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tnmoe.backends.torch import attribute
+from tnmoe.dims import Dim
 from tnmoe.errors import DeclarationError
 from tnmoe.layer import Contraction, Layer
 from tnmoe.network import FoldedBias, Role
@@ -54,11 +55,14 @@ def _entries(layer: Layer) -> list[_Entry]:
     return entries
 
 
-def from_reference(layer: Layer, program: Program, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_reference(
+    layer: Layer, program: Program, sizes: Mapping[str, Dim], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """A state dict of the emitted module from one of the reference module.
 
     Args:
         layer, program: of the plan that the module was emitted from.
+        sizes: an integer for every index.
         state: `reference_module.state_dict()`.
 
     Raises:
@@ -66,55 +70,46 @@ def from_reference(layer: Layer, program: Program, state: Mapping[str, Tensor]) 
     """
     entries = _entries(layer)
     ignored = {f"bn.{e}.num_batches_tracked" for e in range(len(layer.coefficients))}
-    unknown = sorted(set(state) - {e.key for e in entries} - ignored)
-    if unknown:
-        raise DeclarationError(
-            f"the reference state dict has {unknown[0]!r}, which this layer lacks; check levels, layers, gate.norm "
-            f"and input_norm against how the reference module was made"
-        )
-    canonical = {p.name: p.indices for p in layer.parameters + layer.buffers}
-    stored = {p.name: p.indices for p in program.parameters + program.buffers}
+    _check_keys("reference state dict", state, {e.key for e in entries}, ignored)
+    canonical, stored = _orders(layer, program)
     result: dict[str, Tensor] = {}
     for entry in entries:
-        if entry.key not in state:
-            raise DeclarationError(
-                f"the reference state dict lacks {entry.key!r}; check levels, layers, gate.norm and input_norm "
-                f"against how the reference module was made"
-            )
-        tensor = state[entry.key]
-        indices = canonical[entry.name]
-        _check_shape(entry, tensor, indices, layer.bound_sizes({"T": 1}))
+        tensor, indices = state[entry.key], canonical[entry.name]
+        _check_shape(entry.key, tensor, indices, sizes, entry.bias)
         if entry.bias is not None:
             axis = indices.index(entry.bias.index)
             size = tensor.shape[axis] - 1
-            extra = tensor.select(axis, size)
             name = entry.bias.tensor.name
+            extra = tensor.select(axis, size)
             result[attribute(name)] = _ordered(extra, entry.bias.tensor.indices, stored[name])
             tensor = tensor.narrow(axis, 0, size)
         result[attribute(entry.name)] = _ordered(tensor, indices, stored[entry.name])
     return result
 
 
-def to_reference(layer: Layer, program: Program, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_reference(
+    layer: Layer, program: Program, sizes: Mapping[str, Dim], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """A state dict of the reference module from one of the emitted module; the inverse of `from_reference`.
 
     Raises:
-        DeclarationError: if a tensor is missing.
+        DeclarationError: a missing or unknown key, or a shape that does not fit, with the axis named.
     """
-    canonical = {p.name: p.indices for p in layer.parameters + layer.buffers}
-    stored = {p.name: p.indices for p in program.parameters + program.buffers}
+    entries = _entries(layer)
+    names = [n for e in entries for n in (e.name, *([e.bias.tensor.name] if e.bias else []))]
+    _check_keys("state dict", state, {attribute(n) for n in names}, set())
+    canonical, stored = _orders(layer, program)
     result: dict[str, Tensor] = {}
-    for entry in _entries(layer):
-        names = [entry.name, *([entry.bias.tensor.name] if entry.bias else [])]
-        missing = [n for n in names if attribute(n) not in state]
-        if missing:
-            raise DeclarationError(f"the state dict lacks {missing[0]!r}; it has {', '.join(sorted(state))}")
-        indices = canonical[entry.name]
-        tensor = _ordered(state[attribute(entry.name)], stored[entry.name], indices)
+    for entry in entries:
+        tensor, indices = state[attribute(entry.name)], canonical[entry.name]
+        _check_shape(attribute(entry.name), tensor, stored[entry.name], sizes)
+        tensor = _ordered(tensor, stored[entry.name], indices)
         if entry.bias is not None:
             axis = indices.index(entry.bias.index)
             name = entry.bias.tensor.name
-            extra = _ordered(state[attribute(name)], stored[name], entry.bias.tensor.indices)
+            extra = state[attribute(name)]
+            _check_shape(attribute(name), extra, stored[name], sizes)
+            extra = _ordered(extra, stored[name], entry.bias.tensor.indices)
             tensor = torch.cat([tensor, extra.unsqueeze(axis)], axis)
         result[entry.key] = tensor
     if layer.declaration["gate"]["norm"] == "batch":
@@ -123,21 +118,37 @@ def to_reference(layer: Layer, program: Program, state: Mapping[str, Tensor]) ->
     return result
 
 
+def _orders(layer: Layer, program: Program) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """Index orders by name: as declared (the reference's), and as stored."""
+    canonical = {p.name: p.indices for p in layer.parameters + layer.buffers}
+    return canonical, {p.name: p.indices for p in program.parameters + program.buffers}
+
+
+def _check_keys(what: str, state: Mapping[str, Tensor], expected: set[str], ignored: set[str]) -> None:
+    remedy = "check bias, levels, layers, gate.norm and input_norm against how the module was made"
+    for key in sorted(set(state) - expected - ignored):
+        raise DeclarationError(f"the {what} has {key!r}, which this layer lacks; {remedy}")
+    for key in sorted(expected - set(state)):
+        raise DeclarationError(f"the {what} lacks {key!r}; {remedy}")
+
+
 def _ordered(tensor: Tensor, given: tuple[str, ...], wanted: tuple[str, ...]) -> Tensor:
-    return tensor.permute([given.index(i) for i in wanted]).contiguous()
+    return tensor.permute([given.index(i) for i in wanted]).clone(memory_format=torch.contiguous_format)
 
 
-def _check_shape(entry: _Entry, tensor: Tensor, indices: tuple[str, ...], sizes: Mapping[str, int]) -> None:
-    expected = tuple(sizes[i] + (entry.bias is not None and entry.bias.index == i) for i in indices)
+def _check_shape(
+    key: str, tensor: Tensor, indices: tuple[str, ...], sizes: Mapping[str, Dim], bias: FoldedBias | None = None
+) -> None:
+    expected = tuple(int(sizes[i]) + (bias is not None and bias.index == i) for i in indices)
     if tuple(tensor.shape) == expected:
         return
-    where = f"{entry.key} has shape {tuple(tensor.shape)}, expected {expected} with axes ({', '.join(indices)})"
+    where = f"{key} has shape {tuple(tensor.shape)}, expected {expected} with axes ({', '.join(indices)})"
     if tensor.ndim == len(expected):
         axis = next(k for k, (a, b) in enumerate(zip(tensor.shape, expected, strict=True)) if a != b)
         got, want = tensor.shape[axis], expected[axis]
         where += f": axis {indices[axis]!r} has size {got}, not {want}"
-        if entry.bias is not None and indices[axis] == entry.bias.index and got == want - 1:
+        if bias is not None and indices[axis] == bias.index and got == want - 1:
             where += "; this layer folds its bias into one more row: declare bias=False if the reference has none"
-        elif got == want + 1:
+        elif indices[axis] in ("i", "h") and "factors" in key and bias is None and got == want + 1:
             where += "; the reference folds a bias into one more row: declare bias=True"
     raise DeclarationError(where)

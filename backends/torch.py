@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import keyword
 import textwrap
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ from tnmoe.program import Program
 
 WIDTH = 100
 """Longest line of an emitted file."""
+
+CLASSES = frozenset(dir(builtins)) | {"_Entmax15Root", "_Sparsemax"}
+"""Names that a class of the user's must not hide from the emitted code."""
 
 LOCALS = frozenset({"self", "torch", "nn", "F", "Tensor", "entmax15", "sparsemax", "lead", "training"})
 """Names that the emitted code uses itself; a value called so gets a trailing underscore."""
@@ -137,7 +141,7 @@ def emit(units: Sequence[Unit], heading: str) -> str:
         EmitError: a class name that is taken, or an op that has no torch form.
     """
     names = [check_name(u.name, "class") for u in units]
-    taken = [n for k, n in enumerate(names) if n in LOCALS or n in names[:k]]
+    taken = [n for k, n in enumerate(names) if n in LOCALS | CLASSES or n in names[:k]]
     if taken:
         raise EmitError(f"class name {taken[0]!r} is taken; choose another with name=…")
     ops = [op for u in units for op in u.program.ops]

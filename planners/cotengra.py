@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,11 @@ def plan(network: Network, sizes: Mapping[str, int], objective: str = "macs", op
             optimizer = cotengra.OptimalOptimizer(minimize="flops", search_outer=True, simplify=False)
         else:
             optimizer = cotengra.RandomGreedyOptimizer(max_repeats=128, seed=0)
-    inputs = [t.indices for t in network.tensors]
-    ssa = optimizer.ssa_path(inputs, network.output, dict(sizes))
+    # Its compiled core takes single letters alone; and it misprices an index of one tensor alone, which is summed
+    # before anything else in every order.
+    letter = {index: cotengra.get_symbol(k) for k, index in enumerate(network.indices)}
+    count = Counter(i for t in network.tensors for i in t.indices)
+    needed = {i for i in network.indices if count[i] > 1 or i in network.output}
+    inputs = [tuple(letter[i] for i in t.indices if i in needed) for t in network.tensors]
+    ssa = optimizer.ssa_path(inputs, tuple(letter[i] for i in network.output), {letter[i]: sizes[i] for i in needed})
     return ContractionPath(pairwise(ssa, len(inputs)), "cotengra")

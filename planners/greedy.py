@@ -8,8 +8,8 @@ from itertools import combinations
 from tnmoe.cost import elements
 from tnmoe.lower import Operand, leaf_operands, lower_step
 from tnmoe.network import Network
+from tnmoe.objective import check_objective, price
 from tnmoe.path import ContractionPath
-from tnmoe.planners.objective import check_objective, price
 
 
 def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -> ContractionPath:

@@ -2,22 +2,24 @@
 
 The cheapest way to contract a subset depends on the subset alone, because so do the indices of its result: those
 that the output or a tensor outside it still needs. Every split of every subset is considered, outer products
-included, so the path found is optimal. What costs more than a greedy path for the whole network is dropped early,
-which loses nothing. O(3ⁿ) splits.
+included, so the path found is optimal. Two bounds spare most of the pricing and lose nothing: a split that costs
+more than a greedy path for the whole network is dropped, and so is one whose product alone is too large.
+O(3ⁿ) splits.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from tnmoe.errors import PlanError
 from tnmoe.layer import Contraction
 from tnmoe.lower import Operand, leaf_operands, lower_network, lower_step
 from tnmoe.network import Network
+from tnmoe.objective import check_objective, least_price, price
 from tnmoe.ops import Value
 from tnmoe.path import ContractionPath
 from tnmoe.planners import greedy
-from tnmoe.planners.objective import check_objective, price
 
 MAX_TENSORS = 12
 
@@ -41,13 +43,14 @@ def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -
             f"'cotengra' (pip install 'tnmoe[cotengra]')"
         )
     full = (1 << n) - 1
-    keep = _kept_indices(network)
+    kept, held = _index_masks(network)
+    volume = _Volumes([sizes[i] for i in network.indices])
     operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
     best: dict[int, int] = {1 << k: 0 for k in range(n)}
     split: dict[int, tuple[int, int]] = {}
-    bound = _greedy_cost(network, sizes, objective)
+    bound = _greedy_price(network, sizes, objective)
     # A step's price depends on the operands' indices and on what is kept; equal steps recur across subsets.
-    known: dict[tuple[object, object, frozenset[str]], tuple[int, Operand]] = {}
+    known: dict[tuple[object, object, int], tuple[int, Operand]] = {}
 
     for subset in range(1, full + 1):
         if subset in best:
@@ -60,16 +63,24 @@ def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -
                 candidates.append((best[subset ^ part] + best[part], subset ^ part, part))
             part = (part - 1) & rest
         candidates.sort()
+        keep = kept[subset]
+        names: frozenset[str] | None = None
         cheapest = bound + 1
         for so_far, left, right in candidates:
             if so_far >= cheapest:
                 break
+            a, b = held[left], held[right]
+            joint = (a & b) | ((a | b) & keep)  # what one operand alone has, and nobody needs, is summed first
+            if so_far + least_price(volume[joint], bool(joint & ~keep), objective) >= cheapest:
+                continue
             lhs, rhs = operand[left], operand[right]
-            key = (_shape(lhs), _shape(rhs), keep[subset])
+            key = (_shape(lhs), _shape(rhs), keep)
             if key in known:
                 step, result = known[key]
             else:
-                ops, result = lower_step(lhs, rhs, keep[subset], "_")
+                if names is None:
+                    names = frozenset(i for k, i in enumerate(network.indices) if keep >> k & 1)
+                ops, result = lower_step(lhs, rhs, names, "_")
                 step = price(ops, sizes, objective)
                 known[key] = step, result
             if so_far + step < cheapest:
@@ -80,7 +91,19 @@ def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -
     return ContractionPath(_steps(split, full, n), "subset_dp", exact=True)
 
 
-def _greedy_cost(network: Network, sizes: Mapping[str, int], objective: str) -> int:
+class _Volumes(dict[int, int]):
+    """Number of elements spanned by a set of indices, given as a bit mask."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def __missing__(self, mask: int) -> int:
+        self[mask] = result = math.prod([size for k, size in enumerate(self.sizes) if mask >> k & 1])
+        return result
+
+
+def _greedy_price(network: Network, sizes: Mapping[str, int], objective: str) -> int:
     path = greedy.plan(network, sizes, objective)
     node = Contraction(Value("result", network.output), network)
     return price(lower_network(node, path), sizes, objective)
@@ -91,15 +114,21 @@ def _shape(operand: Operand) -> object:
     return operand.main.indices, operand.folded, extra
 
 
-def _kept_indices(network: Network) -> list[frozenset[str]]:
-    """For every subset of tensors (a bit mask), the indices that the output or another tensor needs."""
+def _index_masks(network: Network) -> tuple[list[int], list[int]]:
+    """For every subset of tensors: the indices needed outside it, and those its contraction has, as bit masks."""
     n = len(network.tensors)
-    inside: list[frozenset[str]] = [frozenset()] * (1 << n)
+    bit = {index: 1 << k for k, index in enumerate(network.indices)}
+    own = [sum(bit[i] for i in t.indices) for t in network.tensors]
+    inside = [0] * (1 << n)
     for subset in range(1, 1 << n):
         low = subset & -subset
-        inside[subset] = inside[subset ^ low].union(network.tensors[low.bit_length() - 1].indices)
-    wanted = frozenset(network.output)
-    return [wanted | inside[((1 << n) - 1) ^ subset] for subset in range(1 << n)]
+        inside[subset] = inside[subset ^ low] | own[low.bit_length() - 1]
+    wanted = sum(bit[i] for i in network.output)
+    kept = [wanted | inside[((1 << n) - 1) ^ subset] for subset in range(1 << n)]
+    held = [inside[subset] & kept[subset] for subset in range(1 << n)]
+    for k, mask in enumerate(own):
+        held[1 << k] = mask  # a leaf still has the indices that it alone has
+    return kept, held
 
 
 def _steps(split: Mapping[int, tuple[int, int]], full: int, n: int) -> tuple[tuple[int, int], ...]:

@@ -7,20 +7,21 @@ import linecache
 import sys
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tnmoe._version import __version__
 from tnmoe.backends import torch as torch_backend
 from tnmoe.cost_report import CostReport
 from tnmoe.dims import as_dim
-from tnmoe.errors import DeclarationError, PlanError
+from tnmoe.errors import DeclarationError, PlanError, unknown
 from tnmoe.layer import Layer, network_layer
 from tnmoe.layers import Spec
 from tnmoe.network import Network
+from tnmoe.objective import check_objective
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import cotengra, greedy, opt_einsum, subset_dp
-from tnmoe.planners.objective import check_objective
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,9 @@ def plan(
     """
     check_objective(objective)
     if planner != "auto" and planner not in PLANNERS:
-        raise PlanError(f"unknown planner {planner!r}; there are auto, {', '.join(PLANNERS)}")
+        raise PlanError(unknown("planner", planner, ["auto", *PLANNERS]))
+    if sizes is not None and not isinstance(sizes, Mapping):
+        raise DeclarationError(f'sizes must be a mapping such as {{"d": 768}}, got {sizes!r}')
     layer = _as_layer(what, sizes)
     values = dict(layer.values)
     for name, size in (sizes or {}).items():
@@ -98,12 +101,33 @@ def _as_layer(what: Planable, sizes: Mapping[str, int] | None = None) -> Layer:
     raise DeclarationError(f"expected a layer declaration, a Layer or a Network, got {type(what).__name__}: {what!r}")
 
 
+def _require_plan(what: object) -> Plan:
+    if not isinstance(what, Plan):
+        raise DeclarationError(f"expected a plan, got {type(what).__name__}; make one with tnmoe.plan(…)")
+    return what
+
+
 def _tokens(layer: Layer, tokens: object) -> dict[str, int]:
     """The value of the token symbol (`T`, unless the declaration uses that name itself)."""
     dim = as_dim(tokens, "tokens")
     if not isinstance(dim, int):
         raise DeclarationError(f"tokens must be an integer, got {tokens!r}; formulas keep the symbol by themselves")
     return {layer.token_symbol: dim}
+
+
+def with_tokens(planned: Plan, tokens: int) -> Plan:
+    """The plan with its orders kept, at another number of tokens; what was optimal may no longer be.
+
+    Raises:
+        DeclarationError: if `tokens` is no size, or the plan is of a bare network.
+    """
+    if not planned.layer.batched:
+        raise DeclarationError("a plan of a bare network has no tokens; plan it with other sizes")
+    value = _tokens(planned.layer, tokens)
+    if value.items() <= planned.values.items():
+        return planned
+    paths = {name: replace(path, exact=False) for name, path in planned.paths.items()}
+    return replace(planned, paths=paths, values={**planned.values, **value})
 
 
 def _planner(name: str, network: Network) -> Any:
@@ -125,11 +149,11 @@ def cost(what: Plan | Planable, *, tokens: int | None = None, dtype: str = "floa
     Raises:
         CostError: an unknown dtype.
     """
-    planned = what if isinstance(what, Plan) else plan(what, tokens=DEFAULT_TOKENS if tokens is None else tokens)
-    values = dict(planned.values)
-    if tokens is not None and planned.layer.batched:
-        values.update(_tokens(planned.layer, tokens))
-    return CostReport(planned.layer, planned.program, values, dtype)
+    if isinstance(what, Plan):
+        planned = what if tokens is None else with_tokens(what, tokens)
+    else:
+        planned = plan(what, tokens=DEFAULT_TOKENS if tokens is None else tokens)
+    return CostReport(planned.layer, planned.program, planned.values, dtype)
 
 
 def emit(what: Plan | Sequence[Plan], *, name: str | Sequence[str] | None = None) -> str:
@@ -143,7 +167,7 @@ def emit(what: Plan | Sequence[Plan], *, name: str | Sequence[str] | None = None
         EmitError: a name that is taken, or an op without a torch form.
         DeclarationError: a name that is no identifier.
     """
-    plans = [what] if isinstance(what, Plan) else list(what)
+    plans = [_require_plan(p) for p in (what if isinstance(what, list | tuple) else [what])]
     names = [name] if isinstance(name, str) else [p.layer.name for p in plans] if name is None else list(name)
     if len(names) != len(plans):
         raise DeclarationError(f"{len(plans)} plans need {len(plans)} class names, got {names}")
@@ -208,7 +232,7 @@ def build(
         name: of the class.
         device, dtype: of the parameters.
     """
-    source = emit(planned, name=name)
+    source = emit(_require_plan(planned), name=name)
     name = name or planned.layer.name
     digest = hashlib.sha256(source.encode()).hexdigest()[:12]
     module_name = f"tnmoe_emitted_{digest}"
@@ -230,11 +254,11 @@ def from_reference(planned: Plan, state: Mapping[str, torch.Tensor]) -> dict[str
     """
     from tnmoe.backends import reference_format  # imports torch, which planning and costing do without
 
-    return reference_format.from_reference(planned.layer, planned.program, state)
+    return reference_format.from_reference(planned.layer, planned.program, planned.bound.sizes, state)
 
 
 def to_reference(planned: Plan, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict for the μMoE reference implementation from one of `build(planned)`."""
     from tnmoe.backends import reference_format  # imports torch, which planning and costing do without
 
-    return reference_format.to_reference(planned.layer, planned.program, state)
+    return reference_format.to_reference(planned.layer, planned.program, planned.bound.sizes, state)

@@ -72,8 +72,8 @@ def check(planned: Plan, *, seed: int = 0) -> CheckReport:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    layer, report = planned.layer, cost(planned)
     module = build(planned, dtype=torch.float64)
+    layer, report = planned.layer, cost(planned)
     generator = np.random.default_rng(seed)
     sizes = dict(planned.bound.sizes)
     if layer.batched:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +18,14 @@ from rich.table import Table as RichTable
 
 from tnmoe import files, presets
 from tnmoe._version import __version__
-from tnmoe.api import DEFAULT_TOKENS, PLANNERS, cost, emit, plan
+from tnmoe.api import DEFAULT_TOKENS, PLANNERS, cost, emit, plan, with_tokens
 from tnmoe.check import check
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.cost_report import CostReport, comparison
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
 from tnmoe.layer import Layer
+from tnmoe.objective import OBJECTIVES
 from tnmoe.plan import Plan
-from tnmoe.planners.objective import OBJECTIVES
 from tnmoe.report import FORMATS, Table, grouped
 
 T = TypeVar("T")
@@ -102,8 +104,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--size", action="append", default=[], metavar="NAME=N", help="value of a symbol; may be repeated"
         )
-        sub.add_argument("--objective", choices=OBJECTIVES, default="flops", help="what the planner minimises")
-        sub.add_argument("--planner", choices=["auto", *PLANNERS], default="auto", help="default: auto")
+        sub.add_argument("--objective", choices=OBJECTIVES, help="what the planner minimises (default: flops)")
+        sub.add_argument("--planner", choices=["auto", *PLANNERS], help="default: auto")
         return sub
 
     def formatted(sub: _Parser, choices: Sequence[str]) -> None:
@@ -137,19 +139,39 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit with its code."""
-    options = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks "μ" shows "?"
     try:
-        code = options.run(options)
+        code = _run(arguments)
         sys.stdout.flush()
     except TnmoeError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         code = 0
+    except OSError as error:  # results are written through FileError, so this is the output stream
+        _discard_output()
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         code = 130
     raise SystemExit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        options = parser().parse_args(arguments)
+    except SystemExit as stop:  # argparse has printed the help, the version or an error
+        return stop.code if isinstance(stop.code, int) else 2
+    code: int = options.run(options)
+    return code
+
+
+def _discard_output() -> None:
+    """Let the interpreter's last flush go nowhere, so that it cannot fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ---- commands ------------------------------------------------------------------------------------------------
@@ -239,7 +261,7 @@ def _rows(what: str, options: argparse.Namespace) -> tuple[str, list[Row]]:
     if not (os.path.exists(what) or os.sep in what or "." in what):
         presets.find(what)  # raises, with the names there are
     if what.endswith(".json"):
-        planned = _read_plan(what)
+        planned = _read_plan(what, options)
         return planned.layer.name, [Row(Path(what).stem, planned)]
     declared = files.load(what)
     planned = _planned(declared.layer, options, {**declared.sizes, **sizes}, DEFAULT_TOKENS)
@@ -248,27 +270,44 @@ def _rows(what: str, options: argparse.Namespace) -> tuple[str, list[Row]]:
 
 def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], tokens: int) -> Plan:
     tokens = tokens if options.tokens is None else options.tokens
-    return plan(layer, tokens=tokens, sizes=sizes, objective=options.objective, planner=options.planner)
+    own = {layer.token_symbol} if layer.batched else set()
+    for name in sorted(layer.free_symbols - own - set(sizes)):
+        raise DeclarationError(f"{name} has no value: add --size {name}=…, or a table [sizes] to the file")
+    return plan(
+        layer,
+        tokens=tokens,
+        sizes=sizes,
+        objective=options.objective or "flops",
+        planner=options.planner or "auto",
+    )
 
 
-def _read_plan(path: str) -> Plan:
+def _read_plan(path: str, options: argparse.Namespace) -> Plan:
+    for flag in ("size", "objective", "planner"):
+        if getattr(options, flag):
+            raise DeclarationError(f"{path} is a plan already: --{flag} goes with a preset or a TOML file")
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path} cannot be read: {error}") from None
-    return Plan.from_json(text)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        planned = Plan.from_json(text)
+    except TnmoeError as error:
+        raise type(error)(f"{path}: {error}") from None
+    return planned if options.tokens is None else with_tokens(planned, options.tokens)
 
 
 def _report(row: Row, options: argparse.Namespace) -> CostReport:
-    return cost(row.planned, tokens=options.tokens, dtype=options.dtype)
+    return cost(row.planned, dtype=options.dtype)
 
 
 def _sizes(given: Iterable[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for item in given:
         name, equals, number = item.partition("=")
-        if not equals or not number.strip().isdigit():
-            raise DeclarationError(f"--size takes NAME=N, e.g. --size d=768; got {item!r}")
+        if not equals or not re.fullmatch(r"\s*[0-9]{1,19}\s*", number):
+            shown = item if len(item) <= 80 else item[:80] + "…"
+            raise DeclarationError(f"--size takes NAME=N, e.g. --size d=768; got {shown!r}")
         found[name.strip()] = int(number)
     return found
 

@@ -164,9 +164,25 @@ def estimate(program: Program) -> Estimate:
     return Estimate(stored("parameters"), stored("buffers"), per_op, sum(per_op, start=Cost()))
 
 
+MAX_TERMS = 500
+"""A formula that expands to more terms is left as it is."""
+
+
+def _terms(formula: sympy.Expr) -> int:
+    """Number of terms after expansion, at most."""
+    counts = [_terms(argument) for argument in formula.args]
+    if isinstance(formula, sympy.Pow) and formula.exp.is_Integer and formula.exp > 0:
+        return int(min(counts[0] ** int(formula.exp), MAX_TERMS + 1))
+    total = math.prod(counts) if isinstance(formula, sympy.Mul) else sum(counts)
+    return min(max(1, total), MAX_TERMS + 1)
+
+
 def simplify(formula: Dim) -> sympy.Expr:
     """A formula as a person would write it: collected by the symbol that shortens it most, e.g. R(N + I + O)."""
-    expanded = sympy.expand(sympy.sympify(formula))
+    given = sympy.sympify(formula)
+    if _terms(given) > MAX_TERMS:
+        return given
+    expanded = sympy.expand(given)
     if not isinstance(expanded, sympy.Add) or expanded.has(sympy.Min):
         return expanded
     best = expanded

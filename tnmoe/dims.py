@@ -9,7 +9,6 @@ import keyword
 import numbers
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import TypeAlias, cast
 
 import sympy
@@ -25,11 +24,17 @@ Size: TypeAlias = int | str | sympy.Expr
 _TOKEN = re.compile(r"\s*(?:(?P<int>\d+)|(?P<name>[^\W\d]\w*)|(?P<op>\*\*|//|[-+*()])|(?P<bad>\S))")
 
 
-@cache
-def symbol(name: str) -> sympy.Symbol:
-    """The symbol `name`: a positive integer. The same name always gives an equal symbol."""
-    check_name(name, "dimension")
-    return sympy.Symbol(name, positive=True, integer=True)
+LARGEST = 2**63 - 1
+"""The largest size: what array libraries can index."""
+
+
+def symbol(name: str, what: str = "dimension") -> sympy.Symbol:
+    """The symbol `name`: a positive integer. The same name always gives an equal symbol.
+
+    Raises:
+        DeclarationError: naming `what`, if the name is no identifier.
+    """
+    return sympy.Symbol(check_name(name, what), positive=True, integer=True)
 
 
 def check_name(name: object, what: str) -> str:
@@ -75,16 +80,19 @@ def as_dim(value: object, what: str) -> Dim:
             value = int(value)
         else:
             # Re-make foreign symbols (sympy.Symbol("N") has no assumptions) so that equal names are equal.
-            swap = {s: symbol(str(s)) for s in value.free_symbols}
+            swap = {s: symbol(str(s), f"{what}: symbol") for s in value.free_symbols}
             formula: sympy.Expr = value.xreplace(swap)
             if not formula.is_integer or not formula.free_symbols:
                 raise DeclarationError(f"{what} must be an integer expression, got {formula}")
             if formula.is_nonpositive:
                 raise DeclarationError(f"{what} must be positive, got {formula}, which never is")
             return formula
+    if value > LARGEST:
+        raise DeclarationError(f"{what} must be at most 2**63 - 1, got a number of {value.bit_length()} bits")
     if value < 1:
-        raise DeclarationError(f"{what} must be at least 1, got {value}")
-    return int(value)
+        shown = value if value > -LARGEST else "a large negative number"
+        raise DeclarationError(f"{what} must be at least 1, got {shown}")
+    return value
 
 
 def parse_dim(text: str, what: str = "dimension") -> Dim:
@@ -113,6 +121,11 @@ def parse_dim(text: str, what: str = "dimension") -> Dim:
             f"allowed: integers, names, + - * // ** and parentheses"
         )
 
+    def bounded(result: sympy.Expr, at: tuple[str, str, int]) -> sympy.Expr:
+        if result.is_Integer and abs(result) > LARGEST:
+            raise fail("larger than 2**63 - 1", at)
+        return result
+
     def take(*operators: str) -> str | None:
         nonlocal cursor
         kind, value, _ = tokens[cursor]
@@ -134,7 +147,8 @@ def parse_dim(text: str, what: str = "dimension") -> Dim:
             factor = power()
             if operator == "//" and factor == 0:
                 raise fail("division by zero", tokens[cursor - 1])
-            result = result * factor if operator == "*" else sympy.floor(result / factor)
+            quotient = operator == "//"
+            result = bounded(sympy.floor(result / factor) if quotient else result * factor, tokens[cursor - 1])
         return result
 
     def power() -> sympy.Expr:
@@ -144,11 +158,15 @@ def parse_dim(text: str, what: str = "dimension") -> Dim:
             exponent = atom()
             if not exponent.is_Integer or not 0 <= int(exponent) <= 16:
                 raise fail("an exponent must be an integer from 0 to 16", at)
-            return cast(sympy.Expr, base**exponent)
+            if base.is_Integer and int(abs(base)).bit_length() * int(exponent) > 80:
+                raise fail("larger than 2**63 - 1", at)
+            return bounded(base**exponent, at)
         return base
 
     def atom() -> sympy.Expr:
         nonlocal cursor
+        if take("-"):
+            return -power()
         if take("("):
             result = total()
             if not take(")"):
@@ -157,17 +175,39 @@ def parse_dim(text: str, what: str = "dimension") -> Dim:
         kind, value, _ = at = tokens[cursor]
         cursor += 1
         if kind == "int":
-            return sympy.Integer(value)
+            return bounded(sympy.Integer(value), at)
         if kind == "name":
             if tokens[cursor][1] == "(":
                 raise fail("calls are not allowed", at)
-            return symbol(value)
+            return symbol(value, f"{what}: symbol")
         raise fail("unexpected end" if kind == "end" else f"unexpected {value!r}", at)
 
     result = total()
     if tokens[cursor][0] != "end":
         raise fail(f"unexpected {tokens[cursor][1]!r}", tokens[cursor])
     return int(result) if result.is_Integer else result
+
+
+def dim_text(dim: Dim) -> int | str:
+    """A dimension as it stands in a file; `parse_dim` reads it back."""
+    return dim if isinstance(dim, int) else _text(dim)
+
+
+def _text(formula: sympy.Expr) -> str:
+    """`formula` in the grammar of `parse_dim`."""
+    match formula:
+        case sympy.Symbol() | sympy.Integer():
+            return str(formula)
+        case sympy.Add():
+            return " + ".join(_text(term) for term in formula.as_ordered_terms())
+        case sympy.Mul():
+            return "*".join(f"({_text(factor)})" if factor.args else _text(factor) for factor in formula.args)
+        case sympy.Pow():
+            return f"({_text(formula.base)})**{formula.exp}"
+        case sympy.floor():
+            above, below = formula.args[0].as_numer_denom()
+            return f"({_text(above)})//({_text(below)})"
+    raise DeclarationError(f"{formula} cannot be written as a size; use + - * // **")
 
 
 def symbol_names(dims: Iterable[Dim]) -> frozenset[str]:
@@ -188,7 +228,7 @@ def evaluate(dim: Dim, values: Mapping[str, int], what: str = "size") -> int:
         given = ", ".join(f'"{name}": …' for name in missing)
         raise CostError(f"{what} {dim} has no value: pass sizes={{{given}}}")
     result = dim.xreplace({s: sympy.Integer(values[str(s)]) for s in dim.free_symbols})
-    if not result.is_Integer or result < 0:
+    if not result.is_Integer or result < 1:
         raise CostError(f"{what} {dim} is {result}, which is not a size; change the values")
     return int(result)
 

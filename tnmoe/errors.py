@@ -1,5 +1,8 @@
 """The one family of errors. Every message says what, where, expected against got, and the remedy."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class TnmoeError(Exception):
     """Base of every error that tnmoe raises on purpose."""
@@ -32,3 +35,11 @@ class FileError(TnmoeError):
 def point_at(text: str, start: int, length: int = 1) -> str:
     """`text` with carets under `length` characters from `start`, indented to stand below a message."""
     return f"  {text}\n  {' ' * start}{'^' * max(1, length)}"
+
+
+def unknown(what: str, given: object, allowed: Iterable[str]) -> str:
+    """A message that `given` is none of `allowed`, with the closest of them."""
+    names = list(allowed)
+    close = difflib.get_close_matches(str(given), names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"unknown {what} {given!r}{hint} allowed: {', '.join(names)}"

@@ -40,7 +40,7 @@ def load(path: str | os.PathLike[str]) -> Declared:
         raise FileError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise FileError(f"{path} is not UTF-8 text (byte {error.start}); a declaration is a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # no TOML, a number of thousands of digits, deep nesting
         raise FileError(f"{path} is not TOML: {error}") from None
     try:
         check_keys(data, ["layer", "sizes"], ["layer"], "top-level ")
@@ -50,33 +50,49 @@ def load(path: str | os.PathLike[str]) -> Declared:
         for key, value in sizes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise DeclarationError(f"sizes.{key} must be a positive integer, got {value!r}")
-        return Declared(declare(data["layer"]), sizes)
+        try:
+            return Declared(declare(data["layer"]), sizes)
+        except DeclarationError as error:
+            raise DeclarationError(f"[layer] {error}") from None
     except DeclarationError as error:
-        raise DeclarationError(f"{path}: [layer] {error}") from None
+        raise DeclarationError(f"{path}: {error}") from None
 
 
 def save(text: str, path: str | os.PathLike[str]) -> Path:
     """Write a file whole or not at all: into a temporary file beside it, then renamed over it.
 
+    A symbolic link is followed. What is no regular file (a pipe, a device) is written to directly.
+
     Raises:
         FileError: if it cannot be written; whatever was there before is untouched.
     """
     path = Path(path)
-    if path.is_dir():
-        raise FileError(f"{path} is a directory; name a file in it, e.g. {path / 'layer.py'}")
-    if not path.parent.is_dir():
-        raise FileError(f"{path.parent} is no directory; make it first")
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        data = text.encode("utf-8")
+        target = path.resolve()
+        if target.is_dir():
+            raise FileError(f"{path} is a directory; name a file in it, e.g. {path / 'layer.py'}")
+        if not target.parent.is_dir():
+            raise FileError(f"{path.parent} is no directory; make it first")
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+        else:
+            _replace(target, data)
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise FileError(f"{path} cannot be written: {reason}") from None
+    return path
+
+
+def _replace(target: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=".tnmoe-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes private files; this one is an ordinary one
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise FileError(f"{path} cannot be written: {error.strerror}") from None
-    return path
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise

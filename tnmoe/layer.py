@@ -8,7 +8,7 @@ from typing import Any
 
 import sympy
 
-from tnmoe.dims import Dim, evaluate, symbol_names
+from tnmoe.dims import Dim, dim_text, evaluate, symbol_names
 from tnmoe.errors import DeclarationError
 from tnmoe.initialise import Init, Normal
 from tnmoe.network import Network, Role, Tensor
@@ -165,15 +165,12 @@ def network_layer(network: Network, sizes: Mapping[str, Dim] | None = None) -> L
         fan = sympy.prod([sympy.sympify(dims[i]) for i in t.indices if i in unpaid])
         unpaid -= set(t.indices)
         inits[t.name] = Normal(0, 1 / sympy.sqrt(fan))
-    declaration: dict[str, Any] = {
-        "kind": "network",
-        "expression": network.expression,
-        "weights": [t.name for t in weights if t.role is Role.WEIGHT],
-        "frozen": [t.name for t in weights if t.role is Role.FROZEN],
-    }
+    declaration: dict[str, Any] = {"kind": "network", **network.to_mapping()}
     if from_text:
-        declaration["sizes"] = {i: d if isinstance(d, int) else str(d) for i, d in from_text.items()}
-    result = "result" if "result" not in {t.name for t in network.leaves} else "network_result"
+        declaration["sizes"] = {i: dim_text(d) for i, d in from_text.items()}
+    result = "result"
+    while any(t.name == result or t.name.startswith(f"{result}_") for t in network.leaves):
+        result += "_"  # the names of intermediate results begin with it
     out = Value(result, network.output)
     return Layer(
         name="ContractedNetwork",

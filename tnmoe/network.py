@@ -9,11 +9,12 @@ from __future__ import annotations
 import enum
 import keyword
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tnmoe.dims import check_name
-from tnmoe.errors import DeclarationError, point_at
+from tnmoe.errors import DeclarationError, point_at, unknown
 
 
 class Role(enum.Enum):
@@ -34,8 +35,11 @@ class Tensor:
 
     def __post_init__(self) -> None:
         check_name(self.name, "tensor")
-        for index in self.indices:
-            check_name(index, "index")
+        object.__setattr__(self, "indices", _index_names(self.indices, f"the indices of tensor {self.name!r}"))
+        if not isinstance(self.role, Role):
+            raise DeclarationError(
+                f"the role of tensor {self.name!r} must be a Role such as Role.WEIGHT, got {self.role!r}"
+            )
         repeated = [i for i, count in Counter(self.indices).items() if count > 1]
         if repeated:
             raise DeclarationError(
@@ -72,6 +76,15 @@ class Network:
     bias: FoldedBias | None = None
 
     def __post_init__(self) -> None:
+        given: object = self.tensors
+        if not isinstance(given, list | tuple) or not all(isinstance(t, Tensor) for t in given):
+            raise DeclarationError(
+                f"a network takes a tuple of Tensor, got {given!r}; for an expression use Network.parse('bi,io->bo')"
+            )
+        object.__setattr__(self, "tensors", tuple(given))
+        object.__setattr__(self, "output", _index_names(self.output, "the output"))
+        if not isinstance(self.bias, FoldedBias | None):
+            raise DeclarationError(f"the bias of a network must be a FoldedBias, got {self.bias!r}")
         if not self.tensors:
             raise DeclarationError("a network needs at least one tensor")
         repeated = [n for n, count in Counter(t.name for t in self.leaves).items() if count > 1]
@@ -100,6 +113,10 @@ class Network:
             raise DeclarationError(
                 f"bias {bias.tensor.name!r} has indices {bias.tensor.indices}, expected those of "
                 f"{bias.weight!r} without {bias.index!r}"
+            )
+        if Role.DATA in (weight.role, bias.tensor.role):
+            raise DeclarationError(
+                f"{weight.name!r} and its bias {bias.tensor.name!r} are stored, so their role must be WEIGHT or FROZEN"
             )
         elsewhere = set(self.output).union(*(t.indices for t in self.tensors if t is not data))
         lonely = [i for i in data.indices if i not in elsewhere]
@@ -158,21 +175,18 @@ class Network:
             if index != " " and index not in known:
                 raise fail(f"output index {index!r} is in no tensor", len(left) + 2 + offset)
 
-        trained = weights.split() if isinstance(weights, str) else list(weights)
-        constant = frozen.split() if isinstance(frozen, str) else list(frozen)
+        trained, constant = _names(weights, "weights"), _names(frozen, "frozen")
         roles = dict.fromkeys(trained, Role.WEIGHT) | dict.fromkeys(constant, Role.FROZEN)
         both = set(trained) & set(constant)
         if both:
             raise DeclarationError(f"{sorted(both)[0]!r} is listed both in weights and in frozen")
         names: list[str] = []
+        copies: Counter[str] = Counter()
         for term in terms:
             base = "".join(term) or "scalar"
             base += "_" if keyword.iskeyword(base) else ""
-            name, copy = base, 1
-            while name in names:
-                copy += 1
-                name = f"{base}_{copy}"
-            names.append(name)
+            copies[base] += 1
+            names.append(base if copies[base] == 1 else f"{base}_{copies[base]}")
         # A keyword term such as "or" may be called by its letters or by its name "or_".
         alias = {"".join(term): name for term, name in reversed(list(zip(terms, names, strict=True)))}
         chosen = {alias.get(name, name): role for name, role in roles.items()}
@@ -181,6 +195,37 @@ class Network:
             raise DeclarationError(f"no term {unknown[0]!r} in {expression!r}; the terms are {', '.join(names)}")
         tensors = tuple(Tensor(n, t, chosen.get(n, Role.DATA)) for n, t in zip(names, terms, strict=True))
         return cls(tensors, output)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The network as plain data: an expression where `parse` gives it back, else its tensors one by one."""
+        weights = [t.name for t in self.tensors if t.role is Role.WEIGHT]
+        frozen = [t.name for t in self.tensors if t.role is Role.FROZEN]
+        if all(len(i) == 1 for i in self.indices) and self.bias is None:
+            if Network.parse(self.expression).tensors == tuple(Tensor(t.name, t.indices) for t in self.tensors):
+                return {"expression": self.expression, "weights": weights, "frozen": frozen}
+        found: dict[str, Any] = {"tensors": [_plain(t) for t in self.tensors], "output": list(self.output)}
+        if (bias := self.bias) is not None:
+            found["bias"] = {"index": bias.index, "data": bias.data, "weight": bias.weight, **_plain(bias.tensor)}
+        return found
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Network:
+        """The network that `to_mapping` wrote (further keys are the caller's).
+
+        Raises:
+            DeclarationError: naming the key that is missing or wrong.
+        """
+        if "expression" in mapping:
+            given = {key: mapping.get(key, []) for key in ("weights", "frozen")}
+            return cls.parse(mapping["expression"], weights=given["weights"], frozen=given["frozen"])
+        tensors = mapping.get("tensors")
+        if not isinstance(tensors, list):
+            raise DeclarationError(f"a network needs an expression such as 'bi,io->bo', or tensors; got {tensors!r}")
+        bias = None
+        if (found := mapping.get("bias")) is not None:
+            names = {key: _entry(found, key, "bias") for key in ("index", "data", "weight")}
+            bias = FoldedBias(**names, tensor=_tensor(found))
+        return cls(tuple(_tensor(t) for t in tensors), _entry(mapping, "output", "network"), bias)
 
     @property
     def expression(self) -> str:
@@ -191,6 +236,42 @@ class Network:
 
     def __str__(self) -> str:
         return f"{self.expression}  [{', '.join(f'{t.name}: {t.role.value}' for t in self.tensors)}]"
+
+
+def _plain(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "indices": list(tensor.indices), "role": tensor.role.value}
+
+
+def _entry(mapping: Any, key: str, what: str) -> Any:
+    if not isinstance(mapping, Mapping) or key not in mapping:
+        raise DeclarationError(f"{key} of a {what} is missing in {mapping!r}")
+    return mapping[key]
+
+
+def _tensor(mapping: Any) -> Tensor:
+    name, indices, role = (_entry(mapping, key, "tensor") for key in ("name", "indices", "role"))
+    roles = [r.value for r in Role]
+    if role not in roles:
+        raise DeclarationError(unknown("role of a tensor", role, roles))
+    return Tensor(name, indices, Role(role))
+
+
+def _index_names(given: object, what: str) -> tuple[str, ...]:
+    if not isinstance(given, list | tuple):
+        raise DeclarationError(f"{what} must be a tuple of names, got {given!r}")
+    return tuple(check_name(index, "index") for index in given)
+
+
+def _names(given: object, what: str) -> list[str]:
+    names = given.split() if isinstance(given, str) else given
+    if not isinstance(names, Iterable) or isinstance(names, bytes):
+        raise DeclarationError(f"{what} must be terms such as 'nr ir ro', got {given!r}")
+    found = []
+    for name in names:
+        if not isinstance(name, str):
+            raise DeclarationError(f"{what} must be terms such as 'nr ir ro', got {name!r} among them")
+        found.append(name)
+    return found
 
 
 def _letters(text: str, start: int, fail: Callable[[str, int], DeclarationError]) -> tuple[str, ...]:

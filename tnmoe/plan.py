@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from tnmoe.cost import Estimate, estimate
 from tnmoe.cost_report import step_table
-from tnmoe.dims import check_name
+from tnmoe.dims import LARGEST, check_name
 from tnmoe.errors import PlanError
 from tnmoe.layer import Layer
 from tnmoe.layers import declare
 from tnmoe.lower import lower
+from tnmoe.objective import check_objective
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program, bind
 from tnmoe.report import json_text
@@ -118,7 +119,7 @@ class Plan:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, deep nesting
             raise PlanError(f"a plan must be JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError(f'a plan must be a JSON object with "format": "{FORMAT}"')
@@ -127,15 +128,15 @@ class Plan:
             raise PlanError(f"the plan lacks {missing[0]!r}")
         layer = declare(data["declaration"])
         values = {check_name(k, "size"): _size(k, v) for k, v in _mapping(data, "values").items()}
+        _same_names("values", values, layer.free_symbols | set(layer.values))
+        for name, value in layer.values.items():
+            if values[name] != value:
+                raise PlanError(f"the plan says {name} = {values[name]}, but its declaration says {value}")
         paths = {name: _path(name, p) for name, p in _mapping(data, "paths").items()}
+        _same_names("paths", paths, {node.out.name for node in layer.contractions})
         for node in layer.contractions:
-            if node.out.name not in paths:
-                raise PlanError(f"the plan has no path for {node.out.name!r}")
             paths[node.out.name].check(len(node.network.tensors))
-        unset = sorted(layer.free_symbols - set(values))
-        if unset:
-            raise PlanError(f"the plan gives no value for {unset[0]!r}")
-        return cls(layer, paths, values, str(data["objective"]))
+        return cls(layer, paths, values, check_objective(data["objective"]))
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -145,15 +146,23 @@ def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found
 
 
+def _same_names(what: str, given: Iterable[str], expected: Iterable[str]) -> None:
+    lacking, surplus = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+    if lacking or surplus:
+        fault = f"lack {lacking[0]!r}" if lacking else f"have {surplus[0]!r}, which the layer has not"
+        raise PlanError(f"the {what} of the plan {fault}; expected {', '.join(sorted(expected))}")
+
+
 def _size(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if type(value) is not int or not 1 <= value <= LARGEST:
         raise PlanError(f"value {key!r} of a plan must be a size, got {value!r}")
     return value
 
 
 def _path(name: str, data: Any) -> ContractionPath:
-    try:
-        steps = tuple((int(i), int(j)) for i, j in data["steps"])
-        return ContractionPath(steps, str(data["planner"]), bool(data["exact"]))
-    except (KeyError, TypeError, ValueError):
-        raise PlanError(f"path {name!r} must have steps (pairs of integers), planner and exact; got {data!r}") from None
+    match data:
+        case {"steps": list(steps), "planner": str(planner), "exact": bool(exact)} if all(
+            isinstance(step, list) and [type(i) for i in step] == [int, int] for step in steps
+        ):
+            return ContractionPath(tuple((i, j) for i, j in steps), planner, exact)
+    raise PlanError(f"path {name!r} must have steps (pairs of integers), planner and exact; got {data!r}")

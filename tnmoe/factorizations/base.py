@@ -127,11 +127,6 @@ def stage_names(prefix: str, experts: Sequence[Parameter], input_factor: Paramet
     }
 
 
-def plain(dim: Dim) -> int | str:
-    """A dimension as it stands in a file."""
-    return dim if isinstance(dim, int) else str(dim)
-
-
 def mixing_energy(modes: Modes) -> Dim:
     """Second moment of a sum of N(1, 1) entries mixed by the initial coefficients: Π_e (s₁² + s₂)."""
     return sympy.prod([sympy.sympify(s1) ** 2 + s2 for s1, s2 in modes.gate_sums])

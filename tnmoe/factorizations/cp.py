@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import sympy
 
-from tnmoe.dims import Dim, Size, as_dim
-from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, plain, stage_names
+from tnmoe.dims import Dim, Size, as_dim, dim_text
+from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, stage_names
 from tnmoe.initialise import Normal, Uniform
 from tnmoe.layer import Parameter
 
@@ -36,7 +36,7 @@ class CP:
 
     def declaration(self) -> dict[str, Any]:
         """The mapping that declares it, as in a TOML file."""
-        return {"kind": self.kind, "rank": plain(*self.dims())}
+        return {"kind": self.kind, "rank": dim_text(*self.dims())}
 
     def __str__(self) -> str:
         return f"CP(rank={self.rank})"

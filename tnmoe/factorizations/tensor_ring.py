@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import sympy
 
-from tnmoe.dims import Dim, Size, as_dim
+from tnmoe.dims import Dim, Size, as_dim, dim_text
 from tnmoe.errors import DeclarationError
-from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, plain, stage_names
+from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, stage_names
 from tnmoe.initialise import DiagonalNormal, Uniform
 from tnmoe.layer import Parameter
 
@@ -43,12 +43,12 @@ class TensorRing:
         if len(self.ranks) != levels + 2:
             raise DeclarationError(
                 f"ranks has {len(self.ranks)} entries, expected {levels + 2}: a tensor ring over {levels} level(s) "
-                f"of experts, input and output has {levels + 2} bonds; got {[plain(r) for r in self.dims()]}"
+                f"of experts, input and output has {levels + 2} bonds; got {[dim_text(r) for r in self.dims()]}"
             )
 
     def declaration(self) -> dict[str, Any]:
         """The mapping that declares it, as in a TOML file."""
-        return {"kind": self.kind, "ranks": [plain(r) for r in self.dims()]}
+        return {"kind": self.kind, "ranks": [dim_text(r) for r in self.dims()]}
 
     def __str__(self) -> str:
         return f"TensorRing(ranks=({', '.join(map(str, self.ranks))}))"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
 from tnmoe.dims import Dim, as_dim
-from tnmoe.errors import DeclarationError
+from tnmoe.errors import DeclarationError, unknown
 from tnmoe.factorizations import FACTORIZATIONS, Factorization
 from tnmoe.layer import Layer, network_layer
 from tnmoe.layers.gate import Gate
@@ -33,8 +32,10 @@ def declare(mapping: Mapping[str, Any]) -> Layer:
     kind = mapping.get("kind")
     if kind == "network":
         return _network(mapping)
+    if "kind" not in mapping:
+        raise DeclarationError(f"kind is missing; it is one of {', '.join([*KINDS, 'network'])}")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise DeclarationError(_unknown("kind", kind, [*KINDS, "network"]))
+        raise DeclarationError(unknown("kind", kind, [*KINDS, "network"]))
     spec = KINDS[kind]
     given = {k: v for k, v in mapping.items() if k != "kind"}
     required = [f.name for f in fields(spec) if f.default is MISSING and f.default_factory is MISSING]
@@ -50,28 +51,20 @@ def check_keys(given: Mapping[str, Any], allowed: list[str], required: list[str]
     """Raise `DeclarationError` for a key that is not allowed, or one that is missing."""
     for key in given:
         if key not in allowed:
-            raise DeclarationError(_unknown(f"{where}key", key, allowed))
+            raise DeclarationError(unknown(f"{where}key", key, allowed))
     missing = [k for k in required if k not in given]
     if missing:
         raise DeclarationError(f"{where}{missing[0]} is missing; required are {', '.join(required)}")
 
 
-def _unknown(what: str, given: object, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(str(given), allowed, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return (
-        f"unknown {what} {given!r}{hint} Allowed: {', '.join(allowed)}"
-        if hint
-        else (f"unknown {what} {given!r}; allowed: {', '.join(allowed)}")
-    )
-
-
 def _factorization(given: object) -> Factorization:
     if not isinstance(given, Mapping):
         raise DeclarationError(f'factorization must be a table such as {{ kind = "cp", rank = 64 }}, got {given!r}')
-    kind = given.get("kind")
+    if "kind" not in given:
+        raise DeclarationError(f"factorization.kind is missing; it is one of {', '.join(FACTORIZATIONS)}")
+    kind = given["kind"]
     if not isinstance(kind, str) or kind not in FACTORIZATIONS:
-        raise DeclarationError(_unknown("factorization.kind", kind, list(FACTORIZATIONS)))
+        raise DeclarationError(unknown("factorization.kind", kind, list(FACTORIZATIONS)))
     made = FACTORIZATIONS[kind]
     rest = {k: v for k, v in given.items() if k != "kind"}
     names = [f.name for f in fields(made)]
@@ -92,18 +85,15 @@ def _gate(given: object) -> Gate:
 
 
 def _network(mapping: Mapping[str, Any]) -> Layer:
-    allowed = ["kind", "expression", "weights", "frozen", "sizes"]
-    check_keys(mapping, allowed, ["expression"], "")
-    lists = {k: mapping.get(k, []) for k in ("weights", "frozen")}
-    for key, names in lists.items():
-        if not isinstance(names, str) and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
-            raise DeclarationError(f"{key} must be a list of terms such as ['nr', 'ir'], got {names!r}")
+    if "tensors" in mapping:  # a network that no expression says, as plans keep it
+        check_keys(mapping, ["kind", "tensors", "output", "bias", "sizes"], ["tensors", "output"], "")
+    else:
+        check_keys(mapping, ["kind", "expression", "weights", "frozen", "sizes"], ["expression"], "")
     sizes = mapping.get("sizes", {})
     if not isinstance(sizes, Mapping):
         raise DeclarationError(f"sizes must be a table such as {{ n = 256 }}, got {sizes!r}")
-    network = Network.parse(mapping["expression"], weights=lists["weights"], frozen=lists["frozen"])
-    dims: dict[str, Dim] = {k: as_dim(v, f"sizes.{k}") for k, v in sizes.items()}
-    return network_layer(network, dims)
+    dims: dict[str, Dim] = {str(k): as_dim(v, f"sizes.{k}") for k, v in sizes.items()}
+    return network_layer(Network.from_mapping(mapping), dims)
 
 
 __all__ = [

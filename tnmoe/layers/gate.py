@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 
 from tnmoe.dims import Dim
-from tnmoe.errors import DeclarationError
+from tnmoe.errors import DeclarationError, unknown
 from tnmoe.factorizations.base import numbered
 from tnmoe.initialise import Ones, Zeros
 from tnmoe.layer import Contraction, Node, Parameter
@@ -34,7 +34,7 @@ class Gate:
     def __post_init__(self) -> None:
         for key, value, allowed in (("activation", self.activation, ACTIVATIONS), ("norm", self.norm, NORMS)):
             if value not in allowed:
-                raise DeclarationError(f"gate.{key} must be one of {', '.join(allowed)}, got {value!r}")
+                raise DeclarationError(unknown(f"gate.{key}", value, allowed))
 
     def declaration(self) -> dict[str, Any]:
         """The mapping that declares it, as in a TOML file."""

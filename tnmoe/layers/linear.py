@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import sympy
 
@@ -75,21 +75,16 @@ class MLP(Declaration):
         for index, dim in zip("iho", dims, strict=True):
             sizes.add(index, index.upper(), dim)
         x = Value("x", (DYNAMIC, "i"))
-        parameters: tuple[Parameter, ...] = ()
-        before: tuple[Any, ...] = ()
-        normed = x
-        if self.input_norm:
-            norm = input_layer_norm(x)
-            parameters, before, normed = norm.parameters, (norm.node,), norm.node.out
-        up, up_parameters = _affine(sizes, "up_", normed, Value("hidden", (DYNAMIC, "h"), "up"), self.bias)
+        norm = input_layer_norm(x, self.input_norm)
+        up, up_parameters = _affine(sizes, "up_", norm.out, Value("hidden", (DYNAMIC, "h"), "up"), self.bias)
         active = Value("activated", (DYNAMIC, "h"), "up")
         down, down_parameters = _affine(sizes, "down_", active, Value("y", (DYNAMIC, "o"), "down"), self.bias)
         return Layer(
             name="MLP",
             inputs=(x,),
-            parameters=parameters + up_parameters + down_parameters,
+            parameters=norm.parameters + up_parameters + down_parameters,
             buffers=(),
-            nodes=(*before, up, Gelu(active, up.out), down),
+            nodes=(*norm.nodes, up, Gelu(active, up.out), down),
             output=down.out,
             sizes=sizes.sizes,
             values=sizes.values,

@@ -129,11 +129,10 @@ class _Parts:
             logits = top
         self.shares = Value("coefficients", (DYNAMIC, slot), "gate")
         self.nodes.append(Softmax(self.shares, logits, slot))
-        if input_norm:
-            norm = input_layer_norm(self.x)
-            self.parameters += norm.parameters
-            self.nodes.append(norm.node)
-            self.x = norm.node.out
+        norm = input_layer_norm(self.x, input_norm)
+        self.parameters += norm.parameters
+        self.nodes += norm.nodes
+        self.x = norm.out
 
     def weight(self, prefix: str, indices: tuple[str, str, str], bias: bool) -> tuple[Parameter, Parameter | None]:
         """A matrix (and bias) per expert, initialised like `torch.nn.Linear`."""

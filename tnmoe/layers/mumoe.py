@@ -28,6 +28,7 @@ class MuMoE(Declaration):
         factorization: `CP(rank)`, `TensorRing(ranks)` or `Dense()`.
         gate: activation and norm of the expert coefficients.
         bias: fold a bias per expert into W as one more input entry fixed at 1.
+        input_norm: normalise the input (LayerNorm with weight and bias) first; the gate reads it before the norm.
 
     Raises:
         DeclarationError: a size below 1, ranks that do not fit the levels, or an unknown part.
@@ -39,13 +40,14 @@ class MuMoE(Declaration):
     factorization: Factorization
     gate: Gate = field(default_factory=Gate)
     bias: bool = True
+    input_norm: bool = False
     kind: ClassVar[str] = "mumoe"
 
     def __post_init__(self) -> None:
         self.check_sizes("inputs", "outputs")
         object.__setattr__(self, "experts", _as_experts(self.experts))
         _check_parts(self.factorization, self.gate, self.levels)
-        self.check_flags("bias")
+        self.check_flags("bias", "input_norm")
 
     @property
     def levels(self) -> tuple[Dim, ...]:
@@ -61,15 +63,23 @@ class MuMoE(Declaration):
         sizes.add("o", "O", outputs)
         x, y = Value("x", (DYNAMIC, "i")), Value("y", (DYNAMIC, "o"))
         gates = _gates(self.gate, x, self.levels, sizes)
+        norm = input_layer_norm(x, self.input_norm)
         node, factors = _mixture(
-            self.factorization, self.gate, sizes, prefix="", x=x, out=y, coefficients=gates.coefficients, bias=self.bias
+            self.factorization,
+            self.gate,
+            sizes,
+            prefix="",
+            x=norm.out,
+            out=y,
+            coefficients=gates.coefficients,
+            bias=self.bias,
         )
         return Layer(
             name=_NAMES[self.factorization.kind] + "MuMoE",
             inputs=(x,),
-            parameters=gates.parameters + factors,
+            parameters=gates.parameters + norm.parameters + factors,
             buffers=gates.buffers,
-            nodes=(*gates.nodes, node),
+            nodes=(*gates.nodes, *norm.nodes, node),
             output=y,
             sizes=sizes.sizes,
             values=sizes.values,
@@ -88,7 +98,7 @@ class MuMoEBlock(Declaration):
     Args:
         inputs, hidden, outputs: widths; ints, symbols or expressions in text.
         experts, factorization, gate, bias: as in `MuMoE`, the same for both layers.
-        input_norm: normalise the input (LayerNorm with weight and bias) first; the gate reads it before the norm.
+        input_norm: as in `MuMoE`.
 
     Raises:
         DeclarationError: as `MuMoE`.
@@ -125,18 +135,14 @@ class MuMoEBlock(Declaration):
         sizes.add("o", "O", outputs)
         x, y = Value("x", (DYNAMIC, "i")), Value("y", (DYNAMIC, "o"))
         gates = _gates(self.gate, x, self.levels, sizes)
-        parameters, nodes = gates.parameters, gates.nodes
-        normed = x
-        if self.input_norm:
-            norm = input_layer_norm(x)
-            parameters, nodes, normed = parameters + norm.parameters, (*nodes, norm.node), norm.node.out
+        norm = input_layer_norm(x, self.input_norm)
         hidden_value, active = Value("hidden", (DYNAMIC, "h"), "up"), Value("activated", (DYNAMIC, "h"), "up")
         up, up_factors = _mixture(
             self.factorization,
             self.gate,
             sizes,
             prefix="up_",
-            x=normed,
+            x=norm.out,
             out=hidden_value,
             coefficients=gates.coefficients,
             bias=self.bias,
@@ -154,9 +160,9 @@ class MuMoEBlock(Declaration):
         return Layer(
             name=_NAMES[self.factorization.kind] + "MuMoEBlock",
             inputs=(x,),
-            parameters=parameters + up_factors + down_factors,
+            parameters=gates.parameters + norm.parameters + up_factors + down_factors,
             buffers=gates.buffers,
-            nodes=(*nodes, up, Gelu(active, hidden_value), down),
+            nodes=(*gates.nodes, *norm.nodes, up, Gelu(active, hidden_value), down),
             output=down.out,
             sizes=sizes.sizes,
             values=sizes.values,
@@ -170,7 +176,7 @@ _NAMES = {"cp": "CP", "tensor_ring": "TensorRing", "dense": "Dense"}
 
 
 def _as_experts(experts: object) -> tuple[Dim, ...]:
-    if isinstance(experts, Sequence) and not isinstance(experts, str):
+    if isinstance(experts, list | tuple):
         if not experts:
             raise DeclarationError("experts must name at least one level, got an empty list")
         return tuple(as_dim(n, f"experts[{k}]") for k, n in enumerate(experts))

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 import sympy
 
-from tnmoe.dims import Dim, as_dim
+from tnmoe.dims import Dim, as_dim, dim_text
 from tnmoe.errors import DeclarationError
-from tnmoe.factorizations.base import plain
 from tnmoe.initialise import Ones, Zeros
 from tnmoe.layer import Parameter
 from tnmoe.ops import LayerNorm, Value
@@ -52,9 +51,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool):
         return value
     if isinstance(value, int | sympy.Expr):
-        return plain(value)
+        return dim_text(value)
     if isinstance(value, tuple):
-        return [plain(v) for v in value] if len(value) > 1 else plain(value[0])
+        return [dim_text(v) for v in value] if len(value) > 1 else dim_text(value[0])
     return value.declaration()
 
 
@@ -64,16 +63,20 @@ def _shown(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class NormedInput:
-    """A LayerNorm with weight and bias over the features of a layer's input."""
+    """A layer's input, after its LayerNorm with weight and bias if it has one."""
 
-    parameters: tuple[Parameter, Parameter]
-    node: LayerNorm
+    out: Value
+    parameters: tuple[Parameter, ...] = ()
+    nodes: tuple[LayerNorm, ...] = ()
 
 
-def input_layer_norm(x: Value) -> NormedInput:
-    """Normalise `x` of indices (token, feature)."""
+def input_layer_norm(x: Value, wanted: bool) -> NormedInput:
+    """`x` of indices (token, feature), normalised over its features if `wanted`."""
+    if not wanted:
+        return NormedInput(x)
     index = x.indices[-1]
     weight = Parameter("norm_weight", (index,), Ones(), "norm")
     bias = Parameter("norm_bias", (index,), Zeros(), "norm")
     values = (Value(p.name, p.indices, p.part) for p in (weight, bias))
-    return NormedInput((weight, bias), LayerNorm(Value("x_norm", x.indices, "norm"), x, index, *values))
+    out = Value("x_norm", x.indices, "norm")
+    return NormedInput(out, (weight, bias), (LayerNorm(out, x, index, *values),))
