@@ -453,7 +453,9 @@ class _Writer:
                 return f"{x}.sum({axes[0] if len(axes) == 1 else tuple(axes)})"
             case Permute(out, value):
                 order = ", ".join(str(value.indices.index(i)) for i in out.indices)
-                return f"{x}.permute({order}).contiguous()" if order else f"{x}.clone()"
+                # Always a copy, even where a size of 1 would let torch keep a view: what runs is what is counted.
+                copied = "clone(memory_format=torch.contiguous_format)"
+                return f"{x}.permute({order}).{copied}" if order else f"{x}.clone()"
             case Softmax(_, value, index):
                 return f"torch.softmax({x}, {value.indices.index(index) - len(value.indices)})"
             case Entmax15() | Sparsemax():

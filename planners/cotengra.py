@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from tnmoe.errors import PlanError
@@ -19,13 +19,19 @@ except ImportError:  # it is an extra
 INSTALLED = cotengra is not None
 
 
-def plan(network: Network, sizes: Mapping[str, int], objective: str = "macs", optimizer: Any = None) -> ContractionPath:
+def plan(
+    network: Network,
+    sizes: Mapping[str, int],
+    objective: str = "macs",
+    needing: Set[str] = frozenset(),
+    optimizer: Any = None,
+) -> ContractionPath:
     """The path cotengra finds; it minimises its own count, one operation per product, whatever the objective.
 
     Args:
         network: a folded bias is planned as if its index had the size of the data alone.
         sizes: an integer for every index.
-        objective: recorded by the caller; cotengra's own count is used.
+        objective, needing: recorded by the caller; cotengra's own count is used.
         optimizer: a cotengra optimizer, by default its exact one up to 12 tensors and random greedy above.
 
     Raises:

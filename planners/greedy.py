@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from itertools import combinations
 
+from tnmoe.backward import propagate
 from tnmoe.cost import elements
 from tnmoe.lower import Operand, leaf_operands, lower_step
 from tnmoe.network import Network
@@ -12,13 +13,16 @@ from tnmoe.objective import check_objective, price
 from tnmoe.path import ContractionPath
 
 
-def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -> ContractionPath:
+def plan(
+    network: Network, sizes: Mapping[str, int], objective: str = "flops", needing: Set[str] = frozenset()
+) -> ContractionPath:
     """Contract the pair with the smallest growth in size, and of those the one with the cheapest step; O(n³) steps.
 
     Args:
         network: any number of tensors.
         sizes: an integer for every index.
-        objective: "flops" or "macs"; decides between pairs of equal growth.
+        objective: one of `tnmoe.objective.OBJECTIVES`; decides between pairs of equal growth.
+        needing: names of the tensors that need a gradient, for the objectives about training.
 
     Raises:
         PlanError: if the objective is unknown.
@@ -28,15 +32,17 @@ def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -
     inside = {k: frozenset([k]) for k in live}
     steps: list[tuple[int, int]] = []
     wanted = frozenset(network.output)
+    gradients, leaves = set(needing), {t.name for t in network.leaves}
     while len(live) > 1:
         options = []
         for i, j in combinations(live, 2):
             merged = inside[i] | inside[j]
             keep = wanted.union(*(t.indices for k, t in enumerate(network.tensors) if k not in merged))
-            ops, result = lower_step(live[i], live[j], keep, "_")
+            ops, result = lower_step(live[i], live[j], keep, f"_{len(steps)}_{i}_{j}")
             growth = _size(result, sizes) - _size(live[i], sizes) - _size(live[j], sizes)
-            options.append((growth, price(ops, sizes, objective), i, j, result))
-        _, _, i, j, result = min(options, key=lambda o: o[:4])
+            options.append((growth, price(ops, sizes, objective, gradients, leaves), i, j, ops, result))
+        _, _, i, j, ops, result = min(options, key=lambda o: o[:4])
+        gradients |= propagate(ops, gradients)
         new = len(network.tensors) + len(steps)
         steps.append((i, j))
         inside[new] = inside.pop(i) | inside.pop(j)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from tnmoe.errors import PlanError
@@ -18,13 +18,19 @@ except ImportError:  # it is an extra
 INSTALLED = opt_einsum is not None
 
 
-def plan(network: Network, sizes: Mapping[str, int], objective: str = "macs", algorithm: Any = None) -> ContractionPath:
+def plan(
+    network: Network,
+    sizes: Mapping[str, int],
+    objective: str = "macs",
+    needing: Set[str] = frozenset(),
+    algorithm: Any = None,
+) -> ContractionPath:
     """The path opt_einsum finds; it minimises its own count, one operation per product, whatever the objective.
 
     Args:
         network: a folded bias is planned as if its index had the size of the data alone.
         sizes: an integer for every index.
-        objective: recorded by the caller; opt_einsum knows none.
+        objective, needing: recorded by the caller; opt_einsum knows none.
         algorithm: an `optimize=` argument of opt_einsum, by default exact dynamic programming with outer products.
 
     Raises:

@@ -10,8 +10,9 @@ O(3ⁿ) splits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
+from tnmoe.backward import propagate
 from tnmoe.errors import PlanError
 from tnmoe.layer import Contraction
 from tnmoe.lower import Operand, leaf_operands, lower_network, lower_step
@@ -24,13 +25,16 @@ from tnmoe.planners import greedy
 MAX_TENSORS = 12
 
 
-def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -> ContractionPath:
+def plan(
+    network: Network, sizes: Mapping[str, int], objective: str = "flops", needing: Set[str] = frozenset()
+) -> ContractionPath:
     """The cheapest order of pairwise contractions.
 
     Args:
         network: up to 12 tensors; hyperedges, batch indices and a folded bias are priced as they will run.
         sizes: an integer for every index.
-        objective: "flops" or "macs".
+        objective: one of `tnmoe.objective.OBJECTIVES`.
+        needing: names of the tensors that need a gradient, for the objectives about training.
 
     Raises:
         PlanError: if there are more than 12 tensors, or the objective is unknown.
@@ -48,9 +52,19 @@ def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -
     operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
     best: dict[int, int] = {1 << k: 0 for k in range(n)}
     split: dict[int, tuple[int, int]] = {}
-    bound = _greedy_price(network, sizes, objective)
-    # A step's price depends on the operands' indices and on what is kept; equal steps recur across subsets.
+    bound = _greedy_price(network, sizes, objective, needing)
+    leaves = {t.name for t in network.leaves}
+    live = set(needing)
+    # A step's price depends on the operands' indices and on what is kept (and, for training, on what needs a
+    # gradient or is a leaf); equal steps recur across subsets.
     known: dict[tuple[object, object, int], tuple[int, Operand]] = {}
+
+    def shape(operand: Operand) -> object:
+        extra = operand.extra
+        found = operand.main.indices, operand.folded, extra.indices if extra is not None else None
+        if not needing:
+            return found
+        return found, *((v.name in live, v.name in leaves) for v in (operand.main, extra) if v is not None)
 
     for subset in range(1, full + 1):
         if subset in best:
@@ -74,14 +88,16 @@ def plan(network: Network, sizes: Mapping[str, int], objective: str = "flops") -
             if so_far + least_price(volume[joint], bool(joint & ~keep), objective) >= cheapest:
                 continue
             lhs, rhs = operand[left], operand[right]
-            key = (_shape(lhs), _shape(rhs), keep)
+            key = (shape(lhs), shape(rhs), keep)
             if key in known:
                 step, result = known[key]
             else:
                 if names is None:
                     names = frozenset(i for k, i in enumerate(network.indices) if keep >> k & 1)
-                ops, result = lower_step(lhs, rhs, names, "_")
-                step = price(ops, sizes, objective)
+                ops, result = lower_step(lhs, rhs, names, f"_{subset}")
+                step = price(ops, sizes, objective, live, leaves)
+                if needing:
+                    live |= propagate(ops, live)
                 known[key] = step, result
             if so_far + step < cheapest:
                 cheapest, split[subset], operand[subset] = so_far + step, (left, right), result
@@ -103,15 +119,10 @@ class _Volumes(dict[int, int]):
         return result
 
 
-def _greedy_price(network: Network, sizes: Mapping[str, int], objective: str) -> int:
-    path = greedy.plan(network, sizes, objective)
-    node = Contraction(Value("result", network.output), network)
-    return price(lower_network(node, path), sizes, objective)
-
-
-def _shape(operand: Operand) -> object:
-    extra = operand.extra.indices if operand.extra is not None else None
-    return operand.main.indices, operand.folded, extra
+def _greedy_price(network: Network, sizes: Mapping[str, int], objective: str, needing: Set[str]) -> int:
+    path = greedy.plan(network, sizes, objective, needing)
+    node = Contraction(Value("__result", network.output), network)
+    return price(lower_network(node, path), sizes, objective, needing, {t.name for t in network.leaves})
 
 
 def _index_masks(network: Network) -> tuple[list[int], list[int]]:

@@ -932,7 +932,7 @@ def test_no_corruption_escapes_the_family_of_errors(name: str) -> None:
     assert refused > 300
 
 
-TOP = ("format", "declaration", "values", "objective", "paths")
+TOP = ("format", "declaration", "values", "objective", "input_gradients", "paths")
 
 
 @pytest.mark.parametrize("key", TOP)

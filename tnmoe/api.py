@@ -6,7 +6,7 @@ import hashlib
 import linecache
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from tnmoe.errors import DeclarationError, PlanError, unknown
 from tnmoe.layer import Layer, network_layer
 from tnmoe.layers import Spec
 from tnmoe.network import Network
-from tnmoe.objective import check_objective
+from tnmoe.objective import TRAINING, check_objective
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import cotengra, greedy, opt_einsum, subset_dp
@@ -45,6 +45,7 @@ def plan(
     sizes: Mapping[str, int] | None = None,
     objective: str = "flops",
     planner: str = "auto",
+    input_gradients: bool | Collection[str] = True,
 ) -> Plan:
     """Choose the order in which every network of a layer is contracted.
 
@@ -52,9 +53,11 @@ def plan(
         what: a declaration such as `MuMoE(…)`, a `Layer`, or a bare `Network`.
         tokens: rows of the input (batch × sequence) to plan for; the emitted module takes any number.
         sizes: values of the declaration's symbols by name; for a bare network, of its indices.
-        objective: "flops" or "macs".
+        objective: "flops" or "macs" of the forward pass; "training": FLOPs of forward and backward, for each operand
+            that needs a gradient; "saved": elements kept for the backward pass, then FLOPs of training.
         planner: "subset_dp" (exact, up to 12 tensors), "greedy", "cotengra", "opt_einsum"; "auto" takes the exact
             one where it can, else cotengra if it is installed, else the greedy one.
+        input_gradients: whether the inputs need a gradient, as they do inside a model; or the names of those that do.
 
     Raises:
         PlanError: unknown objective or planner, or a network the planner cannot take.
@@ -84,10 +87,23 @@ def plan(
         wanted = ", ".join(f'"{name}": …' for name in unset)
         raise DeclarationError(f"{layer.name} has sizes without a value: pass sizes={{{wanted}}}")
     bound = layer.bound_sizes(values)
+    chosen = _input_gradients(layer, input_gradients)
+    live = layer.gradient_names(chosen) if objective in TRAINING else frozenset()
     paths: dict[str, ContractionPath] = {}
     for node in layer.contractions:
-        paths[node.out.name] = _planner(planner, node.network)(node.network, bound, objective)
-    return Plan(layer, paths, values, objective)
+        needing = live & {t.name for t in node.network.leaves}
+        paths[node.out.name] = _planner(planner, node.network)(node.network, bound, objective, needing)
+    return Plan(layer, paths, values, objective, chosen)
+
+
+def _input_gradients(layer: Layer, wanted: object) -> tuple[str, ...]:
+    names = [v.name for v in layer.inputs]
+    if isinstance(wanted, bool):
+        return tuple(names) if wanted else ()
+    given = wanted.split() if isinstance(wanted, str) else wanted
+    if not isinstance(given, Collection) or not all(name in names for name in given):
+        raise DeclarationError(f"input_gradients must be true, false or some of {', '.join(names)}; got {wanted!r}")
+    return tuple(name for name in names if name in given)
 
 
 def _as_layer(what: Planable, sizes: Mapping[str, int] | None = None) -> Layer:
@@ -153,7 +169,7 @@ def cost(what: Plan | Planable, *, tokens: int | None = None, dtype: str = "floa
         planned = what if tokens is None else with_tokens(what, tokens)
     else:
         planned = plan(what, tokens=DEFAULT_TOKENS if tokens is None else tokens)
-    return CostReport(planned.layer, planned.program, planned.values, dtype)
+    return CostReport(planned.layer, planned.program, planned.values, dtype, planned.input_gradients)
 
 
 def emit(what: Plan | Sequence[Plan], *, name: str | Sequence[str] | None = None) -> str:

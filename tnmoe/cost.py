@@ -1,4 +1,4 @@
-"""What one op costs. `estimate` sums it over a program; nothing else in the code base knows a cost formula.
+"""What one op costs. `estimate` sums it over a program; only `tnmoe.backward`, its other half, has formulas too.
 
 Conventions, the same for every figure:
 
@@ -85,7 +85,7 @@ def op_cost(op: Op, sizes: Mapping[str, Dim]) -> Cost:
     written = sum((elements(v.indices, sizes) for v in results(op)), start=cast(Dim, 0))
     match op:
         case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
-            macs = _joint(lhs, rhs, sizes)
+            macs = elements(joint_indices(lhs, rhs), sizes)
             added = written if isinstance(op, ContractAdd) else 0
             return Cost(macs=macs, matmul_flops=2 * macs, elementwise_flops=added, activations=written)
         case Multiply():
@@ -104,9 +104,10 @@ def op_cost(op: Op, sizes: Mapping[str, Dim]) -> Cost:
             return Cost(special_flops=_special(op, sizes), activations=written)
 
 
-def _joint(lhs: Value, rhs: Value, sizes: Mapping[str, Dim]) -> Dim:
-    shared = lhs.indices
-    return elements(shared + tuple([i for i in rhs.indices if i not in shared]), sizes)
+def joint_indices(lhs: Value, rhs: Value) -> tuple[str, ...]:
+    """Every index of two values once."""
+    known = lhs.indices
+    return known + tuple([i for i in rhs.indices if i not in known])
 
 
 def _special(op: Op, sizes: Mapping[str, Dim]) -> Dim:

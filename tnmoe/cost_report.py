@@ -8,6 +8,7 @@ from functools import cached_property
 
 import sympy
 
+from tnmoe.backward import gradient_names, saved_elements, training_cost
 from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements, estimate, simplify
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
@@ -33,6 +34,9 @@ FIGURES = (
     "max_rank",
     "weight_bytes",
     "activation_bytes",
+    "training_flops",
+    "training_matmul_flops",
+    "saved_bytes",
 )
 """Names of the figures: properties of a report, and arguments of `formula`."""
 
@@ -46,6 +50,9 @@ _HEADINGS = {
     "max_rank": "max rank",
     "weight_bytes": "weight bytes",
     "activation_bytes": "activation bytes",
+    "training_flops": "training FLOPs",
+    "training_matmul_flops": "training matmul",
+    "saved_bytes": "saved bytes",
 }
 
 
@@ -58,6 +65,7 @@ class CostReport:
         program: laid out, with symbolic sizes.
         values: the integer of every symbol, the tokens `T` included.
         dtype: of weights and activations, for the byte counts.
+        input_gradients: names of the inputs that need a gradient, for the figures about training.
 
     Raises:
         CostError: an unknown dtype, or a symbol without a value.
@@ -67,6 +75,7 @@ class CostReport:
     program: Program
     values: Mapping[str, int]
     dtype: str = "float32"
+    input_gradients: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -132,30 +141,52 @@ class CostReport:
         """Bytes of every intermediate that one forward pass writes, the result included."""
         return self._number("activation_bytes")
 
+    @property
+    def training_flops(self) -> int:
+        """FLOPs of all classes, of one forward and backward pass."""
+        return self._number("training_flops")
+
+    @property
+    def training_matmul_flops(self) -> int:
+        """Matmul FLOPs of one forward and backward pass; what `torch.utils.flop_counter` counts."""
+        return self._number("training_matmul_flops")
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see."""
+        return self._number("saved_bytes")
+
     def formula(self, figure: str) -> sympy.Expr:
         """A figure as a formula in the layer's symbols, e.g. `R*(I + N + O)`.
 
         Raises:
             CostError: if there is no such figure.
         """
-        return simplify(self._figure(figure, self.formulas, self.program.sizes))
+        return simplify(self._figure(figure, self.formulas, self.program))
 
     def _number(self, figure: str) -> int:
-        number = self._figure(figure, self.numbers, self.bound.sizes)
+        number = self._figure(figure, self.numbers, self.bound)
         assert isinstance(number, int)
         return number
 
-    def _figure(self, figure: str, found: Estimate, sizes: Mapping[str, Dim]) -> Dim:
+    def _figure(self, figure: str, found: Estimate, program: Program) -> Dim:
+        needing = gradient_names(program, self.input_gradients)
         width = DTYPE_BYTES[self.dtype]
         match figure:
             case "parameters":
                 return found.parameters
             case "max_rank":
-                return layer_rank(self.layer, sizes)
+                return layer_rank(self.layer, program.sizes)
             case "weight_bytes":
                 return width * (found.parameters + found.buffers)
             case "activation_bytes":
                 return width * found.total.activations
+            case "training_flops":
+                return training_cost(program.ops, program.sizes, needing).flops
+            case "training_matmul_flops":
+                return training_cost(program.ops, program.sizes, needing).matmul_flops
+            case "saved_bytes":
+                return width * saved_elements(program, needing)
             case _ if figure in FIGURES:
                 result: Dim = getattr(found.total, figure)
                 return result
@@ -202,8 +233,10 @@ class CostReport:
         """One row for each figure: its formula and its number."""
         rows = tuple((_HEADINGS[f], str(self.formula(f)), self._number(f)) for f in FIGURES)
         given = ", ".join(f"{k} = {v:,}" for k, v in sorted(self.values.items()))
+        inputs = ", ".join(self.input_gradients) or "no input"
         columns = (("figure", "figure"), ("formula", "formula"), ("value", "value"))
-        return Table(f"Formulas of {self.title}", columns, rows, (f"At {given}.",))
+        notes = (f"At {given}.", f"Training: all weights and {inputs} need a gradient.")
+        return Table(f"Formulas of {self.title}", columns, rows, notes)
 
     def record(self, label: str | None = None) -> dict[str, Cell]:
         """The figures of a comparison table's row; the keys are the JSON form's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,6 +131,16 @@ class Layer:
     def token_symbol(self) -> str:
         """Name of the symbol that counts the rows of the input; only of a batched layer."""
         return str(self.sizes[self.inputs[0].indices[0]])
+
+    def gradient_names(self, inputs: Collection[str]) -> frozenset[str]:
+        """Names of the values that need a gradient: trained weights, those of `inputs`, and what depends on them."""
+        found = {p.name for p in self.parameters if p.role is Role.WEIGHT} | set(inputs)
+        for node in self.nodes:
+            reads: tuple[Tensor | Value, ...]
+            reads = node.network.leaves if isinstance(node, Contraction) else operands(node)
+            if any(v.name in found for v in reads):
+                found |= {v.name for v in ((node.out,) if isinstance(node, Contraction) else results(node))}
+        return frozenset(found)
 
     def bound_sizes(self, values: Mapping[str, int] | None = None) -> dict[str, int]:
         """Every index's size as an integer, under the declared values and `values` (by symbol name)."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from tnmoe.backward import gradient_names, saved_elements, training_cost
 from tnmoe.cost import Estimate, estimate
 from tnmoe.cost_report import step_table
 from tnmoe.dims import LARGEST, check_name
@@ -32,12 +33,14 @@ class Plan:
         paths: the order of each network, by the name of the value it defines.
         values: the integer of every symbol, declared or assumed while planning (the tokens are `T`).
         objective: what was minimised.
+        input_gradients: names of the inputs that need a gradient, for the figures about training.
     """
 
     layer: Layer
     paths: Mapping[str, ContractionPath]
     values: Mapping[str, int]
     objective: str = "flops"
+    input_gradients: tuple[str, ...] = ()
 
     @cached_property
     def program(self) -> Program:
@@ -76,6 +79,20 @@ class Plan:
         return int(self._numbers.total.flops)
 
     @property
+    def training_flops(self) -> int:
+        """FLOPs of one forward and backward pass, all classes."""
+        return int(training_cost(self.bound.ops, self.bound.sizes, self._needing).flops)
+
+    @property
+    def saved(self) -> int:
+        """Elements that one forward pass keeps for the backward pass, besides parameters and inputs."""
+        return int(saved_elements(self.bound, self._needing))
+
+    @cached_property
+    def _needing(self) -> frozenset[str]:
+        return gradient_names(self.bound, self.input_gradients)
+
+    @property
     def exact(self) -> bool:
         """True if every order is proven to be the best under the objective."""
         return all(p.exact for p in self.paths.values())
@@ -105,6 +122,7 @@ class Plan:
                 "declaration": dict(self.layer.declaration),
                 "values": dict(self.values),
                 "objective": self.objective,
+                "input_gradients": list(self.input_gradients),
                 "paths": paths,
             }
         )
@@ -123,7 +141,7 @@ class Plan:
             raise PlanError(f"a plan must be JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError(f'a plan must be a JSON object with "format": "{FORMAT}"')
-        missing = [k for k in ("declaration", "values", "objective", "paths") if k not in data]
+        missing = [k for k in ("declaration", "values", "objective", "input_gradients", "paths") if k not in data]
         if missing:
             raise PlanError(f"the plan lacks {missing[0]!r}")
         layer = declare(data["declaration"])
@@ -136,7 +154,14 @@ class Plan:
         _same_names("paths", paths, {node.out.name for node in layer.contractions})
         for node in layer.contractions:
             paths[node.out.name].check(len(node.network.tensors))
-        return cls(layer, paths, values, check_objective(data["objective"]))
+        return cls(layer, paths, values, check_objective(data["objective"]), _inputs(layer, data["input_gradients"]))
+
+
+def _inputs(layer: Layer, names: Any) -> tuple[str, ...]:
+    known = [v.name for v in layer.inputs]
+    if not isinstance(names, list) or not all(name in known for name in names) or len(set(names)) != len(names):
+        raise PlanError(f"input_gradients of a plan must be some of {known}, got {names!r}")
+    return tuple(names)
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ copied at run time. Data comes as it comes; where two demands on an intermediate
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from tnmoe.ops import (
@@ -41,13 +41,16 @@ def assign_layouts(program: Program) -> Program:
     parameters = tuple(replace(p, indices=demands.get(p.name, p.indices)) for p in program.parameters)
     known = {v.name: v for v in replace(program, parameters=parameters).leaves}
     ops: list[Op] = []
+    copies: dict[tuple[str, Order], Value] = {}
 
     def permuted(value: Value, order: Order, consumer: Op) -> Value:
         if value.indices == order:
             return value
-        copy = Value(f"{value.name}_for_{consumer.out.name}", order, value.part)
-        ops.append(Permute(copy, value))
-        return copy
+        if (value.name, order) not in copies:
+            copy = Value(f"{value.name}_for_{consumer.out.name}", order, value.part)
+            ops.append(Permute(copy, value))
+            copies[value.name, order] = copy
+        return copies[value.name, order]
 
     for op in program.ops:
         op = rename(op, {v.name: known[v.name] for v in operands(op)})
@@ -138,9 +141,10 @@ def _sides(op: Contract | ContractAdd, want: Order) -> tuple[Value, Value]:
     return (op.rhs, op.lhs) if swap else (op.lhs, op.rhs)
 
 
-def _as_matmul(op: Contract | ContractAdd, want: Order, permuted: object) -> Contract | ContractAdd:
+def _as_matmul(
+    op: Contract | ContractAdd, want: Order, permuted: Callable[[Value, Order, Op], Value]
+) -> Contract | ContractAdd:
     """The contraction with operands placed, and copied where unavoidable, so that it is a matrix product."""
-    assert callable(permuted)
     lhs, rhs = _sides(op, want)
     op = replace(op, lhs=lhs, rhs=rhs)
     g = matmul_groups(op)

@@ -1,0 +1,156 @@
+"""What reverse-mode differentiation of one op costs, and what it keeps: the backward half of the cost model.
+
+Everything is counted for each operand that needs a gradient, never as a multiple of the forward pass: with frozen
+weights, or an input that needs no gradient, half of the work may vanish, and with it what has to be saved.
+Conventions are those of `tnmoe.cost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from typing import cast
+
+from tnmoe.cost import Cost, elements, joint_indices, op_cost
+from tnmoe.dims import Dim
+from tnmoe.errors import CostError
+from tnmoe.network import Role
+from tnmoe.ops import (
+    Add,
+    BatchNorm,
+    Contract,
+    ContractAdd,
+    Entmax15,
+    Gelu,
+    LayerNorm,
+    Multiply,
+    Op,
+    Permute,
+    Reduce,
+    Sigmoid,
+    Softmax,
+    Sparsemax,
+    Value,
+    operands,
+    results,
+)
+from tnmoe.program import Program
+
+
+def gradient_names(program: Program, inputs: Iterable[str]) -> frozenset[str]:
+    """Names of all values that need a gradient: trained parameters, those of `inputs`, and what depends on them."""
+    leaves = {p.name for p in program.parameters if p.role is Role.WEIGHT}
+    return propagate(program.ops, leaves.union(inputs))
+
+
+def propagate(ops: Iterable[Op], needing: Set[str]) -> frozenset[str]:
+    """`needing`, and the names of every result that depends on one of them."""
+    found = set(needing)
+    for op in ops:
+        if any(v.name in found for v in operands(op)):
+            found |= {v.name for v in results(op)}
+    return frozenset(found)
+
+
+def backward_cost(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Cost:
+    """Work of the gradients of the operands of `op` that are in `needing`.
+
+    Raises:
+        CostError: if the op has no formula.
+    """
+    wanted = [v for v in operands(op) if v.name in needing]
+    if not wanted:
+        return Cost()
+    written = elements(op.out.indices, sizes)
+    match op:
+        case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
+            # The gradient of either factor is a matrix product of the same extent; that of a bias sums over rows.
+            products = sum(v in (lhs, rhs) for v in wanted)
+            macs = products * elements(joint_indices(lhs, rhs), sizes)
+            sums = sum(len(v.indices) < len(op.out.indices) for v in wanted if v not in (lhs, rhs))
+            return Cost(macs=macs, matmul_flops=2 * macs, elementwise_flops=sums * written)
+        case Multiply():  # one product an element, then a sum over what was broadcast
+            sums = sum(len(v.indices) < len(op.out.indices) for v in wanted)
+            return Cost(macs=len(wanted) * written, elementwise_flops=(len(wanted) + sums) * written)
+        case Add():
+            return Cost(elementwise_flops=sum(len(v.indices) < len(op.out.indices) for v in wanted) * written)
+        case Reduce() | Permute():  # a broadcast, a copy
+            return Cost()
+        case _:
+            return Cost(special_flops=_special_per_element(op, needing) * written)
+
+
+def _special_per_element(op: Op, needing: Set[str]) -> int:
+    """FLOPs for each element of the result, counted off what torch's (or the emitted) backward does."""
+    match op:
+        case Softmax():  # product with y, sum, difference, product
+            return 4
+        case Sigmoid():  # 1 - y, two products
+            return 3
+        case Entmax15():  # the square's two products; mask, two sums, product, difference, half
+            return 8
+        case Sparsemax():  # mask, sum, product, difference
+            return 4
+        case Gelu():  # Φ in four, the density in four, product with x, sum, product with the gradient
+            return 11
+        case LayerNorm(_, x, _, weight, bias):
+            normal = 10 if x.name in needing else 0  # x̂ in two, product, two sums with a product, four to combine
+            affine = 2 * (weight is not None and weight.name in needing) + (bias is not None and bias.name in needing)
+            return normal + affine
+        case BatchNorm():
+            return 10
+    raise CostError(f"op {type(op).__name__} has no backward formula; add one to tnmoe/backward.py")
+
+
+def training_cost(ops: Iterable[Op], sizes: Mapping[str, Dim], needing: Set[str]) -> Cost:
+    """Work of forward and backward together; `needing` names the leaves that need a gradient."""
+    total, live = Cost(), set(needing)
+    for op in ops:
+        total += op_cost(op, sizes) + backward_cost(op, sizes, live)
+        if any(v.name in live for v in operands(op)):
+            live |= {v.name for v in results(op)}
+    return total
+
+
+def saved_values(op: Op, needing: Set[str]) -> tuple[Value, ...]:
+    """Operands and results of `op` that its backward reads, and that are therefore kept until then."""
+    if not any(v.name in needing for v in operands(op)):
+        return ()
+    match op:
+        case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs) | Multiply(_, lhs, rhs):
+            return tuple(v for v, other in ((lhs, rhs), (rhs, lhs)) if other.name in needing)
+        case Add() | Reduce() | Permute():
+            return ()
+        case Softmax(out) | Sigmoid(out) | Sparsemax(out):
+            return (out,)
+        case Gelu(_, x) | LayerNorm(_, x) | BatchNorm(_, x):
+            return (x,)
+        case Entmax15():
+            return ()  # its root, which is no value of the program: see `saved_inside`
+    raise CostError(f"op {type(op).__name__} has no rule for what it saves; add one to tnmoe/backward.py")
+
+
+def saved_inside(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Dim:
+    """Elements that the backward of `op` keeps and that are no value of the program."""
+    if not any(v.name in needing for v in operands(op)):
+        return 0
+    match op:
+        case Entmax15(_, x):  # the root of the result
+            return elements(x.indices, sizes)
+        case LayerNorm(_, x, index):  # mean and 1/σ of each row
+            return 2 * elements(tuple(i for i in x.indices if i != index), sizes)
+        case BatchNorm(_, _, index):  # mean and 1/σ of each column, in training
+            return 2 * sizes[index]
+    return 0
+
+
+def saved_elements(program: Program, needing: Set[str]) -> Dim:
+    """Elements kept for the backward pass, parameters, buffers and inputs aside (they exist anyway).
+
+    Args:
+        program: laid out.
+        needing: as `gradient_names` returns them.
+    """
+    leaves = {v.name for v in program.leaves}
+    kept = {v.name: v for op in program.ops for v in saved_values(op, needing) if v.name not in leaves}
+    inside = [saved_inside(op, program.sizes, needing) for op in program.ops]
+    return sum([elements(v.indices, program.sizes) for v in kept.values()] + inside, start=cast(Dim, 0))
