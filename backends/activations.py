@@ -15,9 +15,9 @@ class _Entmax15Root(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        z = (x - x.amax(-1, keepdim=True)) / 2
-        z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-        z = z.clamp(min=-1)  # τ is at least -1, so nothing below is chosen
+        z = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        z = (z - z.amax(-1, keepdim=True)) / 2
+        z = z.clamp(min=-2)  # τ ≥ -1: entries far below would only cost digits
         ordered = z.sort(-1, descending=True).values
         count = torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=z.dtype)
         mean = ordered.cumsum(-1) / count
@@ -40,8 +40,7 @@ class _Entmax15Root(torch.autograd.Function):
 
 def entmax15(x: Tensor) -> Tensor:
     """Entmax with α = 1.5 over the last axis (arXiv 1905.05702, algorithm 2)."""
-    root: Tensor = _Entmax15Root.apply(x)  # type: ignore[no-untyped-call]
-    return root.square()
+    return _Entmax15Root.apply(x).square()  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _Sparsemax(torch.autograd.Function):
@@ -51,9 +50,9 @@ class _Sparsemax(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        z = x - x.amax(-1, keepdim=True)
-        z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-        z = z.clamp(min=-1)  # τ is at least -1, so nothing below is chosen
+        z = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        z = z - z.amax(-1, keepdim=True)
+        z = z.clamp(min=-2)  # τ ≥ -1: entries far below would only cost digits
         ordered = z.sort(-1, descending=True).values
         count = torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=z.dtype)
         excess = ordered.cumsum(-1) - 1
@@ -74,5 +73,4 @@ class _Sparsemax(torch.autograd.Function):
 
 def sparsemax(x: Tensor) -> Tensor:
     """Projection onto the simplex over the last axis (arXiv 1602.02068)."""
-    p: Tensor = _Sparsemax.apply(x)  # type: ignore[no-untyped-call]
-    return p
+    return _Sparsemax.apply(x)  # type: ignore[no-untyped-call, no-any-return]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import builtins
 import keyword
+import re
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -34,6 +36,7 @@ from tnmoe.ops import (
     Value,
     matmul_groups,
     operands,
+    results,
 )
 from tnmoe.program import Program
 
@@ -43,7 +46,23 @@ WIDTH = 100
 CLASSES = frozenset(dir(builtins)) | {"_Entmax15Root", "_Sparsemax"}
 """Names that a class of the user's must not hide from the emitted code."""
 
-LOCALS = frozenset({"self", "torch", "nn", "F", "Tensor", "entmax15", "sparsemax", "lead", "training"})
+LOCALS = frozenset(
+    {
+        "self",
+        "torch",
+        "nn",
+        "F",
+        "Tensor",
+        "entmax15",
+        "sparsemax",
+        "lead",
+        "training",
+        "momentum",
+        "update",
+        "mean",
+        "var",
+    }
+)
 """Names that the emitted code uses itself; a value called so gets a trailing underscore."""
 
 MODULE_ATTRIBUTES = frozenset(
@@ -164,7 +183,10 @@ def _gate_source(name: str) -> str:
     function = {"entmax15": "_Entmax15Root", "sparsemax": "_Sparsemax"}[name]
     found = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
     parts = [ast.get_source_segment(text, found[n]) or "" for n in (function, name)]
-    return "\n\n\n".join(parts).replace("ctx: Any", "ctx").replace("  # type: ignore[no-untyped-call]", "")
+    return re.sub(r"  # type: ignore\[.*\]", "", "\n\n\n".join(parts)).replace("ctx: Any", "ctx")
+
+
+_STARTS = "Draw fresh weights; the layer starts with the variance of nn.Linear."
 
 
 # ---- one class -----------------------------------------------------------------------------------------------
@@ -173,7 +195,7 @@ def _gate_source(name: str) -> str:
 def _class(unit: Unit) -> str:
     program = unit.program
     lines = [f"class {unit.name}(nn.Module):", *_docstring([unit.title, *unit.notes], 4), ""]
-    lines += [*_init(program), "", *_reset(program)]
+    lines += [*_init(program), "", *_reset(program, _STARTS if unit.batched else "Draw fresh weights.")]
     writer = _Writer(program)
     gate_ops = _needed(program, program.coefficients)
     if unit.batched:
@@ -218,9 +240,14 @@ def _extra_repr(summary: str) -> list[str]:
     return ["        return (", *(f"            {quoted(piece)}" for piece in pieces), "        )"]
 
 
+def _safe(name: str, taken: frozenset[str]) -> str:
+    """`name`, or with one more underscore if it, or it without its last ones, is taken."""
+    return name + "_" if name in taken or name.rstrip("_") in taken else name
+
+
 def attribute(name: str) -> str:
     """The attribute of the emitted module that stores the value `name`."""
-    return name + "_" if name in MODULE_ATTRIBUTES else name
+    return _safe(name, MODULE_ATTRIBUTES)
 
 
 def _shape(parameter: Parameter, program: Program) -> str:
@@ -235,10 +262,10 @@ def _init(program: Program) -> list[str]:
         shape = f"({_shape(p, program)})" if not p.indices else _shape(p, program)
         frozen = ", requires_grad=False" if p.role is Role.FROZEN else ""
         value = f"nn.Parameter(torch.empty({shape}, **factory){frozen})"
-        lines.append(f"        self.{attribute(p.name)} = {value}{_comment(p.indices)}")
+        lines += _indented(_broken(f"self.{attribute(p.name)} = {value}", _comment(p.indices)))
     for b in program.buffers:
         value = f'self.register_buffer("{attribute(b.name)}", torch.empty({_shape(b, program)}, **factory))'
-        lines.append(f"        {value}{_comment(b.indices)}")
+        lines += _indented(_broken(value, _comment(b.indices)))
     if program.parameters or program.buffers:
         lines.append("        self.reset_parameters()")
     return lines
@@ -248,11 +275,11 @@ def _comment(indices: Sequence[str]) -> str:
     return f"  # {' '.join(indices)}" if indices else ""
 
 
-def _reset(program: Program) -> list[str]:
+def _reset(program: Program, purpose: str) -> list[str]:
     lines = ["    @torch.no_grad()", "    def reset_parameters(self) -> None:"]
-    lines.append('        """Draw fresh weights; at the start the layer has the variance of nn.Linear."""')
+    lines.append(f'        """{purpose}"""')
     for p in (*program.parameters, *program.buffers):
-        lines += [f"        {line}" for line in _initialise(f"self.{attribute(p.name)}", p, p.init, program)]
+        lines += _indented(_initialise(f"self.{attribute(p.name)}", p, p.init, program))
     if len(lines) == 3:
         return ["    def reset_parameters(self) -> None:", '        """There are no weights to draw."""']
     return lines
@@ -266,20 +293,26 @@ def _initialise(name: str, p: Parameter, init: Init, program: Program) -> list[s
             return [f"nn.init.ones_({name})"]
         case Normal(mean, std):
             return [f"nn.init.normal_({name}, {_number(mean)}, {_number(std)})"]
-        case Uniform(bound):
-            return [f"nn.init.uniform_({name}, -{_number(bound)}, {_number(bound)})"]
+        case Uniform(bound, formula):
+            line = f"nn.init.uniform_({name}, -{_number(bound)}, {_number(bound)})"
+            return _broken(line, f"  # ± {formula}" if len(line) + len(formula) + 13 <= WIDTH else "")
         case SharedUniform(indices, bound):
             # One draw for all entries along the shared axes, plus one of its own for each entry.
             shape = ", ".join("1" if i in indices else str(program.sizes[i]) for i in p.indices)
             low_high = f"-{_number(bound)}, {_number(bound)}"
             return [
                 f"nn.init.uniform_({name}, {low_high})",
-                f"{name} += {name}.new_empty({shape}).uniform_({low_high})",
+                *_broken(f"shared = {name}.new_empty({shape}).uniform_({low_high})"),
+                f"{name}.add_(shared)",
             ]
         case DiagonalNormal(rows, cols):
             axes = f"{p.indices.index(rows)}, {p.indices.index(cols)}"
             return [f"nn.init.zeros_({name})", f"nn.init.normal_({name}.diagonal(0, {axes}), 1.0, 1.0)"]
     raise EmitError(f"parameter {p.name!r} starts as {init}, which has no torch form")
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"        {line}" for line in lines]
 
 
 def _number(value: object) -> str:
@@ -314,18 +347,26 @@ def _coefficients(unit: Unit, writer: _Writer, ops: Sequence[Op]) -> list[str]:
     width = program.sizes[x.indices[-1]]
     names = [writer.ref(n) for n in program.coefficients]
     several = len(names) > 1
+    running = any(isinstance(op, BatchNorm) for op in ops)
     levels = "one (..., experts) tensor for each level" if several else "a tuple of one (..., experts) tensor"
     lines = [
         f"    def expert_coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:",
         f'        """Shares of the experts for (..., {width}): {levels}."""',
         f"        lead = {x.name}.shape[:-1]",
-        f"        levels = self._coefficients(self._rows({x.name}))",
+        f"        levels = self._coefficients(self._rows({x.name}){', update=False' if running else ''})",
         "        return tuple(a.reshape(*lead, a.shape[-1]) for a in levels)",
         "",
-        f"    def _coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:",
     ]
+    if running:
+        # One row has no variance; and looking at the coefficients must not move the running statistics.
+        lines.append(f"    def _coefficients(self, {x.name}: Tensor, update: bool = True) -> tuple[Tensor, ...]:")
+        condition = f"self.training if {x.name}.shape[0] > 1 else False"
+        lines.append(f"        training = {condition}  # one row has no variance")
+        lines.append("        momentum = 0.1 if update else 0.0  # of the running statistics")
+    else:
+        lines.append(f"    def _coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:")
     for op in ops:
-        lines += [f"        {line}" for line in writer.statement(op)]
+        lines += _indented(writer.statement(op))
     lines.append(f"        return {_tuple(names)}")
     return lines
 
@@ -361,7 +402,7 @@ def _forward(unit: Unit, writer: _Writer, gate_ops: Sequence[Op]) -> list[str]:
         if op.out.part != part:
             part = op.out.part
             lines.append("")
-        lines += [f"        {line}" for line in writer.statement(op)]
+        lines += _indented(writer.statement(op))
     result = writer.ref(program.output.name)
     if unit.batched:
         lines.append(f"        return {result}.reshape(*lead, {width_out})")
@@ -371,15 +412,21 @@ def _forward(unit: Unit, writer: _Writer, gate_ops: Sequence[Op]) -> list[str]:
 
 
 def _broken(line: str, comment: str = "") -> list[str]:
-    """A statement that is too long, broken inside its last pair of brackets if it ends with one."""
+    """A statement that is too long, broken as formatters break it: inside its last brackets, if it ends with them."""
     if len(line) + len(comment) + 8 <= WIDTH or not line.endswith(")"):
         return [line + comment]
-    depth = 0
-    for start in range(len(line) - 1, -1, -1):
+    depth, start, commas = 0, len(line), []
+    while start == len(line) or depth:
+        start -= 1
         depth += {")": 1, "(": -1}.get(line[start], 0)
-        if depth == 0:
-            return [line[: start + 1], f"    {line[start + 1 : -1]}", f"){comment}"]
-    return [line + comment]
+        if depth == 1 and line[start] == ",":
+            commas.append(start)
+    inside = line[start + 1 : -1]
+    if len(inside) + 12 <= WIDTH:
+        return [line[: start + 1], f"    {inside}", f"){comment}"]
+    ends = [*reversed(commas), len(line) - 1]
+    begins = [start + 1, *(c + 1 for c in reversed(commas))]
+    return [line[: start + 1], *(f"    {line[i:j].strip()}," for i, j in zip(begins, ends, strict=True)), f"){comment}"]
 
 
 # ---- one op --------------------------------------------------------------------------------------------------
@@ -394,12 +441,19 @@ class _Writer:
 
     def __post_init__(self) -> None:
         self.stored = frozenset(p.name for p in (*self.program.parameters, *self.program.buffers))
+        names = [v.name for v in self.program.leaves] + [v.name for op in self.program.ops for v in results(op)]
+        written = Counter(self.ref(name) for name in names)
+        clash = [name for name in names if written[self.ref(name)] > 1]
+        if clash:
+            raise EmitError(f"{clash[0]!r} and {clash[1]!r} would both be written {self.ref(clash[0])!r}; rename one")
 
     def ref(self, name: str) -> str:
         """How the value `name` is written."""
         if name in self.stored:
             return f"self.{attribute(name)}"
-        return name + "_" if name in LOCALS or keyword.issoftkeyword(name) else name
+        if name.startswith("size_"):
+            return name + "_"  # as `runtime_sizes` calls its variables
+        return _safe(name, LOCALS | frozenset(keyword.softkwlist))
 
     def runtime_sizes(self, ops: Sequence[Op]) -> dict[str, str]:
         """Sizes that only the data knows and that some view has to name: variable to expression."""
@@ -420,20 +474,20 @@ class _Writer:
     def statement(self, op: Op) -> list[str]:
         """`out = expression  # indices`; a view of the result goes on a line of its own if both are too long."""
         target, comment = self.ref(op.out.name), _comment(op.out.indices)
-        before = []
         if isinstance(op, BatchNorm):
-            rows = self.ref(op.x.name)
-            before = [f"training = self.training and {rows}.shape[0] > 1  # one row has no variance"]
+            statistics = f"mean, var = {self.ref(op.mean.name)}, {self.ref(op.var.name)}"
+            return [statistics, f"{target} = {self._elementwise(op)}{comment}"]
         expression, views = self.expression(op)
         if views and isinstance(op, Contract):
             whole = f"{target} = ({expression}){views}{comment}"
         else:
             whole = f"{target} = {expression}{views}{comment}"
         if len(whole) + 8 <= WIDTH:
-            return [*before, whole]
-        if views:
-            return [*before, *_broken(f"{target} = {expression}"), f"{target} = {target}{views}{comment}"]
-        return [*before, *_broken(f"{target} = {expression}", comment)]
+            return [whole]
+        if views and isinstance(op, Contract | ContractAdd):
+            product = _broken(f"{target} = {expression}", f"  # {self._merged(op)}")
+            return [*product, *_broken(f"{target} = {target}{views}", comment)]
+        return _broken(f"{target} = {expression}", comment)
 
     def expression(self, op: Op) -> tuple[str, str]:
         """What the op computes, and the view (if any) that gives the result its axes."""
@@ -469,8 +523,8 @@ class _Writer:
             case LayerNorm(_, _, index, weight, bias):
                 affine = "".join(f", {self.ref(v.name)}" for v in (weight, bias) if v)
                 return f"F.layer_norm({x}, ({self.program.sizes[index]},){affine})"
-            case BatchNorm(_, _, _, mean, var):
-                return f"F.batch_norm({x}, {self.ref(mean.name)}, {self.ref(var.name)}, training=training)"
+            case BatchNorm():
+                return f"F.batch_norm({x}, mean, var, None, None, training, momentum)"
             case _:
                 raise EmitError(
                     f"op {type(op).__name__} has no torch form yet: routed layers can be costed, not emitted"
@@ -494,6 +548,12 @@ class _Writer:
             elif not group:
                 text += f".squeeze({axis})"
         return text
+
+    def _merged(self, op: Contract | ContractAdd) -> str:
+        """The axes of the product before its view, e.g. `t (r1 r2)`."""
+        g = matmul_groups(op)
+        groups = [(i,) for i in g.batch] + [g.rows, g.cols]
+        return " ".join(f"({' '.join(group)})" if len(group) > 1 else group[0] if group else "1" for group in groups)
 
     def _matrix(self, value: Value, batch: tuple[str, ...], rows: tuple[str, ...], cols: tuple[str, ...]) -> str:
         """`value` viewed as (batch…, rows, cols)."""

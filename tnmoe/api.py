@@ -216,9 +216,9 @@ def _unit(planned: Plan, name: str) -> torch_backend.Unit:
     sizes = planned.bound.sizes
     if planned.layer.batched:
         width_in, width_out = sizes[planned.layer.inputs[0].indices[-1]], sizes[planned.layer.output.indices[-1]]
-        title = f"{planned.layer.name}: maps (..., {width_in}) to (..., {width_out})."
+        title = f"Maps (..., {width_in}) to (..., {width_out})."
     else:
-        title = f"{planned.layer.name}: {planned.layer.summary}"
+        title = f"Contracts {planned.layer.summary}."
     return torch_backend.Unit(planned.bound, name, title, planned.layer.summary, notes, planned.layer.batched)
 
 

@@ -54,8 +54,8 @@ def check_name(name: object, what: str) -> str:
         raise DeclarationError(
             f"{what} name {name!r} is a Python keyword and would reach generated source; rename it, e.g. {name + '_'!r}"
         )
-    if name.startswith("__"):
-        raise DeclarationError(f"{what} name {name!r} starts with two underscores; drop them")
+    if name.startswith("_"):
+        raise DeclarationError(f"{what} name {name!r} starts with an underscore, as Python's own names do; drop it")
     return name
 
 

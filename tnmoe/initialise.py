@@ -1,4 +1,5 @@
-"""How a parameter starts. Scales are formulas in the layer's symbols, so they hold for every size."""
+"""How a parameter starts. Scales are formulas in the layer's symbols, so they hold for every size; once bound, a scale
+is a number, and `formula` says where it came from."""
 
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ class Uniform:
     """Independent entries, uniform on ±bound; their variance is bound²/3."""
 
     bound: Scale
+    formula: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class SharedUniform:
 
     indices: tuple[str, ...]
     bound: Scale
+    formula: str = ""
 
 
 Init = Zeros | Ones | Normal | Uniform | DiagonalNormal | SharedUniform
@@ -67,8 +70,8 @@ def bind_init(init: Init, values: Mapping[str, int]) -> Init:
         case Normal(mean, std):
             return Normal(number(mean), number(std))
         case Uniform(bound):
-            return Uniform(number(bound))
+            return Uniform(number(bound), str(bound))
         case SharedUniform(indices, bound):
-            return SharedUniform(indices, number(bound))
+            return SharedUniform(indices, number(bound), str(bound))
         case _:
             return init

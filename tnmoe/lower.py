@@ -117,7 +117,7 @@ def lower_network(node: Contraction, path: ContractionPath) -> tuple[Op, ...]:
         new = len(network.tensors) + k
         inside[new] = inside[i] | inside[j]
         keep = wanted.union(*(t.indices for n, t in enumerate(network.tensors) if t.name not in inside[new]))
-        name = node.out.name if not live else node.names.get(inside[new], f"{node.out.name}_{k}")
+        name = node.out.name if not live else node.names.get(inside[new], f"{node.out.name}_partial_{k}")
         step, live[new] = lower_step(lhs, rhs, keep, name)
         ops += step
     (last,) = live.values()

@@ -1,12 +1,13 @@
 """Decide the memory order of every value, so that contractions are matrix products over views.
 
-Weights are free: each is stored the way its matrix product wants it, and no weight is ever transposed or
-copied at run time. Data comes as it comes; where two demands on an intermediate conflict, an explicit
-`Permute` (a copy, which the cost model sees) is inserted.
+Weights are free: each is stored the way its matrix product wants it, so that none is transposed or copied at run
+time (but for one that two products want in different orders). Data comes as it comes; where two demands on an
+intermediate conflict, an explicit `Permute` (a copy, which the cost model sees) is inserted.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -15,12 +16,15 @@ from tnmoe.ops import (
     BatchNorm,
     Contract,
     ContractAdd,
+    Entmax15,
     LayerNorm,
     Multiply,
     Op,
     Permute,
     Reduce,
     RoutedContract,
+    Softmax,
+    Sparsemax,
     TopK,
     Value,
     is_matmul,
@@ -43,11 +47,11 @@ def assign_layouts(program: Program) -> Program:
     ops: list[Op] = []
     copies: dict[tuple[str, Order], Value] = {}
 
-    def permuted(value: Value, order: Order, consumer: Op) -> Value:
+    def permuted(value: Value, order: Order) -> Value:
         if value.indices == order:
             return value
         if (value.name, order) not in copies:
-            copy = Value(f"{value.name}_for_{consumer.out.name}", order, value.part)
+            copy = Value(f"{value.name}_as_{'_'.join(order)}", order, value.part)
             ops.append(Permute(copy, value))
             copies[value.name, order] = copy
         return copies[value.name, order]
@@ -67,15 +71,21 @@ def assign_layouts(program: Program) -> Program:
                 op = replace(
                     op,
                     out=replace(out, indices=order),
-                    lhs=permuted(lhs, _in_order(lhs.indices, order), op),
-                    rhs=permuted(rhs, _in_order(rhs.indices, order), op),
+                    lhs=permuted(lhs, _in_order(lhs.indices, order)),
+                    rhs=permuted(rhs, _in_order(rhs.indices, order)),
                 )
             case Reduce(out, x):
                 op = replace(op, out=replace(out, indices=_in_order(out.indices, x.indices)))
             case Permute(out, x):
                 op = replace(op, out=replace(out, indices=want))
-            case LayerNorm(out, x, index) | BatchNorm(out, x, index):
-                x = permuted(x, _last(x.indices, index), op)
+            case (
+                LayerNorm(out, x, index)
+                | BatchNorm(out, x, index)
+                | Softmax(out, x, index)
+                | Entmax15(out, x, index)
+                | Sparsemax(out, x, index)
+            ):
+                x = permuted(x, _last(x.indices, index))
                 op = replace(op, x=x, out=replace(out, indices=x.indices))
             case TopK() | RoutedContract():
                 pass  # executed by name in NumPy; no layout is promised
@@ -88,13 +98,31 @@ def assign_layouts(program: Program) -> Program:
             continue
         ops.append(op)
         known |= {v.name: v for v in results(op)}
-    return replace(program, parameters=parameters, ops=tuple(ops), output=known[program.output.name])
+    return _restored(replace(program, parameters=parameters, ops=tuple(ops), output=known[program.output.name]))
+
+
+def _restored(program: Program) -> Program:
+    """Store a weight in the order of its copy, if the copy is all that it is used for."""
+    uses = Counter(v.name for op in program.ops for v in operands(op))
+    stored = {p.name for p in program.parameters}
+    copies = {
+        op.out.name: replace(op.out, name=op.x.name)
+        for op in program.ops
+        if isinstance(op, Permute) and op.x.name in stored and uses[op.x.name] == 1 and op.out != program.output
+    }
+    orders = {v.name: v.indices for v in copies.values()}
+    return replace(
+        program,
+        parameters=tuple(replace(p, indices=orders.get(p.name, p.indices)) for p in program.parameters),
+        ops=tuple(rename(op, copies) for op in program.ops if op.out.name not in copies),
+    )
 
 
 def _demands(program: Program) -> dict[str, Order]:
     """The memory order that the consumer of each value would like best, by name."""
     fixed = {v.name: v.indices for v in program.inputs}
     demands: dict[str, Order] = {program.output.name: program.output.indices}
+    demands |= {v.name: v.indices for op in program.ops for v in results(op) if v.name in program.coefficients}
     for op in reversed(program.ops):
         want = demands.setdefault(op.out.name, op.out.indices)
         match op:
@@ -117,7 +145,13 @@ def _demands(program: Program) -> dict[str, Order]:
                 demands.setdefault(rhs.name, _in_order(rhs.indices, want))
             case Reduce(_, x):
                 demands.setdefault(x.name, want + tuple(i for i in x.indices if i not in want))
-            case LayerNorm(_, x, index) | BatchNorm(_, x, index):
+            case (
+                LayerNorm(_, x, index)
+                | BatchNorm(_, x, index)
+                | Softmax(_, x, index)
+                | Entmax15(_, x, index)
+                | Sparsemax(_, x, index)
+            ):
                 demands.setdefault(x.name, _last(want, index))
             case TopK() | RoutedContract():
                 for value in operands(op):
@@ -142,7 +176,7 @@ def _sides(op: Contract | ContractAdd, want: Order) -> tuple[Value, Value]:
 
 
 def _as_matmul(
-    op: Contract | ContractAdd, want: Order, permuted: Callable[[Value, Order, Op], Value]
+    op: Contract | ContractAdd, want: Order, permuted: Callable[[Value, Order], Value]
 ) -> Contract | ContractAdd:
     """The contraction with operands placed, and copied where unavoidable, so that it is a matrix product."""
     lhs, rhs = _sides(op, want)
@@ -151,19 +185,19 @@ def _as_matmul(
     if not _fits(lhs, g.batch, g.rows, g.inner) or not _fits(rhs, g.batch, g.cols, g.inner):
         mirrored = matmul_groups(replace(op, lhs=rhs, rhs=lhs))
         if not _fits(lhs, g.batch, g.rows, g.inner) and _fits(rhs, mirrored.batch, mirrored.rows, mirrored.inner):
-            lhs = permuted(lhs, (*mirrored.batch, *g.rows, *mirrored.inner), op)
+            lhs = permuted(lhs, (*mirrored.batch, *g.rows, *mirrored.inner))
         else:
             batch = _in_order(g.batch, want)
             if not _fits(lhs, g.batch, g.rows, g.inner):
-                lhs = permuted(lhs, (*batch, *g.rows, *g.inner), op)
+                lhs = permuted(lhs, (*batch, *g.rows, *g.inner))
             else:
                 batch = g.batch
-            rhs = permuted(rhs, (*batch, *g.inner, *g.cols), op)
+            rhs = permuted(rhs, (*batch, *g.inner, *g.cols))
         op = replace(op, lhs=lhs, rhs=rhs)
         g = matmul_groups(op)
     op = replace(op, out=replace(op.out, indices=(*g.batch, *g.rows, *g.cols)))
     if isinstance(op, ContractAdd):
-        op = replace(op, bias=permuted(op.bias, _in_order(op.bias.indices, op.out.indices), op))
+        op = replace(op, bias=permuted(op.bias, _in_order(op.bias.indices, op.out.indices)))
     assert is_matmul(op), op
     return op
 

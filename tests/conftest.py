@@ -1,0 +1,28 @@
+"""Options and settings of the whole suite."""
+
+import os
+
+# Small tensors gain nothing from threads; it must be set before torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile(
+    "tnmoe",
+    deadline=None,  # a shared machine makes any time limit a coin toss
+    derandomize="CI" in os.environ,  # CI checks the change at hand; new examples are found at the desk
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tnmoe")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from the present emitter")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """True if golden files are to be rewritten instead of compared."""
+    return bool(request.config.getoption("--update-golden"))
