@@ -21,6 +21,7 @@ ALLOWED = {
     "layer": {"dims", "errors", "initialise", "network", "ops"},
     "program": {"dims", "errors", "initialise", "layer", "ops"},
     "passes": {"ops", "program"},
+    "formulas": {"dims"},
     "objective": {"backward", "cost", "errors", "ops"},
     "lower": {"errors", "layer", "network", "ops", "passes", "path", "program"},
     "cost": {"dims", "errors", "ops", "program"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "layers": {"dims", "errors", "factorizations", "initialise", "layer", "layers", "network", "ops"},
     "files": {"errors", "layer", "layers"},
     "presets": {"errors", "factorizations", "layers"},
-    "cost_report": {"backward", "cost", "dims", "errors", "layer", "ops", "program", "rank", "report"},
+    "cost_report": {"backward", "cost", "dims", "errors", "formulas", "layer", "ops", "program", "rank", "report"},
     "plan": {
         "backward",
         "cost",

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.cost import op_cost, simplify
+from tnmoe.cost import op_cost
 from tnmoe.cost_report import FIGURES
+from tnmoe.formulas import simplify
 from tnmoe.ops import Value
 from tnmoe.presets import PRESETS
 

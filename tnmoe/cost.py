@@ -17,8 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-import sympy
-
 from tnmoe.dims import Dim, ceil_log2
 from tnmoe.errors import CostError
 from tnmoe.ops import (
@@ -163,35 +161,3 @@ def estimate(program: Program) -> Estimate:
         return sum((elements(p.indices, program.sizes) for p in getattr(program, group)), start=cast(Dim, 0))
 
     return Estimate(stored("parameters"), stored("buffers"), per_op, sum(per_op, start=Cost()))
-
-
-MAX_TERMS = 500
-"""A formula that expands to more terms is left as it is."""
-
-
-def _terms(formula: sympy.Expr) -> int:
-    """Number of terms after expansion, at most."""
-    counts = [_terms(argument) for argument in formula.args]
-    if isinstance(formula, sympy.Pow) and formula.exp.is_Integer and formula.exp > 0:
-        return int(min(counts[0] ** int(formula.exp), MAX_TERMS + 1))
-    total = math.prod(counts) if isinstance(formula, sympy.Mul) else sum(counts)
-    return min(max(1, total), MAX_TERMS + 1)
-
-
-def simplify(formula: Dim) -> sympy.Expr:
-    """A formula as a person would write it: collected by the symbol that shortens it most, e.g. R(N + I + O)."""
-    given = sympy.sympify(formula)
-    if _terms(given) > MAX_TERMS:
-        return given
-    expanded = sympy.expand(given)
-    if not isinstance(expanded, sympy.Add) or expanded.has(sympy.Min):
-        return expanded
-    best = expanded
-    for _ in range(4):
-        candidates = [sympy.collect(best, s) for s in sorted(best.free_symbols, key=str)]
-        candidates += [sympy.factor_terms(c) for c in (best, *candidates)]
-        shorter = min(candidates, key=lambda c: (c.count_ops(), str(c)), default=best)
-        if shorter.count_ops() >= best.count_ops():
-            break
-        best = shorter
-    return best

@@ -9,9 +9,10 @@ from functools import cached_property
 import sympy
 
 from tnmoe.backward import gradient_names, saved_elements, training_cost
-from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements, estimate, simplify
+from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements, estimate
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
+from tnmoe.formulas import simplify
 from tnmoe.layer import Layer
 from tnmoe.ops import operands
 from tnmoe.program import Program, bind
