@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tnmoe.backends.torch import attribute
+from tnmoe.backends.torch_names import attribute
 from tnmoe.dims import Dim
 from tnmoe.errors import DeclarationError
 from tnmoe.layer import Contraction, Layer

@@ -15,7 +15,7 @@ from networks import Arrays, Sizes, einsum, random_arrays, random_folded_network
 import tnmoe
 from tnmoe import Network, Role, Tensor
 from tnmoe.backends.numpy import execute
-from tnmoe.backends.torch import attribute
+from tnmoe.backends.torch_names import attribute
 from tnmoe.layer import network_layer
 
 

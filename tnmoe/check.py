@@ -11,7 +11,7 @@ import numpy as np
 from tnmoe.api import build, cost
 from tnmoe.backends import dense_oracle
 from tnmoe.backends.numpy import Array
-from tnmoe.backends.torch import attribute
+from tnmoe.backends.torch_names import attribute
 from tnmoe.dims import Dim
 from tnmoe.layer import Layer, Parameter
 from tnmoe.plan import Plan

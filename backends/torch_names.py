@@ -1,0 +1,99 @@
+"""Names in emitted source: what it uses itself, and how a user's value is called beside it."""
+
+from __future__ import annotations
+
+import builtins
+
+CLASSES = frozenset(dir(builtins)) | {"_Entmax15Root", "_Sparsemax"}
+"""Names that a class of the user's must not hide from the emitted code."""
+
+LOCALS = frozenset(
+    {
+        "self",
+        "torch",
+        "nn",
+        "F",
+        "Tensor",
+        "entmax15",
+        "sparsemax",
+        "lead",
+        "training",
+        "momentum",
+        "update",
+        "mean",
+        "var",
+    }
+)
+"""Names that the emitted code uses itself; a value called so gets a trailing underscore."""
+
+MODULE_ATTRIBUTES = frozenset(
+    [
+        "T_destination",
+        "add_module",
+        "apply",
+        "bfloat16",
+        "buffers",
+        "call_super_init",
+        "children",
+        "compile",
+        "cpu",
+        "cuda",
+        "double",
+        "dump_patches",
+        "eval",
+        "expert_coefficients",
+        "extra_repr",
+        "float",
+        "forward",
+        "get_buffer",
+        "get_extra_state",
+        "get_parameter",
+        "get_submodule",
+        "half",
+        "ipu",
+        "load_state_dict",
+        "modules",
+        "mtia",
+        "named_buffers",
+        "named_children",
+        "named_modules",
+        "named_parameters",
+        "parameters",
+        "register_backward_hook",
+        "register_buffer",
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+        "register_load_state_dict_post_hook",
+        "register_load_state_dict_pre_hook",
+        "register_module",
+        "register_parameter",
+        "register_state_dict_post_hook",
+        "register_state_dict_pre_hook",
+        "requires_grad_",
+        "reset_parameters",
+        "set_extra_state",
+        "set_submodule",
+        "share_memory",
+        "state_dict",
+        "to",
+        "to_empty",
+        "train",
+        "training",
+        "type",
+        "xpu",
+        "zero_grad",
+    ]
+)
+"""Public attributes of `torch.nn.Module` and of the emitted class; a weight called so gets an underscore."""
+
+
+def safe(name: str, taken: frozenset[str]) -> str:
+    """`name`, or with one more underscore if it, or it without its last ones, is taken."""
+    return name + "_" if name in taken or name.rstrip("_") in taken else name
+
+
+def attribute(name: str) -> str:
+    """The attribute of the emitted module that stores the value `name`."""
+    return safe(name, MODULE_ATTRIBUTES)

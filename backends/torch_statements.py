@@ -1,0 +1,226 @@
+"""Statements of emitted source: one for each op."""
+
+from __future__ import annotations
+
+import keyword
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tnmoe.backends.torch_names import LOCALS, attribute, safe
+from tnmoe.errors import EmitError
+from tnmoe.ops import (
+    Add,
+    BatchNorm,
+    Contract,
+    ContractAdd,
+    Entmax15,
+    Gelu,
+    LayerNorm,
+    Multiply,
+    Op,
+    Permute,
+    Reduce,
+    Sigmoid,
+    Softmax,
+    Sparsemax,
+    Value,
+    matmul_groups,
+    operands,
+    results,
+)
+from tnmoe.program import Program
+
+WIDTH = 100
+"""Longest line of an emitted file."""
+
+
+def axes_comment(indices: Sequence[str]) -> str:
+    """The indices of a result, as the comment behind its statement."""
+    return f"  # {' '.join(indices)}" if indices else ""
+
+
+def indented(lines: Sequence[str]) -> list[str]:
+    """Lines of a method's body."""
+    return [f"        {line}" for line in lines]
+
+
+def broken(line: str, comment: str = "") -> list[str]:
+    """A statement that is too long, broken as formatters break it: inside its last brackets, if it ends with them."""
+    if len(line) + len(comment) + 8 <= WIDTH or not line.endswith(")"):
+        return [line + comment]
+    depth, start, commas = 0, len(line), []
+    while start == len(line) or depth:
+        start -= 1
+        depth += {")": 1, "(": -1}.get(line[start], 0)
+        if depth == 1 and line[start] == ",":
+            commas.append(start)
+    inside = line[start + 1 : -1]
+    if len(inside) + 12 <= WIDTH:
+        return [line[: start + 1], f"    {inside}", f"){comment}"]
+    ends = [*reversed(commas), len(line) - 1]
+    begins = [start + 1, *(c + 1 for c in reversed(commas))]
+    return [line[: start + 1], *(f"    {line[i:j].strip()}," for i, j in zip(begins, ends, strict=True)), f"){comment}"]
+
+
+@dataclass
+class Writer:
+    """Writes the ops of a program.
+
+    Raises:
+        EmitError: two values that would be written alike, or an op without a torch form.
+    """
+
+    program: Program
+    stored: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stored = frozenset(p.name for p in (*self.program.parameters, *self.program.buffers))
+        names = [v.name for v in self.program.leaves] + [v.name for op in self.program.ops for v in results(op)]
+        written = Counter(self.ref(name) for name in names)
+        clash = [name for name in names if written[self.ref(name)] > 1]
+        if clash:
+            raise EmitError(f"{clash[0]!r} and {clash[1]!r} would both be written {self.ref(clash[0])!r}; rename one")
+
+    def ref(self, name: str) -> str:
+        """How the value `name` is written."""
+        if name in self.stored:
+            return f"self.{attribute(name)}"
+        if name.startswith("size_"):
+            return name + "_"  # as `runtime_sizes` calls its variables
+        return safe(name, LOCALS | frozenset(keyword.softkwlist))
+
+    def runtime_sizes(self, ops: Sequence[Op]) -> dict[str, str]:
+        """Sizes that only the data knows and that some view has to name: variable to expression."""
+        needed: set[str] = set()
+        for op in ops:
+            if isinstance(op, Contract | ContractAdd):
+                g = matmul_groups(op)
+                for group in (g.rows, g.cols):
+                    free = [i for i in group if i in self.program.dynamic]
+                    if len(group) > 1 and len(free) > 1:
+                        needed.update(free[1:])
+        found: dict[str, str] = {}
+        for index in sorted(needed):
+            holder = next(v for v in self.program.inputs if index in v.indices)
+            found[f"size_{index}"] = f"{self.ref(holder.name)}.shape[{holder.indices.index(index)}]"
+        return found
+
+    def statement(self, op: Op) -> list[str]:
+        """`out = expression  # indices`; a view of the result goes on a line of its own if both are too long."""
+        target, comment = self.ref(op.out.name), axes_comment(op.out.indices)
+        if isinstance(op, BatchNorm):
+            statistics = f"mean, var = {self.ref(op.mean.name)}, {self.ref(op.var.name)}"
+            return [statistics, f"{target} = {self._elementwise(op)}{comment}"]
+        expression, views = self.expression(op)
+        if views and isinstance(op, Contract):
+            whole = f"{target} = ({expression}){views}{comment}"
+        else:
+            whole = f"{target} = {expression}{views}{comment}"
+        if len(whole) + 8 <= WIDTH:
+            return [whole]
+        if views and isinstance(op, Contract | ContractAdd):
+            product = broken(f"{target} = {expression}", f"  # {self._merged(op)}")
+            return [*product, *broken(f"{target} = {target}{views}", comment)]
+        return broken(f"{target} = {expression}", comment)
+
+    def expression(self, op: Op) -> tuple[str, str]:
+        """What the op computes, and the view (if any) that gives the result its axes."""
+        if isinstance(op, Contract | ContractAdd):
+            return self._product(op), self._result_view(op)
+        return self._elementwise(op), ""
+
+    def _elementwise(self, op: Op) -> str:
+        x = self.ref(operands(op)[0].name)
+        match op:
+            case Multiply(out, lhs, rhs):
+                return f"{self._spread(lhs, out)} * {self._spread(rhs, out)}"
+            case Add(out, lhs, rhs):
+                return f"{self._spread(lhs, out)} + {self._spread(rhs, out)}"
+            case Reduce(out, value):
+                axes = [k for k, i in enumerate(value.indices) if i not in out.indices]
+                return f"{x}.sum({axes[0] if len(axes) == 1 else tuple(axes)})"
+            case Permute(out, value):
+                order = ", ".join(str(value.indices.index(i)) for i in out.indices)
+                # Always a copy, even where a size of 1 would let torch keep a view: what runs is what is counted.
+                copied = "clone(memory_format=torch.contiguous_format)"
+                return f"{x}.permute({order}).{copied}" if order else f"{x}.clone()"
+            case Softmax(_, value, index):
+                return f"torch.softmax({x}, {value.indices.index(index) - len(value.indices)})"
+            case Entmax15() | Sparsemax():
+                if op.x.indices[-1] != op.index:
+                    raise EmitError(f"{type(op).__name__} runs over the last axis, but {op.index!r} is not last")
+                return f"{'entmax15' if isinstance(op, Entmax15) else 'sparsemax'}({x})"
+            case Sigmoid():
+                return f"torch.sigmoid({x})"
+            case Gelu():
+                return f"F.gelu({x})"
+            case LayerNorm(_, _, index, weight, bias):
+                affine = "".join(f", {self.ref(v.name)}" for v in (weight, bias) if v)
+                return f"F.layer_norm({x}, ({self.program.sizes[index]},){affine})"
+            case BatchNorm():
+                return f"F.batch_norm({x}, mean, var, None, None, training, momentum)"
+            case _:
+                raise EmitError(
+                    f"op {type(op).__name__} has no torch form yet: routed layers can be costed, not emitted"
+                )
+
+    def _product(self, op: Contract | ContractAdd) -> str:
+        g = matmul_groups(op)
+        lhs = self._matrix(op.lhs, g.batch, g.rows, g.inner)
+        rhs = self._matrix(op.rhs, g.batch, g.inner, g.cols)
+        if isinstance(op, ContractAdd):
+            groups = (g.cols,) if set(op.bias.indices) == set(g.cols) else (g.rows, g.cols)
+            return f"torch.addmm({self._view(op.bias, groups)}, {lhs}, {rhs})"
+        return f"{lhs} @ {rhs}"
+
+    def _result_view(self, op: Contract | ContractAdd) -> str:
+        g = matmul_groups(op)
+        text = ""
+        for group, axis in ((g.rows, len(g.batch)), (g.cols, -1)):
+            if len(group) > 1:
+                text += f".unflatten({axis}, ({', '.join(self._sizes(group))}))"
+            elif not group:
+                text += f".squeeze({axis})"
+        return text
+
+    def _merged(self, op: Contract | ContractAdd) -> str:
+        """The axes of the product before its view, e.g. `t (r1 r2)`."""
+        g = matmul_groups(op)
+        groups = [(i,) for i in g.batch] + [g.rows, g.cols]
+        return " ".join(f"({' '.join(group)})" if len(group) > 1 else group[0] if group else "1" for group in groups)
+
+    def _matrix(self, value: Value, batch: tuple[str, ...], rows: tuple[str, ...], cols: tuple[str, ...]) -> str:
+        """`value` viewed as (batch…, rows, cols)."""
+        single = tuple((i,) for i in batch)
+        if value.indices == (*batch, *rows, *cols):
+            return self._view(value, (*single, rows, cols))
+        return self._view(value, (*single, cols, rows)) + ".mT"
+
+    def _view(self, value: Value, groups: tuple[tuple[str, ...], ...]) -> str:
+        """`value` with each group of neighbouring axes merged, and an axis of size 1 for an empty group."""
+        text = self.ref(value.name)
+        axis = len(value.indices)
+        for k in range(len(groups) - 1, -1, -1):
+            size = len(groups[k])
+            axis -= size
+            if size > 1:
+                last = "" if axis + size == len(value.indices) else str(axis + size - 1)
+                text += f".flatten({', '.join(filter(None, (str(axis or '') or ('0' if last else ''), last)))})"
+        for k, group in enumerate(groups):
+            if not group:
+                text += f".unsqueeze({k})"
+        return text
+
+    def _sizes(self, group: tuple[str, ...]) -> list[str]:
+        free = [i for i in group if i in self.program.dynamic]
+        return [str(self.program.sizes[i]) if i not in free else "-1" if i == free[0] else f"size_{i}" for i in group]
+
+    def _spread(self, value: Value, out: Value) -> str:
+        """`value` with axes of size 1 so that it broadcasts against `out`."""
+        text = self.ref(value.name)
+        first = next((k for k, i in enumerate(out.indices) if i in value.indices), len(out.indices))
+        for k, index in enumerate(out.indices[first:]):
+            if index not in value.indices:
+                text += f".unsqueeze({k})"
+        return text
