@@ -51,7 +51,7 @@ ALLOWED = {
 }
 """Module or package: what it may import of tnmoe. The api, the command line, `check` and `__init__` are above all."""
 
-TOP = {"__init__", "__main__", "api", "check", "cli"}
+TOP = {"__init__", "__main__", "api", "check", "cli", "explain"}
 
 
 def sources() -> list[tuple[str, Path]]:

@@ -20,7 +20,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
-def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_snippets_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In order, in one namespace; a bare expression with a comment of numbers or a formula must equal it."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
@@ -28,7 +30,10 @@ def test_python_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for block in blocks("python"):
         if "def forward" in block or "reference_module" in block:
             continue
+        capsys.readouterr()
         exec(block, namespace)
+        if printed := re.findall(r"^# (.*)$", block, re.M):
+            assert capsys.readouterr().out == "\n".join(printed) + "\n"
         for expression, comment in re.findall(r"^(report\.[^#\n]+?) +# (.+)$", block, re.M):
             if "report = tnmoe.cost(plan)\n" in block:
                 assert str(eval(expression, namespace)) == comment

@@ -24,6 +24,7 @@ from tnmoe.errors import (
     ProgramError,
     TnmoeError,
 )
+from tnmoe.explain import TokenRange, explain, token_range
 from tnmoe.factorizations import CP, Dense, TensorRing
 from tnmoe.files import load, save
 from tnmoe.layer import Layer
@@ -57,16 +58,19 @@ __all__ = [
     "Tensor",
     "TensorRing",
     "TnmoeError",
+    "TokenRange",
     "__version__",
     "build",
     "check",
     "cost",
     "declare",
     "emit",
+    "explain",
     "from_reference",
     "load",
     "plan",
     "save",
     "symbol",
     "to_reference",
+    "token_range",
 ]

@@ -23,6 +23,7 @@ from tnmoe.check import check
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.cost_report import CostReport, comparison
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
+from tnmoe.explain import explain
 from tnmoe.layer import Layer
 from tnmoe.objective import OBJECTIVES
 from tnmoe.plan import Plan
@@ -117,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
 
     plan_command = command("plan", _plan, "Print the contraction order, step by step.", several=True)
     formatted(plan_command, ["text", "json"])
+    plan_command.add_argument("--explain", action="store_true", help="also say why, in sentences (text format)")
     plan_command.add_argument("-o", "--output", metavar="FILE", help="write there instead of printing")
 
     cost_command = command("cost", _cost, "Print the cost of a layer, part by part.", several=True)
@@ -192,7 +194,7 @@ def _table(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     plans = [row.planned for what in options.what for row in _rows(what, options)[1]]
     if options.format == "text":
-        text = "\n\n".join(map(str, plans))
+        text = "\n\n".join(f"{p}\n\n{explain(p)}" if options.explain else str(p) for p in plans)
     elif len(plans) == 1:
         text = plans[0].to_json()
     else:

@@ -24,6 +24,9 @@ Size: TypeAlias = int | str | sympy.Expr
 _TOKEN = re.compile(r"\s*(?:(?P<int>\d+)|(?P<name>[^\W\d]\w*)|(?P<op>\*\*|//|[-+*()])|(?P<bad>\S))")
 
 
+MAX_EXPONENT = 16
+"""The largest exponent that `parse_dim` reads."""
+
 LARGEST = 2**63 - 1
 """The largest size: what array libraries can index."""
 
@@ -156,8 +159,8 @@ def parse_dim(text: str, what: str = "dimension") -> Dim:
         if take("**"):
             at = tokens[cursor]
             exponent = atom()
-            if not exponent.is_Integer or not 0 <= int(exponent) <= 16:
-                raise fail("an exponent must be an integer from 0 to 16", at)
+            if not exponent.is_Integer or not 0 <= int(exponent) <= MAX_EXPONENT:
+                raise fail(f"an exponent must be an integer from 0 to {MAX_EXPONENT}", at)
             if base.is_Integer and int(abs(base)).bit_length() * int(exponent) > 80:
                 raise fail("larger than 2**63 - 1", at)
             return bounded(base**exponent, at)
@@ -203,7 +206,9 @@ def _text(formula: sympy.Expr) -> str:
         case sympy.Mul():
             return "*".join(f"({_text(factor)})" if factor.args else _text(factor) for factor in formula.args)
         case sympy.Pow():
-            return f"({_text(formula.base)})**{formula.exp}"
+            whole, rest = divmod(int(formula.exp), MAX_EXPONENT)
+            powers = [MAX_EXPONENT] * whole + ([rest] if rest else [])
+            return "*".join(f"({_text(formula.base)})**{power}" for power in powers)
         case sympy.floor():
             above, below = formula.args[0].as_numer_denom()
             return f"({_text(above)})//({_text(below)})"
