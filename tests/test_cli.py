@@ -457,9 +457,9 @@ def test_check_fails_on_a_wrong_parameter_count(cli, monkeypatch):
 def test_check_fails_on_wrong_values(cli, monkeypatch):
     """A module that computes something else does not pass, however well it is costed."""
     cli.write("block.toml", BLOCK)
-    emitter = module("tnmoe.backends.torch")
-    right = emitter._Writer._elementwise
-    monkeypatch.setattr(emitter._Writer, "_elementwise", lambda self, op: right(self, op).replace("F.gelu(", "F.relu("))
+    emitter = module("tnmoe.backends.torch_statements")
+    right = emitter.Writer._elementwise
+    monkeypatch.setattr(emitter.Writer, "_elementwise", lambda self, op: right(self, op).replace("F.gelu(", "F.relu("))
     assert failed(cli, "block.toml") == ["values, evaluation", "values, training"]
 
 

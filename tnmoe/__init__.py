@@ -11,7 +11,7 @@ Declare a layer, plan its contractions, emit a standalone torch module, and read
 """
 
 from tnmoe._version import __version__
-from tnmoe.api import build, cost, emit, from_reference, plan, to_reference
+from tnmoe.api import build, cost, emit, from_reference, pareto, plan, to_reference
 from tnmoe.check import check
 from tnmoe.cost_report import CostReport
 from tnmoe.dims import symbol
@@ -68,6 +68,7 @@ __all__ = [
     "explain",
     "from_reference",
     "load",
+    "pareto",
     "plan",
     "save",
     "symbol",

@@ -22,6 +22,8 @@ from tnmoe.objective import TRAINING, check_objective
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import cotengra, greedy, opt_einsum, subset_dp
+from tnmoe.planners import pareto as front
+from tnmoe.planners.pareto import Tradeoff
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +131,55 @@ def _tokens(layer: Layer, tokens: object) -> dict[str, int]:
     if not isinstance(dim, int):
         raise DeclarationError(f"tokens must be an integer, got {tokens!r}; formulas keep the symbol by themselves")
     return {layer.token_symbol: dim}
+
+
+def pareto(
+    what: Planable,
+    *,
+    network: str | None = None,
+    objectives: Sequence[str] = ("training", "saved"),
+    tokens: int = DEFAULT_TOKENS,
+    sizes: Mapping[str, int] | None = None,
+    input_gradients: bool | Collection[str] = True,
+    recompute: bool = True,
+    saved_limit: int | None = None,
+    peak_limit: int | None = None,
+) -> tuple[Tradeoff, ...]:
+    """All orders of one network, jointly with what to save or to recompute, that no other one beats; exact.
+
+    Args:
+        what, tokens, sizes, input_gradients: as in `plan`.
+        network: name of the value that the network defines; needed if the layer has several with a choice.
+        objectives: some of "flops", "training" (forward, recomputation and backward), "saved" and "peak" (elements).
+        recompute: allow intermediates to be recomputed in the backward pass instead of saved.
+        saved_limit, peak_limit: elements that must not be exceeded.
+
+    Raises:
+        PlanError: more than 9 tensors, an unknown objective or network, or limits that no order meets, with the
+            least that there is.
+        DeclarationError: as `plan`.
+    """
+    planned = plan(what, tokens=tokens, sizes=sizes, planner="greedy", input_gradients=input_gradients)
+    layer = planned.layer
+    nodes = {n.out.name: n for n in layer.contractions}
+    if network is None:
+        chosen = [name for name, node in nodes.items() if len(node.network.tensors) > 2] or list(nodes)
+        if len(chosen) > 1:
+            raise PlanError(f"{layer.name} has several networks: pass network= one of {', '.join(chosen)}")
+        (network,) = chosen
+    if network not in nodes:
+        raise PlanError(unknown("network", network, nodes))
+    node = nodes[network]
+    needing = layer.gradient_names(planned.input_gradients) & {t.name for t in node.network.leaves}
+    return front.plan(
+        node.network,
+        layer.bound_sizes(planned.values),
+        objectives,
+        needing,
+        recompute=recompute,
+        saved_limit=saved_limit,
+        peak_limit=peak_limit,
+    )
 
 
 def with_tokens(planned: Plan, tokens: int) -> Plan:
