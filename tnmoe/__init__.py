@@ -11,7 +11,7 @@ Declare a layer, plan its contractions, emit a standalone torch module, and read
 """
 
 from tnmoe._version import __version__
-from tnmoe.api import build, cost, emit, from_reference, pareto, plan, to_reference
+from tnmoe.api import Atlas, atlas, build, cost, emit, from_reference, pareto, plan, to_reference
 from tnmoe.check import check
 from tnmoe.cost_report import CostReport
 from tnmoe.dims import symbol
@@ -36,6 +36,7 @@ from tnmoe.program import Program
 __all__ = [
     "CP",
     "MLP",
+    "Atlas",
     "CostError",
     "CostReport",
     "DeclarationError",
@@ -60,6 +61,7 @@ __all__ = [
     "TnmoeError",
     "TokenRange",
     "__version__",
+    "atlas",
     "build",
     "check",
     "cost",

@@ -23,6 +23,8 @@ from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import cotengra, greedy, opt_einsum, subset_dp
 from tnmoe.planners import pareto as front
+from tnmoe.planners.atlas import atlas as atlas
+from tnmoe.planners.atlas_orders import Atlas as Atlas
 from tnmoe.planners.pareto import Tradeoff
 
 if TYPE_CHECKING:

@@ -1,0 +1,233 @@
+"""Exact planning while sizes are unknown: dynamic programming over subsets of tensors, on cost polynomials.
+
+As with known sizes, what a subset costs depends on the subset alone; but instead of one cheapest order, each subset
+keeps every order that no other is below everywhere on the bounds. A dominated part can be replaced in any order
+that uses it without making that order dearer anywhere, so what is kept for the whole network holds a cheapest order
+for every size within the bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from tnmoe.errors import PlanError
+from tnmoe.layer import Contraction
+from tnmoe.lower import Operand, leaf_operands, lower_network, lower_step
+from tnmoe.network import Network
+from tnmoe.objective import price
+from tnmoe.ops import Op, Value
+from tnmoe.path import ContractionPath
+from tnmoe.planners.dominance import Domain, Rows, join
+from tnmoe.planners.polynomial import Polynomial
+
+MAX_TENSORS = 9
+
+_BATCH = 4_000_000
+"""Corner numbers that are added at a time, to bound memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """What a step costs: an objective, and how often a step that no data reaches is paid for.
+
+    Attributes:
+        objective: "flops" or "macs".
+        calls: a step below which there is data is paid this often, all others once.
+        constant: names of the tensors that do not change between calls.
+    """
+
+    objective: str
+    calls: int = 1
+    constant: frozenset[str] = frozenset()
+
+    def step(self, ops: tuple[Op, ...], network: Network, subset: int) -> Polynomial:
+        """The cost of the ops that join a subset (a bit mask) of the tensors."""
+        sizes = {i: Polynomial.variable(i) for i in network.indices}
+        # `price` adds and multiplies sizes and nothing else, which polynomials do as well.
+        cost = Polynomial.of(price(ops, cast(Mapping[str, int], sizes), self.objective))
+        data = any(subset >> k & 1 and t.name not in self.constant for k, t in enumerate(network.tensors))
+        return cost * (self.calls if data else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An undominated order of a subset.
+
+    Attributes:
+        cost: of the whole order.
+        split: the two parts as (subset, place in its list), data (low) part first; None for a leaf.
+    """
+
+    cost: Polynomial
+    split: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+
+def path_cost(network: Network, path: ContractionPath, pricing: Pricing) -> Polynomial:
+    """The cost polynomial of any order.
+
+    Raises:
+        PlanError: if the path does not fit the network.
+    """
+    n = len(network.tensors)
+    path.check(n)
+    if n == 1:
+        return pricing.step(lower_network(Contraction(Value("_", network.output), network), path), network, 1)
+    live = dict(enumerate(leaf_operands(network)))
+    masks = {k: 1 << k for k in range(n)}
+    total = Polynomial()
+    for k, (i, j) in enumerate(path.steps):
+        subset = masks[n + k] = masks[i] | masks[j]
+        ops, live[n + k] = lower_step(live[i], live[j], _kept_indices(network, subset), "_")
+        total += pricing.step(ops, network, subset)
+    return total
+
+
+def candidates(network: Network, domain: Domain, pricing: Pricing) -> dict[int, list[Kept]]:
+    """The undominated orders of every subset (a bit mask) of at most 9 tensors.
+
+    Raises:
+        PlanError: if there are more.
+    """
+    n = len(network.tensors)
+    if n > MAX_TENSORS:
+        raise PlanError(f"an atlas takes up to {MAX_TENSORS} tensors, this network has {n}; plan it at concrete sizes")
+    if n == 1:
+        return {1: [Kept(path_cost(network, ContractionPath(()), pricing))]}
+    search = _Search(network, domain, pricing)
+    for subset in range(1, 1 << n):
+        if subset & (subset - 1):
+            search.solve(subset)
+    return search.kept
+
+
+def path_of(kept: Mapping[int, list[Kept]], subset: int, place: int, tensors: int) -> ContractionPath:
+    """The order behind one entry of `candidates`."""
+    steps: list[tuple[int, int]] = []
+
+    def contract(subset: int, place: int) -> int:
+        split = kept[subset][place].split
+        if split is None:
+            return subset.bit_length() - 1
+        left, right = (contract(*part) for part in split)
+        steps.append((left, right))
+        return tensors + len(steps) - 1
+
+    contract(subset, place)
+    return ContractionPath(tuple(steps), "atlas")
+
+
+def _kept_indices(network: Network, subset: int) -> frozenset[str]:
+    outside = (t.indices for k, t in enumerate(network.tensors) if not subset >> k & 1)
+    return frozenset(network.output).union(*outside)
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    left: int
+    right: int
+    cost: Polynomial
+    step: Rows
+    least: Rows
+
+
+class _Search:
+    """The tables of the dynamic program."""
+
+    def __init__(self, network: Network, domain: Domain, pricing: Pricing) -> None:
+        self.network, self.domain, self.pricing = network, domain, pricing
+        self.kept: dict[int, list[Kept]] = {}
+        self.rows: dict[int, Rows] = {}
+        self.least: dict[int, Rows] = {}
+        self.indices: dict[int, tuple[str, ...]] = {}
+        self.operand: dict[int, Operand] = {}
+        self.known: dict[object, tuple[Polynomial, Operand]] = {}
+        for k, operand in enumerate(leaf_operands(network)):
+            self.operand[1 << k] = operand
+            self.indices[1 << k] = tuple(i for i in domain.free if i in network.tensors[k].indices)
+            self._store(1 << k, [Kept(Polynomial())], domain.rows([Polynomial()], self.indices[1 << k]))
+
+    def _store(self, subset: int, kept: list[Kept], rows: Rows) -> None:
+        self.kept[subset], self.rows[subset], self.least[subset] = kept, rows, rows.least()
+
+    def solve(self, subset: int) -> None:
+        """Fill in a subset whose parts are all known."""
+        low = subset & -subset
+        held = set(self.indices[low]) | set(self.indices[subset ^ low])
+        indices = self.indices[subset] = tuple(i for i in self.domain.free if i in held)
+        splits = self._splits(subset)
+        best: Rows | None = None
+        origin: list[tuple[_Split, int, int]] = []
+        for split in splits:
+            if best is not None and _any_below(best, split.least):
+                continue
+            left = self._part(split.left, indices)
+            right = self._part(split.right, indices)
+            few = np.arange(len(left))
+            if best is not None and len(left) > 1:
+                floor = left + self._least(split.right, indices) + split.step
+                few = np.array([k for k in few if not _any_below(best, floor[k : k + 1])], dtype=np.intp)
+            block = max(1, _BATCH // (len(right) * right.approx.shape[1]))
+            for start in range(0, len(few), block):
+                chosen = few[start : start + block]
+                pairs = [(int(i), j) for i in chosen for j in range(len(right))]
+                i, j = (np.array([p[side] for p in pairs]) for side in (0, 1))
+                rows = left[i] + right[j] + split.step
+                origins = [*origin, *((split, a, b) for a, b in pairs)]
+                rows = rows if best is None else join([best, rows])
+                survivors = rows.undominated()
+                best, origin = rows[survivors], [origins[k] for k in survivors]
+        assert best is not None
+        kept = []
+        for split, i_, j_ in origin:
+            cost = split.cost + self.kept[split.left][i_].cost + self.kept[split.right][j_].cost
+            kept.append(Kept(cost, ((split.left, i_), (split.right, j_))))
+        self._store(subset, kept, best)
+
+    def _splits(self, subset: int) -> list[_Split]:
+        """Every way to part a subset in two, the most promising first."""
+        indices = self.indices[subset]
+        keep = _kept_indices(self.network, subset)
+        rest = subset & (subset - 1)  # all but the lowest tensor, so each split is met once
+        found = []
+        vectors: dict[Polynomial, Rows] = {}
+        part = rest
+        while part:
+            left, right = subset ^ part, part
+            cost, self.operand[subset] = self._step(left, right, keep)
+            if cost not in vectors:
+                vectors[cost] = self.domain.rows([cost], indices)
+            step = vectors[cost]
+            found.append(
+                _Split(left, right, cost, step, step + self._least(left, indices) + self._least(right, indices))
+            )
+            part = (part - 1) & rest
+        found.sort(key=lambda s: float(np.log1p(s.least.approx).sum()))
+        return found
+
+    def _step(self, left: int, right: int, keep: frozenset[str]) -> tuple[Polynomial, Operand]:
+        lhs, rhs, subset = self.operand[left], self.operand[right], left | right
+        key = (_shape(lhs), _shape(rhs), subset)
+        if key not in self.known:
+            ops, result = lower_step(lhs, rhs, keep, "_")
+            self.known[key] = self.pricing.step(ops, self.network, subset), result
+        return self.known[key]
+
+    def _part(self, subset: int, indices: tuple[str, ...]) -> Rows:
+        return self.domain.widen(self.rows[subset], self.indices[subset], indices)
+
+    def _least(self, subset: int, indices: tuple[str, ...]) -> Rows:
+        return self.domain.widen(self.least[subset], self.indices[subset], indices)
+
+
+def _any_below(rows: Rows, other: Rows) -> bool:
+    """Is one of the rows below or equal to `other` (one row) in every corner?"""
+    return bool(rows.below(other).any())
+
+
+def _shape(operand: Operand) -> object:
+    extra = operand.extra.indices if operand.extra is not None else None
+    return operand.main.indices, operand.folded, extra
