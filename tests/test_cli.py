@@ -497,3 +497,33 @@ def test_output_for_a_terminal_without_unicode():
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
     assert "769,581" in out
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_a_terminal_shows_whole_numbers_and_brackets(width):
+    """On a terminal of any width no number is broken, and "[t i]" is not taken for markup."""
+    from rich.console import Console
+
+    from tnmoe import cli as command_line
+    from tnmoe.cost_report import comparison
+    from tnmoe.presets import FAMILIES
+
+    title, rows = FAMILIES["gpt2"]
+    plans = {p.label: tnmoe.plan(p.spec, tokens=p.tokens) for p in rows}
+    table = comparison({label: tnmoe.cost(p) for label, p in plans.items()}, title)
+
+    def shown(table):
+        console = Console(width=width, record=True, file=io.StringIO())
+        for part in command_line._rich(table, width):
+            console.print(part)
+        return console.export_text()
+
+    text = shown(table)
+    for row in table.rows:
+        for cell in row[1:]:
+            assert f"{cell:,}" in text
+    steps = shown(plans["GPT-2 block, MLP"].table())
+    assert "[t" in steps
+    if width >= 80:  # narrower, names are folded; numbers never are
+        for op in plans["GPT-2 block, MLP"].bound.ops:
+            assert op.out.name in steps

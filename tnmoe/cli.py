@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from tnmoe import files, presets
 from tnmoe._version import __version__
@@ -193,14 +195,21 @@ def _table(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     plans = [row.planned for what in options.what for row in _rows(what, options)[1]]
-    if options.format == "text":
-        text = "\n\n".join(f"{p}\n\n{explain(p)}" if options.explain else str(p) for p in plans)
-    elif len(plans) == 1:
-        text = plans[0].to_json()
+    if options.format == "json":
+        texts = [p.to_json() for p in plans]
+        _deliver((texts[0] if len(texts) == 1 else "[\n" + ",\n".join(texts) + "\n]") + "\n", options.output)
+    elif options.output is not None:
+        _deliver("\n\n".join(_with_reasons(p, str(p), options) for p in plans) + "\n", options.output)
     else:
-        text = "[\n" + ",\n".join(p.to_json() for p in plans) + "\n]"
-    _deliver(text + "\n", options.output)
+        for k, p in enumerate(plans):
+            print("\n" if k else "", end="")
+            _print([p.table()], "text")
+            print(_with_reasons(p, "", options), end="\n" if options.explain else "")
     return 0
+
+
+def _with_reasons(planned: Plan, text: str, options: argparse.Namespace) -> str:
+    return f"{text}\n\n{explain(planned)}".removeprefix("\n") if options.explain else text
 
 
 def _cost(options: argparse.Namespace) -> int:
@@ -331,18 +340,59 @@ def _print(tables: list[Table], form: str) -> None:
     if form == "text" and sys.stdout.isatty():
         console = Console()
         for table in tables:
-            console.print(_rich(table))
+            for shown in _rich(table, console.width):
+                console.print(shown)
     else:
         print("\n\n".join(table.render(form) for table in tables))
 
 
-def _rich(table: Table) -> RichTable:
-    caption = "\n".join(table.notes) or None
-    shown = RichTable(title=table.title, caption=caption, title_justify="left", caption_justify="left")
-    for k, (_, heading) in enumerate(table.columns):
-        shown.add_column(heading, justify="right" if table.numeric(k) else "left", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*(grouped(cell) for cell in row))
+def _rich(table: Table, width: int) -> list[RichTable]:
+    """The table for a terminal. Numbers are never broken: if they do not fit side by side, rows become columns."""
+    numeric = [table.numeric(k) for k in range(len(table.columns))]
+    widths = [
+        max([len(heading) if right else 12, *(len(grouped(row[k])) if right else 0 for row in table.rows)])
+        for k, ((_, heading), right) in enumerate(zip(table.columns, numeric, strict=True))
+    ]
+    if sum(widths) + 2 * len(widths) <= width or not all(numeric[1:]):
+        return [_rich_part(table, numeric, table.columns, table.rows)]
+    # Each row's numbers below its label, as many rows at a time as fit.
+    head = max(len(heading) for _, heading in table.columns)
+    column = max(len(grouped(cell)) for row in table.rows for cell in row[1:])
+    step = max(1, (width - head - 2) // (column + 2))
+    parts = []
+    for start in range(0, len(table.rows), step):
+        chunk = table.rows[start : start + step]
+        columns = (table.columns[0], *((str(k), str(row[0])) for k, row in enumerate(chunk)))
+        rows = tuple((heading, *(row[k] for row in chunk)) for k, (_, heading) in enumerate(table.columns) if k)
+        parts.append(
+            _rich_part(table, [False] + [True] * len(chunk), columns, rows, last=start + step >= len(table.rows))
+        )
+    return parts
+
+
+def _rich_part(
+    table: Table,
+    numeric: Sequence[bool],
+    columns: Sequence[tuple[str, str]],
+    rows: Sequence[Sequence[int | str]],
+    *,
+    last: bool = True,
+) -> RichTable:
+    # As `Text`, for in plain strings rich takes "[t i]" for markup and hides it.
+    caption = Text("\n".join(table.notes)) if last and table.notes else None
+    shown = RichTable(
+        title=Text(table.title),
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for k, ((_, heading), right) in enumerate(zip(columns, numeric, strict=True)):
+        least = max((len(grouped(row[k])) for row in rows), default=0) if right else None
+        justify: Literal["left", "right"] = "right" if right else "left"
+        shown.add_column(Text(heading), justify=justify, overflow="fold", min_width=least)
+    for row in rows:
+        shown.add_row(*(Text(grouped(cell)) for cell in row))
     return shown
 
 

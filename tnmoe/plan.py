@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from tnmoe.lower import lower
 from tnmoe.objective import check_objective
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program, bind
-from tnmoe.report import json_text
+from tnmoe.report import Table, json_text
 
 FORMAT = "tnmoe-plan-1"
 
@@ -97,16 +97,20 @@ class Plan:
         """True if every order is proven to be the best under the objective."""
         return all(p.exact for p in self.paths.values())
 
-    def __str__(self) -> str:
+    def table(self) -> Table:
+        """One row for each op: operands, result, MACs, FLOPs and size, in the order in which they run."""
         sizes = ", ".join(f"{k} = {v:,}" for k, v in sorted(self.values.items()))
         planners = ", ".join(sorted({p.planner for p in self.paths.values()}))
         proof = "proven optimal" if self.exact else "not proven optimal"
-        table = step_table(self.bound, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
         notes = (
             f"Objective {self.objective}, {proof} ({planners}). Sizes: {sizes}.",
             f"Total: {self.macs:,} MACs, {self.flops:,} FLOPs. Size counts elements.",
         )
-        return f"{table}\n\n" + "\n".join(notes)
+        table = step_table(self.bound, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
+        return replace(table, notes=notes)
+
+    def __str__(self) -> str:
+        return str(self.table())
 
     # ---- JSON ------------------------------------------------------------------------------------------------
 
