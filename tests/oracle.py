@@ -1,4 +1,4 @@
-"""μMoE layers straight from the formulas (mathematics.md, section 1), dense and slow, in differentiable torch.
+"""μMoE layers straight from the paper's formulas (arXiv 2402.12550), dense and slow, in differentiable torch.
 
 Nothing is taken from the package but a plan's storage order. W̃ is formed whole, with the bias as one more row of
 the input mode, and meets x̃ = (x, 1) in one einsum; gates, norms and GELU are written out.

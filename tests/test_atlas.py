@@ -260,7 +260,7 @@ def test_small_atlases_are_closed(name: str, bounds: str) -> None:
 
 
 def test_counts_of_orders() -> None:
-    """As in the prototype, with all sizes from 2 without an upper bound."""
+    """With all sizes from 2 without an upper bound."""
     assert [len(made(name, "two").orders) for name in SMALL] == [3, 6, 19, 15]
 
 

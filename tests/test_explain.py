@@ -75,7 +75,7 @@ def test_ranking_refuses_large_networks() -> None:
 
 
 def ring(tokens: int) -> tnmoe.Plan:
-    """Issue: N = 4, I = 768, O = 1000, ranks 4, 32, 64."""
+    """Threshold and saving derived by hand below: N = 4, I = 768, O = 1000, ranks 4, 32, 64."""
     spec = tnmoe.MuMoE(768, 1000, 4, tnmoe.TensorRing((4, 32, 64)), bias=False)
     return tnmoe.plan(spec, tokens=tokens)
 

@@ -361,7 +361,7 @@ def test_a_private_index_is_summed_first() -> None:
 
 
 def test_cp_layer() -> None:
-    """CP (mathematics.md, section 1): R(N + I + O) MAC a token, and R Hadamard products."""
+    """CP: R(N + I + O) MAC a token, and R Hadamard products."""
     # T = 10, N = 3, I = 4, O = 5, R = 2: 10 · 2 · (3 + 4 + 5) = 240 MAC that are summed, and 10 · 2 products.
     network = Network.parse("tn,ti,nr,ir,or->to")
     sizes = {"t": 10, "n": 3, "i": 4, "o": 5, "r": 2}
@@ -375,7 +375,7 @@ def test_cp_layer() -> None:
 
 
 def test_tensor_ring_of_two_levels_is_a_matrix_chain() -> None:
-    """The reference's fixed order, from left to right, is not the best one (reference.md, "Public numbers").
+    """The reference's fixed order, from left to right, is not the best one.
 
     Ring r1 n1 r2 | r2 n2 r3 | r3 i r4 | r4 o r1 with N1 = N2 = 4, I = O = 6, r = (3, 2, 4, 2), and T = 8 tokens.
     Every order meets each core with its data first; per token that is
