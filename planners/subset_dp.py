@@ -57,7 +57,7 @@ def plan(
     live = set(needing)
     # A step's price depends on the operands' indices and on what is kept (and, for training, on what needs a
     # gradient or is a leaf); equal steps recur across subsets.
-    known: dict[tuple[object, object, int], tuple[int, Operand]] = {}
+    known: dict[tuple[object, object, int], int] = {}
 
     def shape(operand: Operand) -> object:
         extra = operand.extra
@@ -78,7 +78,7 @@ def plan(
             part = (part - 1) & rest
         candidates.sort()
         keep = kept[subset]
-        names: frozenset[str] | None = None
+        names = frozenset([i for k, i in enumerate(network.indices) if keep >> k & 1])
         cheapest = bound + 1
         for so_far, left, right in candidates:
             if so_far >= cheapest:
@@ -89,20 +89,18 @@ def plan(
                 continue
             lhs, rhs = operand[left], operand[right]
             key = (shape(lhs), shape(rhs), keep)
-            if key in known:
-                step, result = known[key]
-            else:
-                if names is None:
-                    names = frozenset(i for k, i in enumerate(network.indices) if keep >> k & 1)
-                ops, result = lower_step(lhs, rhs, names, f"_{subset}")
-                step = price(ops, sizes, objective, live, leaves)
-                if needing:
-                    live |= propagate(ops, live)
-                known[key] = step, result
-            if so_far + step < cheapest:
-                cheapest, split[subset], operand[subset] = so_far + step, (left, right), result
+            if key not in known:
+                ops, _ = lower_step(lhs, rhs, names, f"_{subset}")
+                known[key] = price(ops, sizes, objective, live, leaves)
+            if so_far + known[key] < cheapest:
+                cheapest, split[subset] = so_far + known[key], (left, right)
         if subset in split:
             best[subset] = cheapest
+            # Lowered once more under a name of its own: what is saved is counted by name.
+            lhs, rhs = (operand[side] for side in split[subset])
+            ops, operand[subset] = lower_step(lhs, rhs, names, f"_{subset}")
+            if needing:
+                live |= propagate(ops, live)
 
     return ContractionPath(_steps(split, full, n), "subset_dp", exact=True)
 
