@@ -26,6 +26,7 @@ ALLOWED = {
     "lower": {"errors", "layer", "network", "ops", "passes", "path", "program"},
     "cost": {"dims", "errors", "ops", "program"},
     "backward": {"cost", "dims", "errors", "network", "ops", "program"},
+    "hardware": {"cost", "dims", "errors", "ops", "program", "report"},
     "rank": {"cost", "dims", "errors", "layer", "network", "ops"},
     "factorizations": {"dims", "errors", "initialise", "layer", "network", "factorizations"},
     "layers": {"dims", "errors", "factorizations", "initialise", "layer", "layers", "network", "ops"},
@@ -51,7 +52,7 @@ ALLOWED = {
 }
 """Module or package: what it may import of tnmoe. The api, the command line, `check` and `__init__` are above all."""
 
-TOP = {"__init__", "__main__", "api", "check", "cli", "explain"}
+TOP = {"__init__", "__main__", "api", "calibrate", "check", "cli", "explain"}
 
 
 def sources() -> list[tuple[str, Path]]:

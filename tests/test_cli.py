@@ -527,3 +527,28 @@ def test_a_terminal_shows_whole_numbers_and_brackets(width):
     if width >= 80:  # narrower, names are folded; numbers never are
         for op in plans["GPT-2 block, MLP"].bound.ops:
             assert op.out.name in steps
+
+
+def refused(capsys, *arguments):
+    """The one error of a command that is refused."""
+    with pytest.raises(SystemExit) as done:
+        main(list(arguments))
+    assert done.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("error:") == 1
+    return message
+
+
+def test_calibrate_and_predict(cli, capsys):
+    """A short calibration gives a profile that prices each step; what has no time model is said so."""
+    assert "wrote here.json" in cli("calibrate", "--budget", "1", "-o", "here.json")
+    rows = cli.json("cost", "clip-128-cp", "--profile", "here.json")
+    assert len(rows) >= 7
+    assert "emitted" in refused(capsys, "cost", "clip-128-sparse", "--profile", "here.json")
+    assert "bfloat16" in refused(capsys, "cost", "clip-128-cp", "--profile", "here.json", "--dtype", "bfloat16")
+
+
+def test_profiles_that_are_none(cli, capsys):
+    cli.write("bad.json", "{}")
+    assert "bad.json" in refused(capsys, "cost", "clip-128-cp", "--profile", "bad.json")
+    assert "missing.json" in refused(capsys, "cost", "clip-128-cp", "--profile", "missing.json")

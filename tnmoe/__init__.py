@@ -12,6 +12,7 @@ Declare a layer, plan its contractions, emit a standalone torch module, and read
 
 from tnmoe._version import __version__
 from tnmoe.api import Atlas, atlas, build, cost, emit, from_reference, pareto, plan, to_reference
+from tnmoe.calibrate import calibrate
 from tnmoe.check import check
 from tnmoe.cost_report import CostReport
 from tnmoe.dims import symbol
@@ -27,6 +28,7 @@ from tnmoe.errors import (
 from tnmoe.explain import TokenRange, explain, token_range
 from tnmoe.factorizations import CP, Dense, TensorRing
 from tnmoe.files import load, save
+from tnmoe.hardware import DeviceProfile, Prediction, predict
 from tnmoe.layer import Layer
 from tnmoe.layers import MLP, DenseMoE, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, declare
 from tnmoe.network import Network, Role, Tensor
@@ -42,6 +44,7 @@ __all__ = [
     "DeclarationError",
     "Dense",
     "DenseMoE",
+    "DeviceProfile",
     "EmitError",
     "FileError",
     "Gate",
@@ -52,6 +55,7 @@ __all__ = [
     "Network",
     "Plan",
     "PlanError",
+    "Prediction",
     "Program",
     "ProgramError",
     "Role",
@@ -63,6 +67,7 @@ __all__ = [
     "__version__",
     "atlas",
     "build",
+    "calibrate",
     "check",
     "cost",
     "declare",
@@ -72,6 +77,7 @@ __all__ = [
     "load",
     "pareto",
     "plan",
+    "predict",
     "save",
     "symbol",
     "to_reference",

@@ -14,18 +14,20 @@ from typing import Literal, NoReturn, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from tnmoe import files, presets
 from tnmoe._version import __version__
 from tnmoe.api import DEFAULT_TOKENS, PLANNERS, cost, emit, plan, with_tokens
+from tnmoe.calibrate import BUDGET, calibrate
 from tnmoe.check import check
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.cost_report import CostReport, comparison
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
 from tnmoe.explain import explain
+from tnmoe.hardware import DeviceProfile, default_path, predict
 from tnmoe.layer import Layer
 from tnmoe.objective import OBJECTIVES
 from tnmoe.plan import Plan
@@ -61,6 +63,8 @@ examples:
   tnmoe plan gpt2-tr                        the contraction order, step by step
   tnmoe cost gpt2-cp --formulas             every figure as a formula and a number
   tnmoe emit gpt2 -o gpt2_blocks.py         a standalone torch file, one class a layer
+  tnmoe calibrate -o here.json              measure this machine, in under a minute
+  tnmoe cost gpt2-tr --profile here.json    predicted time of each step on it
   tnmoe check gpt2                          the emitted modules against dense einsum and torch's FLOP counter
 
 exit codes: 0 fine, 1 a check failed, 2 bad input
@@ -130,6 +134,8 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--steps", action="store_true", help="one row for each step instead of each part")
     group.add_argument("--formulas", action="store_true", help="every figure as a formula and a number")
 
+    group.add_argument("--profile", metavar="FILE", help="predicted time of each step, from a calibration")
+
     emit_command = command("emit", _emit, "Write a standalone torch module.", several=True)
     emit_command.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: print)")
     emit_command.add_argument("--name", help="name of the class, if there is one layer")
@@ -138,6 +144,18 @@ def parser() -> argparse.ArgumentParser:
         "check", _check, "Compare the emitted module with dense einsum and torch's FLOP counter.", several=True
     )
     formatted(check_command, list(FORMATS))
+
+    summary = "Measure this machine's speed, for predicted times."
+    calibrate_command: _Parser = commands.add_parser("calibrate", help=summary, description=summary)
+    calibrate_command.set_defaults(run=_calibrate)
+    calibrate_command.add_argument("-o", "--output", metavar="FILE", help="default: in the user's cache folder")
+    calibrate_command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    calibrate_command.add_argument(
+        "--dtype", action="append", choices=list(DTYPE_BYTES), help="may be repeated; default: float32"
+    )
+    calibrate_command.add_argument(
+        "--budget", type=float, default=BUDGET, metavar="S", help=f"seconds for each dtype (default: {BUDGET:g})"
+    )
     return top
 
 
@@ -214,11 +232,18 @@ def _with_reasons(planned: Plan, text: str, options: argparse.Namespace) -> str:
 
 def _cost(options: argparse.Namespace) -> int:
     tables = []
+    profile = None if options.profile is None else _read_profile(options.profile)
     for what in options.what:
         for row in _rows(what, options)[1]:
             report = _report(row, options)
+            if profile is not None:
+                if row.emitted:  # routed layers have no time model
+                    tables.append(predict(report.bound, profile, options.dtype).table(row.label))
+                continue
             table = report.steps() if options.steps else report.symbolic() if options.formulas else report.parts()
             tables.append(table)
+    if not tables:
+        raise DeclarationError("these layers can be costed, but not emitted yet, so there is no time to predict")
     if len(tables) > 1 and options.format in ("csv", "json"):  # one document, which then says which layer a row is of
         labels = [t.title for t in tables]
         rows = tuple((label, *row) for label, t in zip(labels, tables, strict=True) for row in t.rows)
@@ -255,6 +280,27 @@ def _check(options: argparse.Namespace) -> int:
     columns = (("layer", "layer"), *reports[0][1].table().columns)
     _print([Table("Emitted modules against their declarations", columns, cells, left)], options.format)
     return 0 if all(report.passed for _, report in reports) else 1
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    path = Path(options.output or default_path(options.device))
+    if options.output is None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"{path.parent} cannot be made: {error.strerror}; name a file with -o") from None
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("calibrating", total=None)
+        profile = calibrate(
+            device=options.device,
+            dtypes=options.dtype or ("float32",),
+            budget=options.budget,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    files.save(profile.to_json() + "\n", path)
+    print(f"wrote {path}: {profile.name}, {profile.source}")
+    return 0
 
 
 # ---- input and output ----------------------------------------------------------------------------------------
@@ -306,6 +352,17 @@ def _read_plan(path: str, options: argparse.Namespace) -> Plan:
     except TnmoeError as error:
         raise type(error)(f"{path}: {error}") from None
     return planned if options.tokens is None else with_tokens(planned, options.tokens)
+
+
+def _read_profile(path: str) -> DeviceProfile:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        return DeviceProfile.from_json(text)
+    except TnmoeError as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def _report(row: Row, options: argparse.Namespace) -> CostReport:

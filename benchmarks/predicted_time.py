@@ -1,0 +1,150 @@
+"""Predicted against measured time of emitted modules: CP, tensor ring and dense layers, 1 to 4096 tokens.
+
+Run: `OMP_WAIT_POLICY=passive python benchmarks/predicted_time.py [--threads 1] [--rounds 15] [--budget 40]`.
+Calibrates this machine, then runs all layers in turn, in random order, and compares medians. float32, no gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+import tnmoe
+from tnmoe import hardware
+from tnmoe.calibrate import BUDGET, calibrate
+
+TOKENS = (1, 16, 256, 4096)
+
+
+def layers() -> dict[str, object]:
+    """Layers by label; none is of a size that the calibration's grid contains."""
+    gate = tnmoe.Gate("entmax15", "layer")
+    soft = tnmoe.Gate("softmax", "batch")
+    cp, ring = tnmoe.CP, tnmoe.TensorRing
+    return {
+        "linear 768→1000": tnmoe.Linear(768, 1000),
+        "linear 96→80": tnmoe.Linear(96, 80),
+        "MLP 196→256→196": tnmoe.MLP(196, 256, 196),
+        "MLP 768→3072→768": tnmoe.MLP(768, 3072, 768, True, True),
+        "CP 768→1000, N 128, R 354": tnmoe.MuMoE(768, 1000, 128, cp(354), tnmoe.Gate("entmax15", "batch")),
+        "CP block 768→3072→768, N 256, R 556": tnmoe.MuMoEBlock(768, 3072, 768, 256, cp(556), gate, True, True),
+        "CP 96→80, N 8, R 24, softmax": tnmoe.MuMoE(96, 80, 8, cp(24), soft),
+        "CP 512→512, N 64·8, R 300": tnmoe.MuMoE(512, 512, (64, 8), cp(300), gate),
+        "TR 768→1000, N 128, r 4 4 95": tnmoe.MuMoE(768, 1000, 128, ring((4, 4, 95)), gate),
+        "TR block 768→3072→768, N 256, r 4 4 149": tnmoe.MuMoEBlock(
+            768, 3072, 768, 256, ring((4, 4, 149)), gate, True, True
+        ),
+        "TR 96→80, N 8, r 2 2 12, softmax": tnmoe.MuMoE(96, 80, 8, ring((2, 2, 12)), soft),
+        "TR 196→256, N 64, r 8 8 20": tnmoe.MuMoE(196, 256, 64, ring((8, 8, 20)), gate),
+    }
+
+
+@dataclass
+class Run:
+    """One layer at one number of tokens."""
+
+    label: str
+    tokens: int
+    predicted: float
+    call: Callable[[], object]
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def measured(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.samples)
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over measured."""
+        return self.predicted / self.measured
+
+
+def prepare(label: str, spec: object, tokens: int, profile: hardware.DeviceProfile) -> Run:
+    """Plan, predict and build."""
+    plan = tnmoe.plan(spec, tokens=tokens)  # type: ignore[arg-type]
+    module = tnmoe.build(plan).eval()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if "gate" in name:  # it starts at zero: all ties, which a sort does faster than random logits
+                parameter.normal_(0, parameter.shape[0] ** -0.5)
+    value = plan.layer.inputs[0]
+    x = torch.randn([int(plan.bound.sizes[i]) for i in value.indices])
+    return Run(label, tokens, hardware.predict(plan.bound, profile).seconds, lambda: module(x))
+
+
+def sample(run: Run, at_least: float = 0.004) -> float:
+    """Seconds of one call, over a few, after one to bring its weights into the caches."""
+    run.call()
+    repeats = max(1, min(200, int(at_least / run.predicted)))
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        run.call()
+    return (time.perf_counter() - begin) / repeats
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Ranks from 1, ties sharing their mean."""
+    ordered = sorted(values)
+    return [ordered.index(v) + (ordered.count(v) + 1) / 2 for v in values]
+
+
+def spearman(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Spearman's rank correlation."""
+    return statistics.correlation(ranks(xs), ranks(ys))
+
+
+def main() -> None:
+    """Print a row for each layer and number of tokens, then the summary."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--budget", type=float, default=BUDGET, help="seconds of calibration")
+    given = options.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    random.seed(0)
+    begin = time.perf_counter()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("calibrating", total=None)
+        profile = calibrate(
+            budget=given.budget, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    calibrated = time.perf_counter() - begin
+    peak = max(profile.of("float32").gemm.values)
+    print(
+        f"{profile.name} {platform.machine()}, {os.cpu_count()} CPUs, {profile.source}; "
+        f"calibrated in {calibrated:.0f} s, GEMM peak {peak / 1e9:.0f} GFLOP/s"
+    )
+    runs = [prepare(label, spec, tokens, profile) for label, spec in layers().items() for tokens in TOKENS]
+    with torch.no_grad():
+        for run in runs:
+            run.call()
+        for _ in range(given.rounds):
+            for run in random.sample(runs, len(runs)):
+                run.samples.append(sample(run))
+    print(f"{'layer':<42}{'tokens':>7}{'measured µs':>14}{'predicted µs':>14}{'ratio':>7}")
+    for run in runs:
+        print(
+            f"{run.label:<42}{run.tokens:>7}{1e6 * run.measured:>14,.1f}{1e6 * run.predicted:>14,.1f}{run.ratio:>7.2f}"
+        )
+    errors = sorted(abs(run.ratio - 1) for run in runs)
+    rho = spearman([run.predicted for run in runs], [run.measured for run in runs])
+    print(
+        f"\n{len(runs)} runs, medians of {given.rounds} rounds: Spearman {rho:.4f}, median error "
+        f"{statistics.median(errors):.1%}, 90 % within {errors[int(0.9 * len(errors))]:.1%}, worst {errors[-1]:.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""The time model on a profile made by hand, its JSON form, and the structure of a calibration. Nothing is timed."""
+
+from __future__ import annotations
+
+import json
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tnmoe
+from tnmoe import ops
+from tnmoe.calibrate import calibrate
+from tnmoe.hardware import (
+    OVERHEADS,
+    ROWWISE,
+    STREAMS,
+    DeviceProfile,
+    Grid,
+    Rates,
+    default_path,
+    load_cached,
+    op_seconds,
+    predict,
+    working_set,
+)
+from tnmoe.ops import Value
+
+OVERHEAD = {kind: (k + 1) * 1e-6 for k, kind in enumerate(OVERHEADS)}
+
+SIZES = {"t": 32, "i": 16, "o": 8, "a": 4, "b": 2}
+
+
+def flat(dimension: int, value: float) -> Grid:
+    return Grid(((1,),) * dimension, (value,))
+
+
+def by_hand() -> DeviceProfile:
+    """1 GFLOP/s in products, 0.5 in batched ones, 2 GB/s in streams, 0.1 G elements/s along rows."""
+    rates = Rates(
+        gemm=flat(3, 1e9),
+        batched=flat(4, 5e8),
+        streams={kind: flat(1, 2e9) for kind in STREAMS},
+        rowwise={kind: flat(2, 1e8) for kind in ROWWISE},
+        bandwidth=1e12,
+        fresh=flat(1, 1e9),
+        memory=Grid(((2**12, 2**20),), (1e12, 1e9)),
+        overhead=OVERHEAD,
+    )
+    return DeviceProfile("slow machine", "by hand", "cpu", {"float32": rates})
+
+
+X, W = Value("x", ("t", "i")), Value("w", ("i", "o"))
+Y, BIAS = Value("y", ("t", "o")), Value("c", ("o",))
+Z = Value("z", ("t", "i"))
+EXAMPLES: dict[str, tuple[ops.Op, float | None]] = {
+    # 2·32·16·8 FLOPs at 1 GFLOP/s
+    "Contract": (ops.Contract(Y, X, W), 8192e-9 + OVERHEAD["matmul"]),
+    # … and 32·8 results of 4 bytes, at 2 GB/s
+    "ContractAdd": (ops.ContractAdd(Y, X, W, BIAS), 8192e-9 + 512e-9 + OVERHEAD["matmul"] + OVERHEAD["bias"]),
+    # two operands and the result, 32·16 elements of 4 bytes each
+    "Multiply": (ops.Multiply(Z, X, X), 3 * 2048 / 2e9 + OVERHEAD["Multiply"]),
+    "Add": (ops.Add(Z, X, X), 3 * 2048 / 2e9 + OVERHEAD["Add"]),
+    "Reduce": (ops.Reduce(Value("z", ("t",)), X), (2048 + 128) / 2e9 + OVERHEAD["Reduce"]),
+    "Permute": (ops.Permute(Value("z", ("i", "t")), X), 2 * 2048 / 2e9 + OVERHEAD["Permute"]),
+    "Softmax": (ops.Softmax(Z, X, "i"), 512 / 1e8 + OVERHEAD["Softmax"]),
+    "Entmax15": (ops.Entmax15(Z, X, "i"), 512 / 1e8 + OVERHEAD["Entmax15"]),
+    "Sparsemax": (ops.Sparsemax(Z, X, "i"), 512 / 1e8 + OVERHEAD["Sparsemax"]),
+    "Sigmoid": (ops.Sigmoid(Z, X), 2 * 2048 / 2e9 + OVERHEAD["Sigmoid"]),
+    "Gelu": (ops.Gelu(Z, X), 2 * 2048 / 2e9 + OVERHEAD["Gelu"]),
+    "LayerNorm": (ops.LayerNorm(Z, X, "i"), 512 / 1e8 + OVERHEAD["LayerNorm"]),
+    "BatchNorm": (
+        ops.BatchNorm(Z, X, "i", Value("m", ("i",)), Value("v", ("i",))),
+        512 / 1e8 + OVERHEAD["BatchNorm"],
+    ),
+    "TopK": (ops.TopK(Value("z", ("t", "a")), Value("p", ("t", "a")), X, "i"), None),
+    "RoutedContract": (
+        ops.RoutedContract(
+            Value("z", ("t", "a", "o")), X, Value("w", ("b", "i", "o")), None, Value("p", ("t", "a")), "b"
+        ),
+        None,
+    ),
+}
+
+
+def test_every_op_is_timed_or_refused_by_name() -> None:
+    assert set(EXAMPLES) == {kind.__name__ for kind in typing.get_args(ops.Op)}
+    for kind, (op, expected) in EXAMPLES.items():
+        if expected is None:
+            with pytest.raises(tnmoe.CostError, match=kind):
+                op_seconds(op, SIZES, by_hand(), "float32")
+        else:
+            assert op_seconds(op, SIZES, by_hand(), "float32") == pytest.approx(expected, rel=1e-12), kind
+
+
+def test_batched_products_have_their_own_rate_and_views_their_own_time() -> None:
+    batched = ops.Contract(Value("y", ("t", "a", "o")), Value("x", ("t", "a", "b")), Value("w", ("t", "b", "o")))
+    seconds = op_seconds(batched, SIZES, by_hand(), "float32")
+    assert seconds == pytest.approx(2 * 32 * 4 * 2 * 8 / 5e8 + OVERHEAD["batched"])
+    # (a b) is merged in the weight, and split again in the result
+    viewed = ops.Contract(Value("y", ("t", "a", "b")), X, Value("w", ("i", "a", "b")))
+    seconds = op_seconds(viewed, SIZES, by_hand(), "float32")
+    expected = 2 * 32 * 16 * 8 / 1e9 + OVERHEAD["matmul"] + OVERHEAD["merge"] + OVERHEAD["split"]
+    assert seconds == pytest.approx(expected)
+
+
+def test_bandwidth_bounds_every_op() -> None:
+    slow = by_hand()
+    slow = replace(slow, rates={"float32": replace(slow.of("float32"), bandwidth=1e3)})
+    moved = 4 * (32 * 16 + 16 * 8 + 32 * 8)
+    assert op_seconds(EXAMPLES["Contract"][0], SIZES, slow, "float32") == pytest.approx(
+        moved / 1e3 + OVERHEAD["matmul"]
+    )
+    for kind, (op, expected) in EXAMPLES.items():
+        if expected is not None:
+            assert op_seconds(op, SIZES, slow, "float32") > expected, kind
+
+
+def test_operands_are_fetched_from_where_the_working_set_lies() -> None:
+    op = EXAMPLES["Contract"][0]
+    alone = op_seconds(op, SIZES, by_hand(), "float32")
+    assert op_seconds(op, SIZES, by_hand(), "float32", working_set=2000) == alone
+    moved = 4 * (32 * 16 + 16 * 8 + 32 * 8)  # within 4096 bytes, read at 1 TB/s; in 1 MiB at 1 GB/s
+    seconds = op_seconds(op, SIZES, by_hand(), "float32", working_set=2**21)
+    assert seconds == pytest.approx(alone + moved / 1e9 - moved / 1e12)
+
+
+def test_working_set_is_every_value_once() -> None:
+    plan = tnmoe.plan(tnmoe.Linear(64, 48), tokens=4)
+    assert working_set(plan.bound, "float32") == 4 * (4 * 64 + 64 * 48 + 48 + 4 * 48)
+
+
+def test_grid_reproduces_its_points_and_is_geometric_between_them() -> None:
+    grid = Grid(((1, 16), (4, 64)), (1.0, 2.0, 4.0, 8.0))
+    assert [grid.at(a, b) for a in (1, 16) for b in (4, 64)] == pytest.approx([1, 2, 4, 8])
+    assert grid.at(4, 4) == pytest.approx(2.0)  # half way from 1 to 4, in logarithms
+    assert grid.at(4, 16) == pytest.approx(math.sqrt(8.0))
+    assert grid.at(1000, 1000) == pytest.approx(8.0)  # the edge's value beyond it
+    for point in ((1,), (0, 4), (1, 2, 3)):
+        with pytest.raises(tnmoe.CostError):
+            grid.at(*point)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        tnmoe.Linear(64, 48),
+        tnmoe.MLP(32, 64, 32),
+        tnmoe.MuMoE(32, 24, 8, tnmoe.CP(6)),
+        tnmoe.MuMoEBlock(32, 64, 32, (4, 3), tnmoe.TensorRing((2, 2, 2, 5)), tnmoe.Gate("softmax", "layer")),
+    ],
+    ids=lambda spec: type(spec).__name__,
+)
+def test_more_tokens_take_more_time(spec: Any) -> None:
+    profile, found = by_hand(), []
+    for tokens in (1, 2, 3, 17, 256, 4096):
+        plan = tnmoe.plan(spec, tokens=tokens)
+        prediction = predict(plan.bound, profile)
+        assert len(prediction.per_op) == len(plan.bound.ops)
+        assert prediction.seconds == pytest.approx(prediction.call + sum(prediction.per_op))
+        found.append(prediction.seconds)
+    assert found == sorted(found)
+    assert len(set(found)) == len(found)
+
+
+def test_call_counts_ops_and_uses_of_parameters() -> None:
+    prediction = predict(tnmoe.plan(tnmoe.Linear(64, 48), tokens=4).bound, by_hand())
+    assert prediction.call == pytest.approx(OVERHEAD["call"] + 2 * OVERHEAD["parameter"] + OVERHEAD["switch"])
+
+
+def test_a_result_beyond_the_grid_costs_what_a_fresh_one_costs_more() -> None:
+    profile = by_hand()
+    fresh = Grid(((512, 1024),), (1e9, 1e6))
+    profile = replace(
+        profile, rates={"float32": replace(profile.of("float32"), gemm=Grid(((16,), (16,), (8,)), (1e9,)), fresh=fresh)}
+    )
+    # 16·8 results of 4 bytes were measured, 32·8 are written
+    seconds = op_seconds(EXAMPLES["Contract"][0], SIZES, profile, "float32")
+    assert seconds == pytest.approx(8192e-9 + OVERHEAD["matmul"] + 1024 / 1e6 - 1024 / 1e9)
+
+
+def test_table_names_the_profile_and_sums_up() -> None:
+    prediction = predict(tnmoe.plan(tnmoe.Linear(64, 48), tokens=4).bound, by_hand())
+    table = prediction.table()
+    assert "slow machine (by hand)" in str(table)
+    times = [row["nanoseconds"] for row in table.records()]
+    assert times[-1] == round(1e9 * prediction.seconds)
+    assert table.records()[-1]["share"] == "100.0%"
+
+
+def test_symbols_and_missing_dtypes_are_errors() -> None:
+    plan = tnmoe.plan(tnmoe.Linear(64, 48), tokens=4)
+    with pytest.raises(tnmoe.CostError, match="bind the program first"):
+        predict(plan.program, by_hand())
+    profile = by_hand()
+    both = replace(profile, rates={**profile.rates, "bfloat16": profile.of("float32")})
+    with pytest.raises(tnmoe.CostError, match=r"no dtype 'float64'; it has float32, bfloat16\."):
+        predict(plan.bound, both, "float64")
+
+
+# ---- JSON ----------------------------------------------------------------------------------------------------
+
+
+def test_json_round_trip() -> None:
+    profile = by_hand()
+    uneven = replace(profile.of("float32"), gemm=Grid(((1, 3), (5,), (7, 9)), (1.5, 1 / 3, 2e9, 1e12)))
+    profile = replace(profile, rates={**profile.rates, "bfloat16": uneven})
+    assert DeviceProfile.from_json(profile.to_json()) == profile
+
+
+def put(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(data: Any) -> None:
+        for key in path[:-1]:
+            data = data[key]
+        data[path[-1]] = value
+
+    return change
+
+
+def drop(*path: str) -> Callable[[dict[str, Any]], None]:
+    def change(data: Any) -> None:
+        for key in path[:-1]:
+            data = data[key]
+        del data[path[-1]]
+
+    return change
+
+
+GEMM = ("rates", "float32", "gemm")
+CORRUPTIONS = {
+    "another format": put("format", value="tnmoe-plan-1"),
+    "no format": drop("format"),
+    "an unknown key": put("colour", value="red"),
+    "no name": drop("name"),
+    "a blank name": put("name", value=" "),
+    "a number as source": put("source", value=3),
+    "rates are a list": put("rates", value=[]),
+    "no rates": put("rates", value={}),
+    "an unknown dtype": put("rates", "float31", value={}),
+    "rates of a dtype are null": put("rates", "float32", value=None),
+    "no gemm": drop(*GEMM),
+    "a grid without axes": drop(*GEMM, "axes"),
+    "too few axes": put(*GEMM, "axes", value=[[1], [1]]),
+    "an empty axis": put(*GEMM, "axes", 0, value=[]),
+    "a descending axis": put(*GEMM, "axes", 0, value=[2, 1]),
+    "a size of zero": put(*GEMM, "axes", 0, value=[0]),
+    "a size that is true": put(*GEMM, "axes", 0, value=[True]),
+    "a size that is text": put(*GEMM, "axes", 0, value=["1"]),
+    "an enormous size": put(*GEMM, "axes", 0, value=[10**4000]),
+    "too many values": put(*GEMM, "values", value=[1.0, 2.0]),
+    "values are text": put(*GEMM, "values", value="1"),
+    "a rate of zero": put(*GEMM, "values", value=[0]),
+    "a negative rate": put(*GEMM, "values", value=[-1.0]),
+    "a rate that is not a number": put(*GEMM, "values", value=[math.nan]),
+    "an infinite rate": put(*GEMM, "values", value=[math.inf]),
+    "an enormous rate": put(*GEMM, "values", value=[10**4000]),
+    "a rate that is text": put(*GEMM, "values", value=["fast"]),
+    "a stream lacking": drop("rates", "float32", "streams", "Gelu"),
+    "an unknown rowwise kind": put("rates", "float32", "rowwise", "Sort", value={}),
+    "no bandwidth": put("rates", "float32", "bandwidth", value=None),
+    "no memory": drop("rates", "float32", "memory"),
+    "a negative overhead": put("rates", "float32", "overhead", "matmul", value=-1e-6),
+    "overhead is a number": put("rates", "float32", "overhead", value=1e-6),
+}
+
+
+@pytest.mark.parametrize("fault", CORRUPTIONS)
+def test_corrupted_profiles_are_refused(fault: str, tmp_path: Path) -> None:
+    data = json.loads(by_hand().to_json())
+    CORRUPTIONS[fault](data)
+    text = json.dumps(data)
+    with pytest.raises(tnmoe.TnmoeError) as caught:
+        DeviceProfile.from_json(text)
+    assert 10 < len(str(caught.value)) < 500
+    path = tmp_path / "profile.json"
+    path.write_text(text, encoding="utf-8")
+    assert load_cached(path) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "[" * 100_000, "1" * 10_000, '{"format": "tnmoe'])
+def test_what_is_no_profile_is_refused(text: str) -> None:
+    with pytest.raises(tnmoe.TnmoeError, match="a profile must be"):
+        DeviceProfile.from_json(text)
+
+
+def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_path("cuda") == tmp_path / "tnmoe" / "profile-cuda.json"
+    assert load_cached() is None
+    default_path().parent.mkdir()
+    tnmoe.save(by_hand().to_json(), default_path())
+    assert load_cached() == by_hand()
+    default_path().write_bytes(b"\xff\xfe")
+    assert load_cached() is None
+    assert load_cached(tmp_path) is None  # a directory
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_path() == tmp_path / ".cache" / "tnmoe" / "profile-cpu.json"
+
+
+# ---- calibration ---------------------------------------------------------------------------------------------
+
+
+def test_calibration_gives_a_valid_profile() -> None:
+    calls: list[tuple[int, int]] = []
+    profile = calibrate(budget=0.2, progress=lambda done, total: calls.append((done, total)))
+    assert DeviceProfile.from_json(profile.to_json()) == profile
+    assert profile.device == "cpu"
+    assert list(profile.rates) == ["float32"]
+    assert calls[-1][0] == calls[-1][1]
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert len({total for _, total in calls}) == 1
+    plan = tnmoe.plan(tnmoe.MuMoEBlock(32, 64, 32, 8, tnmoe.TensorRing((2, 2, 5))), tokens=16)
+    assert 0 < predict(plan.bound, profile).seconds < math.inf
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "abacus"}, "unknown device 'abacus'"),
+        ({"dtypes": ("float31",)}, "unknown dtype 'float31'"),
+        ({"dtypes": ("int8",)}, "unknown dtype 'int8'"),
+        ({"dtypes": ()}, "at least one"),
+        ({"budget": 0}, "budget must be"),
+        ({"budget": math.nan}, "budget must be"),
+        ({"budget": "long"}, "budget must be"),
+    ],
+)
+def test_calibration_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(tnmoe.CostError, match=message):
+        calibrate(**arguments)
