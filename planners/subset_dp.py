@@ -57,7 +57,7 @@ def plan(
     live = set(needing)
     # A step's price depends on the operands' indices and on what is kept (and, for training, on what needs a
     # gradient or is a leaf); equal steps recur across subsets.
-    known: dict[tuple[object, object, int], int] = {}
+    known: dict[tuple[object, object, int], tuple[int, Operand]] = {}
 
     def shape(operand: Operand) -> object:
         extra = operand.extra
@@ -90,16 +90,17 @@ def plan(
             lhs, rhs = operand[left], operand[right]
             key = (shape(lhs), shape(rhs), keep)
             if key not in known:
-                ops, _ = lower_step(lhs, rhs, names, f"_{subset}")
-                known[key] = price(ops, sizes, objective, live, leaves)
-            if so_far + known[key] < cheapest:
-                cheapest, split[subset] = so_far + known[key], (left, right)
+                ops, result = lower_step(lhs, rhs, names, f"_{subset}")
+                known[key] = price(ops, sizes, objective, live, leaves), result
+            step, result = known[key]
+            if so_far + step < cheapest:
+                cheapest, split[subset], operand[subset] = so_far + step, (left, right), result
         if subset in split:
             best[subset] = cheapest
-            # Lowered once more under a name of its own: what is saved is counted by name.
-            lhs, rhs = (operand[side] for side in split[subset])
-            ops, operand[subset] = lower_step(lhs, rhs, names, f"_{subset}")
             if needing:
+                # Once more under a name of its own, for what is saved is counted by name, and equal steps share one.
+                lhs, rhs = (operand[side] for side in split[subset])
+                ops, operand[subset] = lower_step(lhs, rhs, names, f"_{subset}")
                 live |= propagate(ops, live)
 
     return ContractionPath(_steps(split, full, n), "subset_dp", exact=True)
