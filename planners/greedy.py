@@ -31,13 +31,12 @@ def plan(
     live: dict[int, Operand] = dict(enumerate(leaf_operands(network)))
     inside = {k: frozenset([k]) for k in live}
     steps: list[tuple[int, int]] = []
-    wanted = frozenset(network.output)
-    gradients, leaves = set(needing), {t.name for t in network.leaves}
+    gradients, leaves = set(needing), network.leaf_names
     while len(live) > 1:
         options = []
         for i, j in combinations(live, 2):
             merged = inside[i] | inside[j]
-            keep = wanted.union(*(t.indices for k, t in enumerate(network.tensors) if k not in merged))
+            keep = network.kept(merged)
             ops, result = lower_step(live[i], live[j], keep, f"_{len(steps)}_{i}_{j}")
             growth = _size(result, sizes) - _size(live[i], sizes) - _size(live[j], sizes)
             options.append((growth, price(ops, sizes, objective, gradients, leaves), i, j, ops, result))

@@ -18,7 +18,7 @@ from tnmoe.lower import Operand, leaf_operands, lower_step
 from tnmoe.network import Network
 from tnmoe.objective import price
 from tnmoe.ops import Op, Value
-from tnmoe.path import ContractionPath
+from tnmoe.path import ContractionPath, Tree
 
 MAX_TENSORS = 9
 
@@ -115,8 +115,7 @@ def _front(
     network: Network, sizes: Mapping[str, int], axes: Sequence[int], needing: Set[str], recompute: bool
 ) -> list[_Point]:
     n = len(network.tensors)
-    names = [frozenset(t.indices) for t in network.tensors]
-    leaves, live = {t.name for t in network.leaves}, set(needing)
+    leaves, live = network.leaf_names, set(needing)
     operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
     # Points that only deliver the product, and points whose product can be had again in the backward pass.
     plain: dict[int, list[_Point]] = {1 << k: [_Point((0, 0, 0, 0), None, 1 << k)] for k in range(n)}
@@ -124,7 +123,7 @@ def _front(
     for subset in range(1, 1 << n):
         if subset in plain:
             continue
-        keep = frozenset(network.output).union(*(names[k] for k in range(n) if not subset >> k & 1))
+        keep = network.kept([k for k in range(n) if subset >> k & 1])
         steps: list[_Step] = []
         rest = subset & (subset - 1)
         part = rest
@@ -255,20 +254,16 @@ def _minimal(points: list[_Point], axes: Sequence[int]) -> list[_Point]:
 
 
 def _tradeoff(point: _Point, network: Network) -> Tradeoff:
-    n = len(network.tensors)
-    steps: list[tuple[int, int]] = []
     recomputed: list[tuple[str, ...]] = []
 
-    def walk(p: _Point) -> int:
+    def nested(p: _Point) -> Tree:
         if p.parts is None:
             return p.subset.bit_length() - 1
-        left, right = (walk(part) for part in p.parts)
+        left, right = (nested(part) for part in p.parts)
         for part, again in zip(p.parts, p.recomputed, strict=True):
             if again:
                 recomputed.append(tuple(t.name for k, t in enumerate(network.tensors) if part.subset >> k & 1))
-        steps.append((left, right))
-        return n + len(steps) - 1
+        return left, right
 
-    walk(point)
-    path = ContractionPath(tuple(steps), "pareto", exact=False)
+    path = ContractionPath.from_tree(nested(point), len(network.tensors), "pareto")
     return Tradeoff(dict(zip(OBJECTIVES, point.values, strict=True)), path, tuple(recomputed))

@@ -15,7 +15,7 @@ from tnmoe.errors import PlanError
 from tnmoe.lower import Operand, leaf_operands, lower_step
 from tnmoe.network import Network
 from tnmoe.objective import check_objective, price
-from tnmoe.path import ContractionPath
+from tnmoe.path import ContractionPath, Tree
 
 MAX_TENSORS = 10
 
@@ -61,14 +61,13 @@ def plan(
     if n > MAX_TENSORS:
         raise PlanError(f"ranking takes up to {MAX_TENSORS} tensors, this network has {n}; take the best order alone")
     full = (1 << n) - 1
-    names = [frozenset(t.indices) for t in network.tensors]
-    leaves, live = {t.name for t in network.leaves}, set(needing)
+    leaves, live = network.leaf_names, set(needing)
     operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
     trees: dict[int, list[_Tree]] = {1 << k: [_Tree(0)] for k in range(n)}
     for subset in range(1, full + 1):
         if subset in trees:
             continue
-        keep = frozenset(network.output).union(*(names[k] for k in range(n) if not subset >> k & 1))
+        keep = network.kept([k for k in range(n) if subset >> k & 1])
         found: list[_Tree] = []
         rest = subset & (subset - 1)
         part = rest
@@ -86,20 +85,13 @@ def plan(
             live |= propagate(ops, live)
         trees[subset] = heapq.nsmallest(count, found, key=lambda tree: tree.price)
     return tuple(
-        Ranked(tree.price, ContractionPath(_steps(trees, tree, n), "ranked", exact=k == 0))
+        Ranked(tree.price, ContractionPath.from_tree(_nested(trees, full, tree), n, "ranked", exact=k == 0))
         for k, tree in enumerate(trees[full])
     )
 
 
-def _steps(trees: Mapping[int, list[_Tree]], top: _Tree, n: int) -> tuple[tuple[int, int], ...]:
-    steps: list[tuple[int, int]] = []
-
-    def contract(subset: int, tree: _Tree) -> int:
-        if tree.left is None or tree.right is None:
-            return subset.bit_length() - 1
-        left, right = (contract(part, trees[part][k]) for part, k in (tree.left, tree.right))
-        steps.append((left, right))
-        return n + len(steps) - 1
-
-    contract((1 << n) - 1, top)
-    return tuple(steps)
+def _nested(trees: Mapping[int, list[_Tree]], subset: int, tree: _Tree) -> Tree:
+    if tree.left is None or tree.right is None:
+        return subset.bit_length() - 1
+    (left, i), (right, j) = tree.left, tree.right
+    return _nested(trees, left, trees[left][i]), _nested(trees, right, trees[right][j])

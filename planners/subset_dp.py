@@ -19,7 +19,7 @@ from tnmoe.lower import Operand, leaf_operands, lower_network, lower_step
 from tnmoe.network import Network
 from tnmoe.objective import check_objective, least_price, price
 from tnmoe.ops import Value
-from tnmoe.path import ContractionPath
+from tnmoe.path import ContractionPath, Tree
 from tnmoe.planners import greedy
 
 MAX_TENSORS = 12
@@ -53,7 +53,7 @@ def plan(
     best: dict[int, int] = {1 << k: 0 for k in range(n)}
     split: dict[int, tuple[int, int]] = {}
     bound = _greedy_price(network, sizes, objective, needing)
-    leaves = {t.name for t in network.leaves}
+    leaves = network.leaf_names
     live = set(needing)
     # A step's price depends on the operands' indices and on what is kept (and, for training, on what needs a
     # gradient or is a leaf); equal steps recur across subsets.
@@ -103,7 +103,7 @@ def plan(
                 ops, operand[subset] = lower_step(lhs, rhs, names, f"_{subset}")
                 live |= propagate(ops, live)
 
-    return ContractionPath(_steps(split, full, n), "subset_dp", exact=True)
+    return ContractionPath.from_tree(_tree(split, full), n, "subset_dp", exact=True)
 
 
 class _Volumes(dict[int, int]):
@@ -121,7 +121,7 @@ class _Volumes(dict[int, int]):
 def _greedy_price(network: Network, sizes: Mapping[str, int], objective: str, needing: Set[str]) -> int:
     path = greedy.plan(network, sizes, objective, needing)
     node = Contraction(Value("__result", network.output), network)
-    return price(lower_network(node, path), sizes, objective, needing, {t.name for t in network.leaves})
+    return price(lower_network(node, path), sizes, objective, needing, network.leaf_names)
 
 
 def _index_masks(network: Network) -> tuple[list[int], list[int]]:
@@ -141,16 +141,8 @@ def _index_masks(network: Network) -> tuple[list[int], list[int]]:
     return kept, held
 
 
-def _steps(split: Mapping[int, tuple[int, int]], full: int, n: int) -> tuple[tuple[int, int], ...]:
-    """SSA pairs of the tree, each part before the step that uses it; data (low) operands on the left."""
-    steps: list[tuple[int, int]] = []
-
-    def contract(subset: int) -> int:
-        if subset not in split:
-            return subset.bit_length() - 1
-        left, right = (contract(part) for part in split[subset])
-        steps.append((left, right))
-        return n + len(steps) - 1
-
-    contract(full)
-    return tuple(steps)
+def _tree(split: Mapping[int, tuple[int, int]], subset: int) -> Tree:
+    if subset not in split:
+        return subset.bit_length() - 1
+    left, right = split[subset]
+    return _tree(split, left), _tree(split, right)

@@ -20,7 +20,7 @@ from tnmoe.lower import Operand, leaf_operands, lower_network, lower_step
 from tnmoe.network import Network
 from tnmoe.objective import price
 from tnmoe.ops import Op, Value
-from tnmoe.path import ContractionPath
+from tnmoe.path import ContractionPath, Tree
 from tnmoe.planners.dominance import Domain, Rows, join
 from tnmoe.planners.polynomial import Polynomial
 
@@ -81,7 +81,9 @@ def path_cost(network: Network, path: ContractionPath, pricing: Pricing) -> Poly
     total = Polynomial()
     for k, (i, j) in enumerate(path.steps):
         subset = masks[n + k] = masks[i] | masks[j]
-        ops, live[n + k] = lower_step(live[i], live[j], _kept_indices(network, subset), "_")
+        ops, live[n + k] = lower_step(
+            live[i], live[j], network.kept([k for k in range(len(network.tensors)) if subset >> k & 1]), "_"
+        )
         total += pricing.step(ops, network, subset)
     return total
 
@@ -106,23 +108,15 @@ def candidates(network: Network, domain: Domain, pricing: Pricing) -> dict[int, 
 
 def path_of(kept: Mapping[int, list[Kept]], subset: int, place: int, tensors: int) -> ContractionPath:
     """The order behind one entry of `candidates`."""
-    steps: list[tuple[int, int]] = []
 
-    def contract(subset: int, place: int) -> int:
+    def nested(subset: int, place: int) -> Tree:
         split = kept[subset][place].split
         if split is None:
             return subset.bit_length() - 1
-        left, right = (contract(*part) for part in split)
-        steps.append((left, right))
-        return tensors + len(steps) - 1
+        left, right = split
+        return nested(*left), nested(*right)
 
-    contract(subset, place)
-    return ContractionPath(tuple(steps), "atlas")
-
-
-def _kept_indices(network: Network, subset: int) -> frozenset[str]:
-    outside = (t.indices for k, t in enumerate(network.tensors) if not subset >> k & 1)
-    return frozenset(network.output).union(*outside)
+    return ContractionPath.from_tree(nested(subset, place), tensors, "atlas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +184,7 @@ class _Search:
     def _splits(self, subset: int) -> list[_Split]:
         """Every way to part a subset in two, the most promising first."""
         indices = self.indices[subset]
-        keep = _kept_indices(self.network, subset)
+        keep = self.network.kept([k for k in range(len(self.network.tensors)) if subset >> k & 1])
         rest = subset & (subset - 1)  # all but the lowest tensor, so each split is met once
         found = []
         vectors: dict[Polynomial, Rows] = {}

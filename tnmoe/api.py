@@ -92,10 +92,9 @@ def plan(
         raise DeclarationError(f"{layer.name} has sizes without a value: pass sizes={{{wanted}}}")
     bound = layer.bound_sizes(values)
     chosen = _input_gradients(layer, input_gradients)
-    live = layer.gradient_names(chosen) if objective in TRAINING else frozenset()
     paths: dict[str, ContractionPath] = {}
     for node in layer.contractions:
-        needing = live & {t.name for t in node.network.leaves}
+        needing = layer.network_gradients(node, chosen) if objective in TRAINING else frozenset()
         paths[node.out.name] = _planner(planner, node.network)(node.network, bound, objective, needing)
     return Plan(layer, paths, values, objective, chosen)
 
@@ -172,7 +171,7 @@ def pareto(
     if network not in nodes:
         raise PlanError(unknown("network", network, nodes))
     node = nodes[network]
-    needing = layer.gradient_names(planned.input_gradients) & {t.name for t in node.network.leaves}
+    needing = layer.network_gradients(node, planned.input_gradients)
     return front.plan(
         node.network,
         layer.bound_sizes(planned.values),

@@ -217,22 +217,20 @@ def _plan(options: argparse.Namespace) -> int:
         texts = [p.to_json() for p in plans]
         _deliver((texts[0] if len(texts) == 1 else "[\n" + ",\n".join(texts) + "\n]") + "\n", options.output)
     elif options.output is not None:
-        _deliver("\n\n".join(_with_reasons(p, str(p), options) for p in plans) + "\n", options.output)
+        texts = [f"{p}\n\n{explain(p)}" if options.explain else str(p) for p in plans]
+        _deliver("\n\n".join(texts) + "\n", options.output)
     else:
         for k, p in enumerate(plans):
             print("\n" if k else "", end="")
             _print([p.table()], "text")
-            print(_with_reasons(p, "", options), end="\n" if options.explain else "")
+            if options.explain:
+                print(f"\n{explain(p)}")
     return 0
-
-
-def _with_reasons(planned: Plan, text: str, options: argparse.Namespace) -> str:
-    return f"{text}\n\n{explain(planned)}".removeprefix("\n") if options.explain else text
 
 
 def _cost(options: argparse.Namespace) -> int:
     tables = []
-    profile = None if options.profile is None else _read_profile(options.profile)
+    profile = None if options.profile is None else _read(options.profile, DeviceProfile.from_json)
     for what in options.what:
         for row in _rows(what, options)[1]:
             report = _report(row, options)
@@ -343,24 +341,18 @@ def _read_plan(path: str, options: argparse.Namespace) -> Plan:
     for flag in ("size", "objective", "planner"):
         if getattr(options, flag):
             raise DeclarationError(f"{path} is a plan already: --{flag} goes with a preset or a TOML file")
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        planned = Plan.from_json(text)
-    except TnmoeError as error:
-        raise type(error)(f"{path}: {error}") from None
+    planned = _read(path, Plan.from_json)
     return planned if options.tokens is None else with_tokens(planned, options.tokens)
 
 
-def _read_profile(path: str) -> DeviceProfile:
+def _read(path: str, parse: Callable[[str], T]) -> T:
+    """What a JSON file holds; every error names the file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
-        return DeviceProfile.from_json(text)
+        return parse(text)
     except TnmoeError as error:
         raise type(error)(f"{path}: {error}") from None
 

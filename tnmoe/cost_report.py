@@ -171,7 +171,6 @@ class CostReport:
         return number
 
     def _figure(self, figure: str, found: Estimate, program: Program) -> Dim:
-        needing = gradient_names(program, self.input_gradients)
         width = DTYPE_BYTES[self.dtype]
         match figure:
             case "parameters":
@@ -183,15 +182,18 @@ class CostReport:
             case "activation_bytes":
                 return width * found.total.activations
             case "training_flops":
-                return training_cost(program.ops, program.sizes, needing).flops
+                return self._training(program).flops
             case "training_matmul_flops":
-                return training_cost(program.ops, program.sizes, needing).matmul_flops
+                return self._training(program).matmul_flops
             case "saved_bytes":
-                return width * saved_elements(program, needing)
+                return width * saved_elements(program, gradient_names(program, self.input_gradients))
             case _ if figure in FIGURES:
                 result: Dim = getattr(found.total, figure)
                 return result
         raise CostError(f"unknown figure {figure!r}; there are {', '.join(FIGURES)}")
+
+    def _training(self, program: Program) -> Cost:
+        return training_cost(program.ops, program.sizes, gradient_names(program, self.input_gradients))
 
     # ---- tables ----------------------------------------------------------------------------------------------
 

@@ -168,12 +168,12 @@ def _sizes(plan: Plan, tokens: int | None = None) -> dict[str, int]:
 def _needing(plan: Plan, node: Contraction) -> frozenset[str]:
     if plan.objective not in TRAINING:
         return frozenset()
-    return plan.layer.gradient_names(plan.input_gradients) & {t.name for t in node.network.leaves}
+    return plan.layer.network_gradients(node, plan.input_gradients)
 
 
 def _whole_price(plan: Plan, node: Contraction, path: ContractionPath, tokens: int | None = None) -> int:
-    leaves = {t.name for t in node.network.leaves}
-    return price(lower_network(node, path), _sizes(plan, tokens), plan.objective, _needing(plan, node), leaves)
+    ops, sizes = lower_network(node, path), _sizes(plan, tokens)
+    return price(ops, sizes, plan.objective, _needing(plan, node), node.network.leaf_names)
 
 
 def _line(plan: Plan, node: Contraction, path: ContractionPath) -> tuple[int, int]:

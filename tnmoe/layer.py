@@ -142,6 +142,10 @@ class Layer:
                 found |= {v.name for v in ((node.out,) if isinstance(node, Contraction) else results(node))}
         return frozenset(found)
 
+    def network_gradients(self, node: Contraction, inputs: Collection[str]) -> frozenset[str]:
+        """Names of the tensors of one network that need a gradient."""
+        return self.gradient_names(inputs) & node.network.leaf_names
+
     def bound_sizes(self, values: Mapping[str, int] | None = None) -> dict[str, int]:
         """Every index's size as an integer, under the declared values and `values` (by symbol name)."""
         known = {**self.values, **(values or {})}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import keyword
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,16 @@ class Network:
     def leaves(self) -> tuple[Tensor, ...]:
         """All stored tensors, the bias last."""
         return self.tensors + ((self.bias.tensor,) if self.bias else ())
+
+    @property
+    def leaf_names(self) -> frozenset[str]:
+        """Names of all stored tensors and of the data."""
+        return frozenset(t.name for t in self.leaves)
+
+    def kept(self, inside: Container[int]) -> frozenset[str]:
+        """Indices that the output, or a tensor whose position is not in `inside`, needs."""
+        outside = (t.indices for k, t in enumerate(self.tensors) if k not in inside)
+        return frozenset(self.output).union(*outside)
 
     @property
     def indices(self) -> tuple[str, ...]:

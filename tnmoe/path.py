@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from tnmoe.errors import PlanError
 
+Tree = int | tuple["Tree", "Tree"]
+"""A nested order: a tensor's position, or a pair of trees to contract."""
+
 
 @dataclass(frozen=True, slots=True)
 class ContractionPath:
@@ -21,6 +24,21 @@ class ContractionPath:
     steps: tuple[tuple[int, int], ...]
     planner: str = "given"
     exact: bool = False
+
+    @classmethod
+    def from_tree(cls, tree: Tree, tensors: int, planner: str, *, exact: bool = False) -> ContractionPath:
+        """The path that contracts a tree over `tensors` tensors, each part before the step that uses it."""
+        steps: list[tuple[int, int]] = []
+
+        def contract(part: Tree) -> int:
+            if isinstance(part, int):
+                return part
+            left, right = (contract(side) for side in part)
+            steps.append((left, right))
+            return tensors + len(steps) - 1
+
+        contract(tree)
+        return cls(tuple(steps), planner, exact)
 
     def tree(self, names: Sequence[str]) -> str:
         """The order as nested products of named operands, e.g. `(a · b) · (c · d)`."""

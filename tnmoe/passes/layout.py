@@ -38,6 +38,9 @@ from tnmoe.program import Program
 
 Order = tuple[str, ...]
 
+ROWWISE = (LayerNorm, BatchNorm, Softmax, Entmax15, Sparsemax)
+"""Ops over one index, which has to be the last in memory."""
+
 
 def assign_layouts(program: Program) -> Program:
     """Store weights and order intermediates by what their consumers want, from the output backwards."""
@@ -78,15 +81,9 @@ def assign_layouts(program: Program) -> Program:
                 op = replace(op, out=replace(out, indices=_in_order(out.indices, x.indices)))
             case Permute(out, x):
                 op = replace(op, out=replace(out, indices=want))
-            case (
-                LayerNorm(out, x, index)
-                | BatchNorm(out, x, index)
-                | Softmax(out, x, index)
-                | Entmax15(out, x, index)
-                | Sparsemax(out, x, index)
-            ):
-                x = permuted(x, _last(x.indices, index))
-                op = replace(op, x=x, out=replace(out, indices=x.indices))
+            case _ if isinstance(op, ROWWISE):
+                x = permuted(op.x, _last(op.x.indices, op.index))
+                op = replace(op, x=x, out=replace(op.out, indices=x.indices))
             case TopK() | RoutedContract():
                 pass  # executed by name in NumPy; no layout is promised
             case _:
@@ -145,14 +142,8 @@ def _demands(program: Program) -> dict[str, Order]:
                 demands.setdefault(rhs.name, _in_order(rhs.indices, want))
             case Reduce(_, x):
                 demands.setdefault(x.name, want + tuple(i for i in x.indices if i not in want))
-            case (
-                LayerNorm(_, x, index)
-                | BatchNorm(_, x, index)
-                | Softmax(_, x, index)
-                | Entmax15(_, x, index)
-                | Sparsemax(_, x, index)
-            ):
-                demands.setdefault(x.name, _last(want, index))
+            case _ if isinstance(op, ROWWISE):
+                demands.setdefault(op.x.name, _last(want, op.index))
             case TopK() | RoutedContract():
                 for value in operands(op):
                     demands.setdefault(value.name, value.indices)
