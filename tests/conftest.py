@@ -4,6 +4,8 @@ import os
 
 # Small tensors gain nothing from threads; it must be set before torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is tested is computed, and nothing is left in the user's folder; the tests of the cache say where it is.
+os.environ["TNMOE_CACHE"] = "off"
 
 import hypothesis
 import pytest

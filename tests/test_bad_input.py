@@ -525,7 +525,7 @@ class TestUnwritable:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(f"tnmoe.files.os.{broken}", full)
+        monkeypatch.setattr(f"tnmoe.writing.os.{broken}", full)
         assert "No space left on device" in fails(*command, "-o", "out.py")
 
 
@@ -537,7 +537,7 @@ def test_no_temporary_file_survives_an_interruption(tmp_path, monkeypatch, fault
         def stop(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("tnmoe.files.os.replace", stop)
+        monkeypatch.setattr("tnmoe.writing.os.replace", stop)
     with pytest.raises((fault, tnmoe.FileError)):
         tnmoe.save("\ud800" if fault is UnicodeEncodeError else "text", tmp_path / "out.py")
     assert not list(tmp_path.iterdir())

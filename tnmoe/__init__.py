@@ -27,13 +27,14 @@ from tnmoe.errors import (
 )
 from tnmoe.explain import TokenRange, explain, token_range
 from tnmoe.factorizations import CP, Dense, TensorRing
-from tnmoe.files import load, save
+from tnmoe.files import load
 from tnmoe.hardware import DeviceProfile, Prediction, predict
 from tnmoe.layer import Layer
 from tnmoe.layers import MLP, DenseMoE, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, declare
 from tnmoe.network import Network, Role, Tensor
 from tnmoe.plan import Plan
 from tnmoe.program import Program
+from tnmoe.writing import save
 
 __all__ = [
     "CP",

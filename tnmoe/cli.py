@@ -18,7 +18,7 @@ from rich.progress import Progress, track
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tnmoe import files, presets
+from tnmoe import files, presets, writing
 from tnmoe._version import __version__
 from tnmoe.api import DEFAULT_TOKENS, PLANNERS, cost, emit, plan, with_tokens
 from tnmoe.calibrate import BUDGET, calibrate
@@ -296,7 +296,7 @@ def _calibrate(options: argparse.Namespace) -> int:
             budget=options.budget,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    files.save(profile.to_json() + "\n", path)
+    writing.save(profile.to_json() + "\n", path)
     print(f"wrote {path}: {profile.name}, {profile.source}")
     return 0
 
@@ -381,7 +381,7 @@ def _deliver(text: str, output: str | None) -> None:
     if output is None:
         print(text, end="")
     else:
-        path = files.save(text, output)
+        path = writing.save(text, output)
         print(f"wrote {path} ({grouped(len(text.splitlines()))} lines)")
 
 

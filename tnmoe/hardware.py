@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from tnmoe import cache
 from tnmoe.cost import DTYPE_BYTES, elements, op_cost
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError, DeclarationError, TnmoeError
@@ -256,9 +257,8 @@ def _shown(value: Any) -> str:
 
 
 def default_path(device: str = "cpu") -> Path:
-    """Where a calibration of this machine is kept: `$XDG_CACHE_HOME/tnmoe/profile-<device>.json` or `~/.cache/…`."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "tnmoe" / f"profile-{device}.json"
+    """Where a calibration of this machine is kept: `profile-<device>.json` in `tnmoe.cache.folder()`."""
+    return cache.folder() / f"profile-{device}.json"
 
 
 def load_cached(path: str | os.PathLike[str] | None = None) -> DeviceProfile | None:
