@@ -19,9 +19,10 @@ ALLOWED = {
     "writing": {"errors"},
     "cache": {"writing"},
     "initialise": {"dims"},
-    "network": {"dims", "errors"},
+    "drawing": {"drawing", "errors"},
+    "network": {"dims", "drawing", "errors"},
     "layer": {"dims", "errors", "initialise", "network", "ops"},
-    "program": {"dims", "errors", "initialise", "layer", "ops"},
+    "program": {"dims", "errors", "initialise", "layer", "ops", "report"},
     "passes": {"ops", "program"},
     "formulas": {"dims"},
     "objective": {"backward", "cost", "errors", "ops"},
@@ -40,6 +41,7 @@ ALLOWED = {
         "cost",
         "cost_report",
         "dims",
+        "drawing",
         "errors",
         "layer",
         "layers",
@@ -59,7 +61,7 @@ TOP = {"__init__", "__main__", "api", "calibrate", "check", "cli", "explain"}
 
 def sources() -> list[tuple[str, Path]]:
     found = [(p.stem, p) for p in (ROOT / "tnmoe").glob("*.py")]
-    for folder in ("tnmoe/factorizations", "tnmoe/layers", "tnmoe/passes", "planners", "backends"):
+    for folder in ("tnmoe/drawing", "tnmoe/factorizations", "tnmoe/layers", "tnmoe/passes", "planners", "backends"):
         found += [(Path(folder).name, p) for p in (ROOT / folder).glob("*.py")]
     return sorted(found)
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import torch
 import tnmoe
 from tnmoe.cli import main
 
-FORMATS = ("text", "markdown", "latex", "csv", "json")
+FORMATS = ("text", "markdown", "latex", "html", "csv", "json")
 COMMANDS = ("table", "plan", "cost", "emit", "check")
 
 # The keys that readers of the JSON form rely on; a literal, so that the code cannot change them unseen.
@@ -173,7 +174,14 @@ def test_table_in_every_format(cli, form):
     out = cli("table", "clip-128-cp", cli.write("block.toml", BLOCK), "--format", form)
     assert "\x1b" not in out  # no colours in a pipe
     assert out.endswith("\n")
-    figures = {"text": "769,842", "markdown": "769,842", "latex": "769{,}842", "csv": "769842", "json": "769842"}
+    figures = {
+        "text": "769,842",
+        "markdown": "769,842",
+        "latex": "769{,}842",
+        "html": "769,842",
+        "csv": "769842",
+        "json": "769842",
+    }
     assert figures[form] in out
     match form:
         case "text":
@@ -183,6 +191,8 @@ def test_table_in_every_format(cli, form):
         case "latex":
             assert out.count(r"\begin{tabular}") == out.count(r"\end{tabular}") == 2
             assert "μ" not in out
+        case "html":
+            assert len(ElementTree.fromstring(f"<body>{out}</body>")) == 2  # an element for each table
         case "csv":
             rows = list(csv.reader(io.StringIO(out)))
             assert rows[0] == KEYS

@@ -14,7 +14,6 @@ from tnmoe.dims import Dim
 from tnmoe.errors import CostError
 from tnmoe.formulas import simplify
 from tnmoe.layer import Layer
-from tnmoe.ops import operands
 from tnmoe.program import Program, bind
 from tnmoe.rank import layer_rank
 from tnmoe.report import Cell, Table
@@ -249,6 +248,12 @@ class CostReport:
     def __str__(self) -> str:
         return str(self.parts())
 
+    def _repr_html_(self) -> str:
+        return self.parts().render("html")
+
+    def _repr_latex_(self) -> str:
+        return self.to_latex()
+
     def to_markdown(self) -> str:
         """The table by part, in Markdown."""
         return self.parts().render("markdown")
@@ -268,22 +273,12 @@ class CostReport:
 
 def step_table(program: Program, numbers: Estimate, title: str, width: int | None = None) -> Table:
     """The ops of a bound program with operands, result, MACs, FLOPs and size (in elements, or bytes of `width`)."""
-    rows: list[tuple[Cell, ...]] = []
-    for k, (op, cost) in enumerate(zip(program.ops, numbers.per_op, strict=True), start=1):
-        reads = ", ".join(f"{v.name}[{' '.join(v.indices)}]" for v in operands(op))
-        result = f"{op.out.name}[{' '.join(op.out.indices)}]"
-        size = int(cost.activations) * (width or 1)
-        rows.append((k, type(op).__name__, reads, result, int(cost.macs), int(cost.flops), size))
-    columns = (
-        ("step", "step"),
-        ("op", "op"),
-        ("operands", "operands"),
-        ("result", "result"),
-        ("macs", "MACs"),
-        ("flops", "FLOPs"),
-        ("bytes", "bytes") if width else ("size", "size"),
-    )
-    return Table(title, columns, tuple(rows))
+    table = program.table()
+    figures = [(int(cost.macs), int(cost.flops), int(cost.activations) * (width or 1)) for cost in numbers.per_op]
+    size = ("bytes", "bytes") if width else ("size", "size")
+    columns = (*table.columns, ("macs", "MACs"), ("flops", "FLOPs"), size)
+    rows = tuple((*row, *found) for row, found in zip(table.rows, figures, strict=True))
+    return Table(title, columns, rows)
 
 
 def comparison(reports: Mapping[str, CostReport], title: str, notes: tuple[str, ...] = ()) -> Table:

@@ -106,12 +106,17 @@ def _reduce(value: Value | None, keep: frozenset[str], name: str) -> tuple[Op, .
 
 def lower_network(node: Contraction, path: ContractionPath) -> tuple[Op, ...]:
     """Ops of one network in the order of `path`; the last one defines `node.out`."""
+    return tuple(op for step in lower_steps(node, path) for op in step)
+
+
+def lower_steps(node: Contraction, path: ContractionPath) -> tuple[tuple[Op, ...], ...]:
+    """Ops of each step of one network; a network of one tensor takes one step."""
     network = node.network
     path.check(len(network.tensors))
     live = dict(enumerate(leaf_operands(network, node.out.part)))
     inside = {k: frozenset([t.name]) for k, t in enumerate(network.tensors)}
     wanted = frozenset(network.output)
-    ops: list[Op] = []
+    steps: list[tuple[Op, ...]] = []
     for k, (i, j) in enumerate(path.steps):
         lhs, rhs = live.pop(i), live.pop(j)
         new = len(network.tensors) + k
@@ -119,13 +124,13 @@ def lower_network(node: Contraction, path: ContractionPath) -> tuple[Op, ...]:
         keep = wanted.union(*(t.indices for n, t in enumerate(network.tensors) if t.name not in inside[new]))
         name = node.out.name if not live else node.names.get(inside[new], f"{node.out.name}_partial_{k}")
         step, live[new] = lower_step(lhs, rhs, keep, name)
-        ops += step
+        steps.append(step)
     (last,) = live.values()
     if not path.steps:  # a single tensor, to be summed or at least given its own name
         kept = tuple(i for i in last.main.indices if i in wanted)
         out = Value(node.out.name, kept, node.out.part)
-        ops.append(Reduce(out, last.main) if kept != last.main.indices else Permute(out, last.main))
-    return tuple(ops)
+        steps.append((Reduce(out, last.main) if kept != last.main.indices else Permute(out, last.main),))
+    return tuple(steps)
 
 
 def lower(layer: Layer, paths: Mapping[str, ContractionPath]) -> Program:

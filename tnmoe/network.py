@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnmoe.dims import check_name
+from tnmoe.drawing import Node, Scene, network_graph
 from tnmoe.errors import DeclarationError, point_at, unknown
 
 
@@ -243,6 +244,14 @@ class Network:
         if all(len(i) == 1 for i in self.indices):
             return ",".join("".join(t.indices) for t in self.tensors) + "->" + "".join(self.output)
         return ", ".join(" ".join(t.indices) for t in self.tensors) + " -> " + " ".join(self.output)
+
+    def diagram(self, sizes: Mapping[str, Any] | None = None) -> Scene:
+        """The network as a picture, with the sizes (integers or formulas) of those indices that `sizes` names."""
+        nodes = [Node(t.name, t.indices, t.role.value) for t in self.tensors]
+        return network_graph(nodes, self.output, sizes, str(self))
+
+    def _repr_svg_(self) -> str:
+        return self.diagram().svg()
 
     def __str__(self) -> str:
         return f"{self.expression}  [{', '.join(f'{t.name}: {t.role.value}' for t in self.tensors)}]"

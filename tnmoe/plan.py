@@ -9,13 +9,14 @@ from functools import cached_property
 from typing import Any
 
 from tnmoe.backward import gradient_names, saved_elements, training_cost
-from tnmoe.cost import Estimate, estimate
+from tnmoe.cost import Estimate, estimate, op_cost
 from tnmoe.cost_report import step_table
 from tnmoe.dims import LARGEST, check_name
+from tnmoe.drawing import Scene, contraction_tree
 from tnmoe.errors import PlanError
 from tnmoe.layer import Layer
 from tnmoe.layers import declare
-from tnmoe.lower import lower
+from tnmoe.lower import lower, lower_steps
 from tnmoe.objective import check_objective
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program, bind
@@ -109,8 +110,38 @@ class Plan:
         table = step_table(self.bound, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
         return replace(table, notes=notes)
 
+    def diagram(self, network: str | None = None) -> Scene:
+        """The order of a network as a tree, a node's area being its step's share of the forward FLOPs.
+
+        Args:
+            network: the value that the network defines; it may be left out where only one network has an order to
+                choose.
+
+        Raises:
+            PlanError: there is no such network, or several to choose from.
+        """
+        nodes = {c.out.name: c for c in self.layer.contractions}
+        if network is None:
+            chosen = [name for name, c in nodes.items() if len(c.network.tensors) > 2] or list(nodes)
+            if len(chosen) > 1:
+                raise PlanError(f"this plan orders several networks; name one of {', '.join(chosen)}")
+            (network,) = chosen
+        if network not in nodes:
+            raise PlanError(f"no network defines {network!r}; the plan has {', '.join(nodes)}")
+        node, path = nodes[network], self.paths[network]
+        steps = lower_steps(node, path)
+        costs = [sum(int(op_cost(op, self.bound.sizes).flops) for op in step) for step in steps]
+        results = [" ".join(step[-1].out.indices) for step in steps]
+        leaves = [f"{t.name} [{' '.join(t.indices)}]" for t in node.network.tensors]
+        return contraction_tree(leaves, path.steps, results[: len(path.steps)], costs, title=f"Order of {network}")
+
     def __str__(self) -> str:
         return str(self.table())
+
+    def _repr_html_(self) -> str:
+        chosen = [c.out.name for c in self.layer.contractions if len(c.network.tensors) > 2]
+        trees = [f"<p><b>{name}</b></p>{self.diagram(name).svg()}" for name in chosen]
+        return "\n".join([self.table().render("html"), *trees])
 
     # ---- JSON ------------------------------------------------------------------------------------------------
 

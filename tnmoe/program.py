@@ -25,6 +25,7 @@ from tnmoe.ops import (
     operands,
     results,
 )
+from tnmoe.report import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,25 @@ class Program:
         """Indices whose size only the data knows: no stored value has them."""
         stored = {i for p in self.parameters + self.buffers for i in p.indices}
         return frozenset(self.sizes) - stored
+
+    def table(self) -> Table:
+        """One row for each op: operands and result with their indices, in the order in which they run."""
+        rows = tuple(
+            (k, type(op).__name__, ", ".join(map(_text, operands(op))), _text(op.out))
+            for k, op in enumerate(self.ops, start=1)
+        )
+        columns = (("step", "step"), ("op", "op"), ("operands", "operands"), ("result", "result"))
+        return Table(f"Program of {self.output.name}", columns, rows)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table().render("html")
+
+
+def _text(value: Value) -> str:
+    return f"{value.name}[{' '.join(value.indices)}]"
 
 
 def bind(program: Program, values: Mapping[str, int]) -> Program:

@@ -1,8 +1,9 @@
-"""Tables: one data structure, and its text, Markdown, LaTeX, CSV and JSON forms."""
+"""Tables: one data structure, and its text, Markdown, LaTeX, HTML, CSV and JSON forms."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import textwrap
@@ -32,7 +33,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def render(self, form: str) -> str:
-        """The table as "text", "markdown", "latex", "csv" or "json"; the text ends without a newline."""
+        """The table as "text", "markdown", "latex", "html", "csv" or "json"; it ends without a newline."""
         if form not in FORMATS:
             raise TnmoeError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
         return FORMATS[form](self)
@@ -47,6 +48,12 @@ class Table:
 
     def __str__(self) -> str:
         return to_text(self)
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
+
+    def _repr_latex_(self) -> str:
+        return to_latex(self)
 
 
 def grouped(cell: Cell) -> str:
@@ -113,6 +120,26 @@ def _escape(text: str) -> str:
     return "".join(special.get(c, c) for c in text)
 
 
+def to_html(table: Table) -> str:
+    """A table element with its caption above and its notes below; colours and fonts are the page's."""
+
+    def line(tag: str, row: Sequence[str]) -> str:
+        cells = (
+            f'<{tag} style="text-align:{"right" if r else "left"};white-space:nowrap">{html.escape(c)}</{tag}>'
+            for c, r in zip(row, right, strict=True)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+    right = [table.numeric(k) for k in range(len(table.columns))]
+    lines = ['<div style="overflow-x:auto">', "<table>"]
+    lines += [f'<caption style="text-align:left;font-weight:bold">{html.escape(table.title)}</caption>']
+    lines += ["<thead>", line("th", [h for _, h in table.columns]), "</thead>", "<tbody>"]
+    lines += [line("td", [grouped(c) for c in row]) for row in table.rows]
+    lines += ["</tbody>", "</table>"]
+    lines += [f'<p style="font-size:85%">{html.escape(note)}</p>' for note in table.notes]
+    return "\n".join([*lines, "</div>"])
+
+
 def to_csv(table: Table) -> str:
     """Column keys, then one line a row; integers without separators."""
     buffer = io.StringIO()
@@ -131,6 +158,7 @@ FORMATS: dict[str, Callable[[Table], str]] = {
     "text": to_text,
     "markdown": to_markdown,
     "latex": to_latex,
+    "html": to_html,
     "csv": to_csv,
     "json": to_json,
 }
