@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterable, Mapping
 
 from tnmoe.errors import PlanError
+from tnmoe.goals import check_forward
 from tnmoe.network import Network
-from tnmoe.objective import check_objective
 from tnmoe.planners.atlas_format import check_calls, constants
 from tnmoe.planners.atlas_orders import Atlas, Excluded, make_order
 from tnmoe.planners.dominance import Bounds, Domain
@@ -52,7 +52,7 @@ def atlas(
         PlanError: too many tensors, faulty bounds, or `close` and some orders are undecided.
         DeclarationError: `frozen` names no tensor.
     """
-    check_objective(objective)
+    check_forward(objective)
     domain = Domain(_complete(network, bounds), check_calls(calls))
     pricing = Pricing(objective, calls, constants(network, frozenset(frozen)))
     kept = candidates(network, domain, pricing)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import sympy
 
 from tnmoe.errors import PlanError
+from tnmoe.goals import check_forward
 from tnmoe.network import Network
-from tnmoe.objective import check_objective
 from tnmoe.path import ContractionPath
 from tnmoe.planners.atlas_format import FORMAT, check_calls, plain_network, plain_proof, read_bounds
 from tnmoe.planners.conditions import condition, rounded_up
@@ -265,7 +265,7 @@ class Atlas:
         bounds = Domain({i: read_bounds(b) for i, b in data["bounds"].items()}).bounds
         if set(bounds) != set(network.indices):
             raise PlanError("the bounds of the atlas are not those of its network's indices")
-        pricing = Pricing(check_objective(data["objective"]), check_calls(data["calls"]), frozenset(data["constant"]))
+        pricing = Pricing(check_forward(data["objective"]), check_calls(data["calls"]), frozenset(data["constant"]))
         costs = [Polynomial.from_list(o["cost"]) for o in data["orders"]]
         orders = []
         for k, found in enumerate(data["orders"]):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from itertools import combinations
 
-from tnmoe.backward import propagate
 from tnmoe.cost import elements
 from tnmoe.lower import Operand, leaf_operands, lower_step
 from tnmoe.network import Network
-from tnmoe.objective import check_objective, price
+from tnmoe.objective import Prices
 from tnmoe.path import ContractionPath
 
 
@@ -21,17 +20,16 @@ def plan(
     Args:
         network: any number of tensors.
         sizes: an integer for every index.
-        objective: one of `tnmoe.objective.OBJECTIVES`; decides between pairs of equal growth.
+        objective: text that `tnmoe.objective.parse` reads; decides between pairs of equal growth.
         needing: names of the tensors that need a gradient, for the objectives about training.
 
     Raises:
         PlanError: if the objective is unknown.
     """
-    check_objective(objective)
+    prices = Prices(network, sizes, objective, needing)
     live: dict[int, Operand] = dict(enumerate(leaf_operands(network)))
     inside = {k: frozenset([k]) for k in live}
     steps: list[tuple[int, int]] = []
-    gradients, leaves = set(needing), network.leaf_names
     while len(live) > 1:
         options = []
         for i, j in combinations(live, 2):
@@ -39,9 +37,9 @@ def plan(
             keep = network.kept(merged)
             ops, result = lower_step(live[i], live[j], keep, f"_{len(steps)}_{i}_{j}")
             growth = _size(result, sizes) - _size(live[i], sizes) - _size(live[j], sizes)
-            options.append((growth, price(ops, sizes, objective, gradients, leaves), i, j, ops, result))
+            options.append((growth, prices.of(ops), i, j, ops, result))
         _, _, i, j, ops, result = min(options, key=lambda o: o[:4])
-        gradients |= propagate(ops, gradients)
+        prices.follow(ops)
         new = len(network.tensors) + len(steps)
         steps.append((i, j))
         inside[new] = inside.pop(i) | inside.pop(j)

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from tnmoe.backward import propagate, saved_values
+from tnmoe.backward import saved_values
 from tnmoe.cost import elements, op_cost
 from tnmoe.errors import PlanError, unknown
 from tnmoe.lower import Operand, leaf_operands, lower_step
 from tnmoe.network import Network
 from tnmoe.objective import price
-from tnmoe.ops import Op, Value
+from tnmoe.ops import Op, Value, propagate
 from tnmoe.path import ContractionPath, Tree
 
 MAX_TENSORS = 9

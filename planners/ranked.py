@@ -10,11 +10,10 @@ import heapq
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from tnmoe.backward import propagate
 from tnmoe.errors import PlanError
 from tnmoe.lower import Operand, leaf_operands, lower_step
 from tnmoe.network import Network
-from tnmoe.objective import check_objective, price
+from tnmoe.objective import Prices
 from tnmoe.path import ContractionPath, Tree
 
 MAX_TENSORS = 10
@@ -49,19 +48,18 @@ def plan(
     Args:
         network: up to 10 tensors.
         sizes: an integer for every index.
-        objective: one of `tnmoe.objective.OBJECTIVES`.
+        objective: text that `tnmoe.objective.parse` reads.
         needing: names of the tensors that need a gradient, for the objectives about training.
         count: how many; trees that differ only in the order of their operands are one.
 
     Raises:
         PlanError: if there are more than 10 tensors, or the objective is unknown.
     """
-    check_objective(objective)
+    prices = Prices(network, sizes, objective, needing)
     n = len(network.tensors)
     if n > MAX_TENSORS:
         raise PlanError(f"ranking takes up to {MAX_TENSORS} tensors, this network has {n}; take the best order alone")
     full = (1 << n) - 1
-    leaves, live = network.leaf_names, set(needing)
     operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
     trees: dict[int, list[_Tree]] = {1 << k: [_Tree(0)] for k in range(n)}
     for subset in range(1, full + 1):
@@ -74,15 +72,14 @@ def plan(
         while part:
             other = subset ^ part
             ops, operand[subset] = lower_step(operand[other], operand[part], keep, f"_{subset}")
-            step = price(ops, sizes, objective, live, leaves)
+            step = prices.of(ops)
             found += [
                 _Tree(left.price + right.price + step, (other, i), (part, j))
                 for i, left in enumerate(trees[other])
                 for j, right in enumerate(trees[part])
             ]
             part = (part - 1) & rest
-        if needing:
-            live |= propagate(ops, live)
+        prices.follow(ops)
         trees[subset] = heapq.nsmallest(count, found, key=lambda tree: tree.price)
     return tuple(
         Ranked(tree.price, ContractionPath.from_tree(_nested(trees, full, tree), n, "ranked", exact=k == 0))

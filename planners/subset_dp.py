@@ -12,12 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 
-from tnmoe.backward import propagate
 from tnmoe.errors import PlanError
 from tnmoe.layer import Contraction
 from tnmoe.lower import Operand, leaf_operands, lower_network, lower_step
-from tnmoe.network import Network
-from tnmoe.objective import check_objective, least_price, price
+from tnmoe.network import Network, Role
+from tnmoe.objective import Prices
 from tnmoe.ops import Value
 from tnmoe.path import ContractionPath, Tree
 from tnmoe.planners import greedy
@@ -33,13 +32,13 @@ def plan(
     Args:
         network: up to 12 tensors; hyperedges, batch indices and a folded bias are priced as they will run.
         sizes: an integer for every index.
-        objective: one of `tnmoe.objective.OBJECTIVES`.
+        objective: text that `tnmoe.objective.parse` reads.
         needing: names of the tensors that need a gradient, for the objectives about training.
 
     Raises:
         PlanError: if there are more than 12 tensors, or the objective is unknown.
     """
-    check_objective(objective)
+    prices = Prices(network, sizes, objective, needing)
     n = len(network.tensors)
     if n > MAX_TENSORS:
         raise PlanError(
@@ -52,19 +51,19 @@ def plan(
     operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
     best: dict[int, int] = {1 << k: 0 for k in range(n)}
     split: dict[int, tuple[int, int]] = {}
-    bound = _greedy_price(network, sizes, objective, needing)
-    leaves = network.leaf_names
-    live = set(needing)
-    # A step's price depends on the operands' indices and on what is kept (and, for training, on what needs a
-    # gradient or is a leaf); equal steps recur across subsets.
+    node = Contraction(Value("__result", network.output), network)
+    bound = prices.of(lower_network(node, greedy.plan(network, sizes, objective, needing)))
+    data = sum(1 << k for k, t in enumerate(network.tensors) if t.role is Role.DATA)
+    # A step's price depends on the operands' indices and on what is kept (and, under some objectives, on what needs a
+    # gradient, varies or is a leaf); equal steps recur across subsets.
     known: dict[tuple[object, object, int], tuple[int, Operand]] = {}
 
     def shape(operand: Operand) -> object:
         extra = operand.extra
         found = operand.main.indices, operand.folded, extra.indices if extra is not None else None
-        if not needing:
+        if not prices.by_name:
             return found
-        return found, *((v.name in live, v.name in leaves) for v in (operand.main, extra) if v is not None)
+        return found, *(prices.mark(v) for v in (operand.main, extra) if v is not None)
 
     for subset in range(1, full + 1):
         if subset in best:
@@ -77,7 +76,7 @@ def plan(
                 candidates.append((best[subset ^ part] + best[part], subset ^ part, part))
             part = (part - 1) & rest
         candidates.sort()
-        keep = kept[subset]
+        keep, varies = kept[subset], bool(subset & data)
         names = frozenset([i for k, i in enumerate(network.indices) if keep >> k & 1])
         cheapest = bound + 1
         for so_far, left, right in candidates:
@@ -85,23 +84,23 @@ def plan(
                 break
             a, b = held[left], held[right]
             joint = (a & b) | ((a | b) & keep)  # what one operand alone has, and nobody needs, is summed first
-            if so_far + least_price(volume[joint], bool(joint & ~keep), objective) >= cheapest:
+            if so_far + prices.least(volume[joint], bool(joint & ~keep), varies) >= cheapest:
                 continue
             lhs, rhs = operand[left], operand[right]
             key = (shape(lhs), shape(rhs), keep)
             if key not in known:
                 ops, result = lower_step(lhs, rhs, names, f"_{subset}")
-                known[key] = price(ops, sizes, objective, live, leaves), result
+                known[key] = prices.of(ops), result
             step, result = known[key]
             if so_far + step < cheapest:
                 cheapest, split[subset], operand[subset] = so_far + step, (left, right), result
         if subset in split:
             best[subset] = cheapest
-            if needing:
-                # Once more under a name of its own, for what is saved is counted by name, and equal steps share one.
+            if prices.by_name:
+                # Once more under a name of its own, for marks go by name, and equal steps share one.
                 lhs, rhs = (operand[side] for side in split[subset])
                 ops, operand[subset] = lower_step(lhs, rhs, names, f"_{subset}")
-                live |= propagate(ops, live)
+                prices.follow(ops)
 
     return ContractionPath.from_tree(_tree(split, full), n, "subset_dp", exact=True)
 
@@ -116,12 +115,6 @@ class _Volumes(dict[int, int]):
     def __missing__(self, mask: int) -> int:
         self[mask] = result = math.prod([size for k, size in enumerate(self.sizes) if mask >> k & 1])
         return result
-
-
-def _greedy_price(network: Network, sizes: Mapping[str, int], objective: str, needing: Set[str]) -> int:
-    path = greedy.plan(network, sizes, objective, needing)
-    node = Contraction(Value("__result", network.output), network)
-    return price(lower_network(node, path), sizes, objective, needing, network.leaf_names)
 
 
 def _index_masks(network: Network) -> tuple[list[int], list[int]]:

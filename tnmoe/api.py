@@ -15,10 +15,10 @@ from tnmoe.backends import torch as torch_backend
 from tnmoe.cost_report import CostReport
 from tnmoe.dims import as_dim
 from tnmoe.errors import DeclarationError, PlanError, unknown
+from tnmoe.goals import Goal, as_objective, parse
 from tnmoe.layer import Layer, network_layer
 from tnmoe.layers import Spec
 from tnmoe.network import Network
-from tnmoe.objective import TRAINING, check_objective
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import cotengra, greedy, opt_einsum, subset_dp
@@ -47,7 +47,8 @@ def plan(
     *,
     tokens: int = DEFAULT_TOKENS,
     sizes: Mapping[str, int] | None = None,
-    objective: str = "flops",
+    objective: Goal = "flops",
+    calls: int | None = None,
     planner: str = "auto",
     input_gradients: bool | Collection[str] = True,
 ) -> Plan:
@@ -58,7 +59,11 @@ def plan(
         tokens: rows of the input (batch × sequence) to plan for; the emitted module takes any number.
         sizes: values of the declaration's symbols by name; for a bare network, of its indices.
         objective: "flops" or "macs" of the forward pass; "training": FLOPs of forward and backward, for each operand
-            that needs a gradient; "saved": elements kept for the backward pass, then FLOPs of training.
+            that needs a gradient; "saved": elements kept for the backward pass, then FLOPs of training; "inference":
+            FLOPs of forward passes where what weights alone make is made once. A mapping such as
+            `{"training": 1, "saved": 0.5}` is a weighted sum, a sequence such as `("saved", "flops")` decides by the
+            first and between its equals by the next; as text, "training + 0.5*saved" and "saved, flops".
+        calls: forward passes between two updates of the weights, for "inference"; None if they are never updated.
         planner: "subset_dp" (exact, up to 12 tensors), "greedy", "cotengra", "opt_einsum"; "auto" takes the exact
             one where it can, else cotengra if it is installed, else the greedy one.
         input_gradients: whether the inputs need a gradient, as they do inside a model; or the names of those that do.
@@ -67,7 +72,7 @@ def plan(
         PlanError: unknown objective or planner, or a network the planner cannot take.
         DeclarationError: a symbol without a value, an unknown size name, or sizes that are no sizes.
     """
-    check_objective(objective)
+    goal = as_objective(objective, calls)
     if planner != "auto" and planner not in PLANNERS:
         raise PlanError(unknown("planner", planner, ["auto", *PLANNERS]))
     if sizes is not None and not isinstance(sizes, Mapping):
@@ -94,9 +99,9 @@ def plan(
     chosen = _input_gradients(layer, input_gradients)
     paths: dict[str, ContractionPath] = {}
     for node in layer.contractions:
-        needing = layer.network_gradients(node, chosen) if objective in TRAINING else frozenset()
-        paths[node.out.name] = _planner(planner, node.network)(node.network, bound, objective, needing)
-    return Plan(layer, paths, values, objective, chosen)
+        needing = layer.network_gradients(node, chosen) if parse(goal).of_training else frozenset()
+        paths[node.out.name] = _planner(planner, node.network)(node.network, bound, goal, needing)
+    return Plan(layer, paths, values, goal, chosen)
 
 
 def _input_gradients(layer: Layer, wanted: object) -> tuple[str, ...]:

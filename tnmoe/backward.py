@@ -31,6 +31,7 @@ from tnmoe.ops import (
     Sparsemax,
     Value,
     operands,
+    propagate,
     results,
 )
 from tnmoe.program import Program
@@ -40,15 +41,6 @@ def gradient_names(program: Program, inputs: Iterable[str]) -> frozenset[str]:
     """Names of all values that need a gradient: trained parameters, those of `inputs`, and what depends on them."""
     leaves = {p.name for p in program.parameters if p.role is Role.WEIGHT}
     return propagate(program.ops, leaves.union(inputs))
-
-
-def propagate(ops: Iterable[Op], needing: Set[str]) -> frozenset[str]:
-    """`needing`, and the names of every result that depends on one of them."""
-    found = set(needing)
-    for op in ops:
-        if any(v.name in found for v in operands(op)):
-            found |= {v.name for v in results(op)}
-    return frozenset(found)
 
 
 def backward_cost(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Cost:

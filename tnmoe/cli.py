@@ -27,9 +27,9 @@ from tnmoe.cost import DTYPE_BYTES
 from tnmoe.cost_report import CostReport, comparison
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
 from tnmoe.explain import explain
+from tnmoe.goals import OBJECTIVES
 from tnmoe.hardware import DeviceProfile, default_path, predict
 from tnmoe.layer import Layer
-from tnmoe.objective import OBJECTIVES
 from tnmoe.plan import Plan
 from tnmoe.report import FORMATS, Table, grouped
 
@@ -111,7 +111,15 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--size", action="append", default=[], metavar="NAME=N", help="value of a symbol; may be repeated"
         )
-        sub.add_argument("--objective", choices=OBJECTIVES, help="what the planner minimises (default: flops)")
+        sub.add_argument(
+            "--objective",
+            metavar="WHAT",
+            help=f"what the planner minimises: {', '.join(OBJECTIVES)}; a sum such as 'training + 0.5*saved', or "
+            "several such as 'saved, flops', the first deciding (default: flops)",
+        )
+        sub.add_argument(
+            "--calls", type=int, metavar="N", help="forward passes between updates of the weights, for inference"
+        )
         sub.add_argument("--planner", choices=["auto", *PLANNERS], help="default: auto")
         return sub
 
@@ -333,12 +341,13 @@ def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], t
         tokens=tokens,
         sizes=sizes,
         objective=options.objective or "flops",
+        calls=options.calls,
         planner=options.planner or "auto",
     )
 
 
 def _read_plan(path: str, options: argparse.Namespace) -> Plan:
-    for flag in ("size", "objective", "planner"):
+    for flag in ("size", "objective", "calls", "planner"):
         if getattr(options, flag):
             raise DeclarationError(f"{path} is a plan already: --{flag} goes with a preset or a TOML file")
     planned = _read(path, Plan.from_json)

@@ -8,9 +8,10 @@ from fractions import Fraction
 
 from tnmoe.cost import elements
 from tnmoe.errors import PlanError
+from tnmoe.goals import parse
 from tnmoe.layer import Contraction
 from tnmoe.lower import lower_network
-from tnmoe.objective import TRAINING, price
+from tnmoe.objective import Prices, amounts, price
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import ranked, subset_dp
@@ -123,18 +124,23 @@ def _runner_up(plan: Plan, node: Contraction, path: ContractionPath, names: list
     said = f"{equal} other order(s) cost the same. " if equal else ""
     chosen = _whole_price(plan, node, path)
     if chosen > first.price:
-        said += f"It is not the best: it costs {_more(chosen, first.price)} than {first.path.tree(names)}. "
+        said += f"It is not the best: it costs {_more(plan, chosen, first.price)} than {first.path.tree(names)}. "
     if worse is None:
         return said + "The search for the next best one ended there." if said else "It is the only order."
-    return said + f"The next best order, {worse.path.tree(names)}, costs {_more(worse.price, first.price)}."
+    return said + f"The next best order, {worse.path.tree(names)}, costs {_more(plan, worse.price, first.price)}."
 
 
-def _more(price: int, best: int) -> str:
-    """How much more than `best`; prices of two criteria (their first is far above) compare by the first."""
-    ratio = Fraction(price, best)
-    return (
-        f"{float(ratio):.3g} times as much" if ratio >= Fraction(11, 10) else f"{float(100 * (ratio - 1)):.2g} % more"
-    )
+def _more(plan: Plan, price: int, best: int) -> str:
+    """How much more than `best`, in the first criterion that differs."""
+    pairs = zip(amounts(price, plan.objective), amounts(best, plan.objective), strict=True)
+    k, (more, less) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
+    where = f" (in criterion {k + 1}, {', '.join(t.name for t, _ in parse(plan.objective).criteria[k])})" if k else ""
+    if not less:
+        return f"{float(more):,.6g} more, where it costs none{where}"
+    ratio = more / less
+    if ratio >= Fraction(11, 10):
+        return f"{float(ratio):.3g} times as much{where}"
+    return f"{float(100 * (ratio - 1)):.2g} % more{where}"
 
 
 def _tokens(plan: Plan, node: Contraction, names: list[str]) -> str:
@@ -166,14 +172,15 @@ def _sizes(plan: Plan, tokens: int | None = None) -> dict[str, int]:
 
 
 def _needing(plan: Plan, node: Contraction) -> frozenset[str]:
-    if plan.objective not in TRAINING:
+    if not parse(plan.objective).of_training:
         return frozenset()
     return plan.layer.network_gradients(node, plan.input_gradients)
 
 
 def _whole_price(plan: Plan, node: Contraction, path: ContractionPath, tokens: int | None = None) -> int:
-    ops, sizes = lower_network(node, path), _sizes(plan, tokens)
-    return price(ops, sizes, plan.objective, _needing(plan, node), node.network.leaf_names)
+    return Prices(node.network, _sizes(plan, tokens), plan.objective, _needing(plan, node)).of(
+        lower_network(node, path)
+    )
 
 
 def _line(plan: Plan, node: Contraction, path: ContractionPath) -> tuple[int, int]:

@@ -6,7 +6,7 @@ order of a value's indices is its layout in memory. Sizes live in the program, n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -211,6 +211,15 @@ def operands(op: Op) -> tuple[Value, ...]:
     written = results(op)
     found = (getattr(op, f.name) for f in fields(op))
     return tuple(v for v in found if isinstance(v, Value) and v not in written)
+
+
+def propagate(ops: Iterable[Op], names: Set[str]) -> frozenset[str]:
+    """`names`, and the names of every result that depends on one of them."""
+    found = set(names)
+    for op in ops:
+        if any(v.name in found for v in operands(op)):
+            found |= {v.name for v in results(op)}
+    return frozenset(found)
 
 
 def rename(op: Op, change: Mapping[str, Value]) -> Op:

@@ -14,10 +14,10 @@ from tnmoe.cost_report import step_table
 from tnmoe.dims import LARGEST, check_name
 from tnmoe.drawing import Scene, contraction_tree
 from tnmoe.errors import PlanError
+from tnmoe.goals import parse
 from tnmoe.layer import Layer
 from tnmoe.layers import declare
 from tnmoe.lower import lower, lower_steps
-from tnmoe.objective import check_objective
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program, bind
 from tnmoe.report import Table, json_text
@@ -33,7 +33,7 @@ class Plan:
         layer: what was planned.
         paths: the order of each network, by the name of the value it defines.
         values: the integer of every symbol, declared or assumed while planning (the tokens are `T`).
-        objective: what was minimised.
+        objective: what was minimised, as text: see `tnmoe.objective`.
         input_gradients: names of the inputs that need a gradient, for the figures about training.
     """
 
@@ -80,6 +80,13 @@ class Plan:
         return int(self._numbers.total.flops)
 
     @property
+    def folding_flops(self) -> int:
+        """Those of `flops` that make what depends on weights alone: where these stay the same, they are spent once."""
+        once = self.bound.weight_only
+        work = zip(self.bound.ops, self._numbers.per_op, strict=True)
+        return sum(int(cost.flops) for op, cost in work if op.out.name in once)
+
+    @property
     def training_flops(self) -> int:
         """FLOPs of one forward and backward pass, all classes."""
         return int(training_cost(self.bound.ops, self.bound.sizes, self._needing).flops)
@@ -103,10 +110,12 @@ class Plan:
         sizes = ", ".join(f"{k} = {v:,}" for k, v in sorted(self.values.items()))
         planners = ", ".join(sorted({p.planner for p in self.paths.values()}))
         proof = "proven optimal" if self.exact else "not proven optimal"
-        notes = (
+        notes: tuple[str, ...] = (
             f"Objective {self.objective}, {proof} ({planners}). Sizes: {sizes}.",
             f"Total: {self.macs:,} MACs, {self.flops:,} FLOPs. Size counts elements.",
         )
+        if once := self.folding_flops:
+            notes += (f"Of these, {once:,} FLOPs make what depends on weights alone.",)
         table = step_table(self.bound, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
         return replace(table, notes=notes)
 
@@ -189,7 +198,13 @@ class Plan:
         _same_names("paths", paths, {node.out.name for node in layer.contractions})
         for node in layer.contractions:
             paths[node.out.name].check(len(node.network.tensors))
-        return cls(layer, paths, values, check_objective(data["objective"]), _inputs(layer, data["input_gradients"]))
+        return cls(layer, paths, values, _objective(data["objective"]), _inputs(layer, data["input_gradients"]))
+
+
+def _objective(text: Any) -> str:
+    if not isinstance(text, str):
+        raise PlanError(f"the objective of a plan must be text, got {text!r}")
+    return str(parse(text))
 
 
 def _inputs(layer: Layer, names: Any) -> tuple[str, ...]:

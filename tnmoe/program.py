@@ -23,6 +23,7 @@ from tnmoe.ops import (
     is_matmul,
     is_subsequence,
     operands,
+    propagate,
     results,
 )
 from tnmoe.report import Table
@@ -59,6 +60,12 @@ class Program:
         """Indices whose size only the data knows: no stored value has them."""
         stored = {i for p in self.parameters + self.buffers for i in p.indices}
         return frozenset(self.sizes) - stored
+
+    @property
+    def weight_only(self) -> frozenset[str]:
+        """Names of the results that no input reaches: while the weights stay the same, they can be made once."""
+        varying = propagate(self.ops, {v.name for v in self.inputs})
+        return frozenset(v.name for op in self.ops for v in results(op) if v.name not in varying)
 
     def table(self) -> Table:
         """One row for each op: operands and result with their indices, in the order in which they run."""
