@@ -201,6 +201,25 @@ def test_table_in_every_format(cli, form):
             assert [list(row) for row in json.loads(out)] == [KEYS] * 2
 
 
+def test_table_chooses_columns_and_sorts(cli):
+    rows = cli.json("table", "gpt2", "--columns", "max_rank, active_parameters", "--sort=-active_parameters")
+    assert [list(row) for row in rows] == [["layer", "max_rank", "active_parameters"]] * 5
+    assert [row["active_parameters"] for row in rows] == [1_209_140_736, 9_643_008, 4_784_808, 4_754_008, 4_723_968]
+
+
+def test_si_numbers_align_and_leave_data_exact(cli):
+    lines = cli("table", "gpt2", "--si", "--columns", "parameters,max_rank").splitlines()
+    assert "parameters (M)" in lines[2]
+    assert [line.split()[-2:] for line in lines[4:9]] == [
+        ["4.72", "768"],
+        ["4.75", "556"],
+        ["4.78", "596"],
+        ["1,209.14", "768"],
+        ["1,209.14", "768"],
+    ]
+    assert cli.json("table", "gpt2", "--si") == cli.json("table", "gpt2")
+
+
 @pytest.mark.parametrize("what", ["mixer-token-tr", "block.toml"])
 def test_tokens_scale_the_work_alone(cli, what):
     cli.write("block.toml", BLOCK)
@@ -314,7 +333,7 @@ def test_plans_of_a_family_are_one_json_document(cli):
     assert {p["format"] for p in plans} == {"tnmoe-plan-1"}
 
 
-@pytest.mark.parametrize("view", [[], ["--steps"], ["--formulas"]])
+@pytest.mark.parametrize("view", [[], ["--steps"], ["--backward"], ["--training"], ["--formulas"]])
 @pytest.mark.parametrize("form", FORMATS)
 def test_cost_in_every_format(cli, form, view):
     out = cli("cost", "clip-128-cp", *view, "--format", form)
@@ -459,8 +478,7 @@ def test_check_fails_on_a_wrong_flop_formula(cli, monkeypatch):
 def test_check_fails_on_a_wrong_parameter_count(cli, monkeypatch):
     cli.write("block.toml", BLOCK)
     report = module("tnmoe.cost_report").CostReport
-    right = report.parameters.fget
-    monkeypatch.setattr(report, "parameters", property(lambda self: right(self) - 1))
+    monkeypatch.setattr(report, "parameters", property(lambda self: self.number("parameters") - 1))
     assert failed(cli, "block.toml", "clip-linear") == ["parameters", "parameters"]
 
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
 from tnmoe.cost import op_cost
-from tnmoe.cost_report import FIGURES
+from tnmoe.figures import FIGURES
 from tnmoe.formulas import simplify
 from tnmoe.ops import Value
 from tnmoe.presets import PRESETS

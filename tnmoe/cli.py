@@ -24,14 +24,16 @@ from tnmoe.api import DEFAULT_TOKENS, PLANNERS, cost, emit, plan, with_tokens
 from tnmoe.calibrate import BUDGET, calibrate
 from tnmoe.check import check
 from tnmoe.cost import DTYPE_BYTES
-from tnmoe.cost_report import CostReport, comparison
+from tnmoe.cost_report import COMPARED, CostReport, comparison
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
 from tnmoe.explain import explain
+from tnmoe.figures import FIGURES
 from tnmoe.goals import OBJECTIVES
 from tnmoe.hardware import DeviceProfile, default_path, predict
 from tnmoe.layer import Layer
+from tnmoe.optimizers import PRECISIONS
 from tnmoe.plan import Plan
-from tnmoe.report import FORMATS, Table, grouped
+from tnmoe.report import FORMATS, Cell, Table, grouped
 
 T = TypeVar("T")
 
@@ -129,6 +131,15 @@ def parser() -> argparse.ArgumentParser:
     table = command("table", _table, "Print one row of figures for each layer.", several=True)
     formatted(table, list(FORMATS))
     table.add_argument("--dtype", choices=list(DTYPE_BYTES), default="float32", help="for bytes; default: float32")
+    table.add_argument(
+        "--columns",
+        metavar="KEY,…",
+        help=f"figures, in this order (default: {','.join(COMPARED)}); of {', '.join(FIGURES)}",
+    )
+    table.add_argument(
+        "--sort", metavar="KEY", help="rows by a column, e.g. flops; -KEY from the largest: --sort=-flops"
+    )
+    table.add_argument("--si", action="store_true", help="numbers in k, M, G, … (csv and json stay exact)")
 
     plan_command = command("plan", _plan, "Print the contraction order, step by step.", several=True)
     formatted(plan_command, ["text", "json"])
@@ -140,6 +151,15 @@ def parser() -> argparse.ArgumentParser:
     cost_command.add_argument("--dtype", choices=list(DTYPE_BYTES), default="float32", help="default: float32")
     group = cost_command.add_mutually_exclusive_group()
     group.add_argument("--steps", action="store_true", help="one row for each step instead of each part")
+    group.add_argument("--backward", action="store_true", help="one row for each gradient of the backward pass")
+    group.add_argument(
+        "--training",
+        nargs="?",
+        const="mixed",
+        choices=list(PRECISIONS),
+        metavar="PRECISION",
+        help=f"gradients, master copy and optimizer states; {', '.join(PRECISIONS)} (default: mixed)",
+    )
     group.add_argument("--formulas", action="store_true", help="every figure as a formula and a number")
 
     group.add_argument("--profile", metavar="FILE", help="predicted time of each step, from a calibration")
@@ -209,13 +229,16 @@ def _discard_output() -> None:
 
 def _table(options: argparse.Namespace) -> int:
     tables = []
+    figures = COMPARED if options.columns is None else [key.strip() for key in options.columns.split(",")]
     for what in options.what:
         title, rows = _rows(what, options)
         reports = {row.label: _report(row, options) for row in _progress(rows, "costing")}
-        tables.append(comparison(reports, f"{title}, {options.dtype}"))
+        tables.append(comparison(reports, f"{title}, {options.dtype}", figures=figures))
     if options.format in ("csv", "json"):  # one document
         tables = [replace(tables[0], rows=tuple(row for t in tables for row in t.rows))]
-    _print(tables, options.format)
+    elif options.si:
+        tables = [table.si() for table in tables]
+    _print(tables if options.sort is None else [table.sorted(options.sort) for table in tables], options.format)
     return 0
 
 
@@ -246,8 +269,7 @@ def _cost(options: argparse.Namespace) -> int:
                 if row.emitted:  # routed layers have no time model
                     tables.append(predict(report.bound, profile, options.dtype).table(row.label))
                 continue
-            table = report.steps() if options.steps else report.symbolic() if options.formulas else report.parts()
-            tables.append(table)
+            tables.append(_view(report, options))
     if not tables:
         raise DeclarationError("these layers can be costed, but not emitted yet, so there is no time to predict")
     if len(tables) > 1 and options.format in ("csv", "json"):  # one document, which then says which layer a row is of
@@ -256,6 +278,13 @@ def _cost(options: argparse.Namespace) -> int:
         tables = [replace(tables[0], columns=(("layer", "layer"), *tables[0].columns), rows=rows)]
     _print(tables, options.format)
     return 0
+
+
+def _view(report: CostReport, options: argparse.Namespace) -> Table:
+    if options.training:
+        return report.training(options.training)
+    chosen = {"steps": report.steps, "backward": report.backward, "formulas": report.symbolic}
+    return next((view for name, view in chosen.items() if getattr(options, name)), report.parts)()
 
 
 def _emit(options: argparse.Namespace) -> int:
@@ -432,7 +461,7 @@ def _rich_part(
     table: Table,
     numeric: Sequence[bool],
     columns: Sequence[tuple[str, str]],
-    rows: Sequence[Sequence[int | str]],
+    rows: Sequence[Sequence[Cell]],
     *,
     last: bool = True,
 ) -> RichTable:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import sympy
-
-from tnmoe.backward import gradient_names, saved_elements, training_cost
-from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements, estimate
-from tnmoe.dims import Dim
-from tnmoe.errors import CostError
-from tnmoe.formulas import simplify
-from tnmoe.layer import Layer
-from tnmoe.program import Program, bind
-from tnmoe.rank import layer_rank
+from tnmoe.backward import backward_cost
+from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements
+from tnmoe.figures import FIGURES, HEADINGS, Figures
+from tnmoe.ops import Value, operands
+from tnmoe.optimizers import OPTIMIZERS, TrainingState, training_state
+from tnmoe.program import Program
 from tnmoe.report import Cell, Table
+from tnmoe.traffic import Traffic, forward_traffic, gradient_traffic
 
 CONVENTIONS = (
     "MACs: products in contraction steps. matmul FLOPs: 2 per MAC of a step that sums; element-wise: 1 per product "
@@ -24,175 +20,16 @@ CONVENTIONS = (
     "FLOPs are the sum of the three, for one forward pass. Activation bytes: every intermediate that it writes.",
 )
 
-FIGURES = (
-    "parameters",
-    "macs",
-    "flops",
-    "matmul_flops",
-    "elementwise_flops",
-    "special_flops",
-    "max_rank",
-    "weight_bytes",
-    "activation_bytes",
-    "training_flops",
-    "training_matmul_flops",
-    "saved_bytes",
-)
-"""Names of the figures: properties of a report, and arguments of `formula`."""
+TRAFFIC = "Bytes: each operand read once, each result written once. Intensity: FLOPs for each of these bytes."
 
-_HEADINGS = {
-    "parameters": "parameters",
-    "macs": "MACs",
-    "flops": "FLOPs",
-    "matmul_flops": "matmul",
-    "elementwise_flops": "element-wise",
-    "special_flops": "special",
-    "max_rank": "max rank",
-    "weight_bytes": "weight bytes",
-    "activation_bytes": "activation bytes",
-    "training_flops": "training FLOPs",
-    "training_matmul_flops": "training matmul",
-    "saved_bytes": "saved bytes",
-}
+
+COMPARED = ("parameters", "macs", "flops", "matmul_flops", "max_rank", "weight_bytes", "activation_bytes")
+"""The figures of a comparison, unless others are chosen."""
 
 
 @dataclass(frozen=True)
-class CostReport:
-    """Figures of one layer at given sizes.
-
-    Attributes:
-        layer: what is costed.
-        program: laid out, with symbolic sizes.
-        values: the integer of every symbol, the tokens `T` included.
-        dtype: of weights and activations, for the byte counts.
-        input_gradients: names of the inputs that need a gradient, for the figures about training.
-
-    Raises:
-        CostError: an unknown dtype, or a symbol without a value.
-    """
-
-    layer: Layer
-    program: Program
-    values: Mapping[str, int]
-    dtype: str = "float32"
-    input_gradients: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_BYTES:
-            raise CostError(f"unknown dtype {self.dtype!r}; there are {', '.join(DTYPE_BYTES)}")
-
-    @cached_property
-    def bound(self) -> Program:
-        """The program with integer sizes."""
-        return bind(self.program, self.values)
-
-    @cached_property
-    def numbers(self) -> Estimate:
-        """Integers."""
-        return estimate(self.bound)
-
-    @cached_property
-    def formulas(self) -> Estimate:
-        """The same code, run on the symbols."""
-        return estimate(self.program)
-
-    @property
-    def parameters(self) -> int:
-        """Stored weights, biases included, buffers not."""
-        return self._number("parameters")
-
-    @property
-    def macs(self) -> int:
-        """Products in contraction steps, of one forward pass."""
-        return self._number("macs")
-
-    @property
-    def flops(self) -> int:
-        """FLOPs of all classes, of one forward pass."""
-        return self._number("flops")
-
-    @property
-    def matmul_flops(self) -> int:
-        """FLOPs of contractions that sum; what `torch.utils.flop_counter` counts."""
-        return self._number("matmul_flops")
-
-    @property
-    def elementwise_flops(self) -> int:
-        """FLOPs of products without a sum, and of additions."""
-        return self._number("elementwise_flops")
-
-    @property
-    def special_flops(self) -> int:
-        """FLOPs of norms, gates and GELU."""
-        return self._number("special_flops")
-
-    @property
-    def max_rank(self) -> int:
-        """Largest rank an expert's matrix can have; of several maps the smallest. 0 for a bare network."""
-        return self._number("max_rank")
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of parameters and buffers."""
-        return self._number("weight_bytes")
-
-    @property
-    def activation_bytes(self) -> int:
-        """Bytes of every intermediate that one forward pass writes, the result included."""
-        return self._number("activation_bytes")
-
-    @property
-    def training_flops(self) -> int:
-        """FLOPs of all classes, of one forward and backward pass."""
-        return self._number("training_flops")
-
-    @property
-    def training_matmul_flops(self) -> int:
-        """Matmul FLOPs of one forward and backward pass; what `torch.utils.flop_counter` counts."""
-        return self._number("training_matmul_flops")
-
-    @property
-    def saved_bytes(self) -> int:
-        """Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see."""
-        return self._number("saved_bytes")
-
-    def formula(self, figure: str) -> sympy.Expr:
-        """A figure as a formula in the layer's symbols, e.g. `R*(I + N + O)`.
-
-        Raises:
-            CostError: if there is no such figure.
-        """
-        return simplify(self._figure(figure, self.formulas, self.program))
-
-    def _number(self, figure: str) -> int:
-        number = self._figure(figure, self.numbers, self.bound)
-        assert isinstance(number, int)
-        return number
-
-    def _figure(self, figure: str, found: Estimate, program: Program) -> Dim:
-        width = DTYPE_BYTES[self.dtype]
-        match figure:
-            case "parameters":
-                return found.parameters
-            case "max_rank":
-                return layer_rank(self.layer, program.sizes)
-            case "weight_bytes":
-                return width * (found.parameters + found.buffers)
-            case "activation_bytes":
-                return width * found.total.activations
-            case "training_flops":
-                return self._training(program).flops
-            case "training_matmul_flops":
-                return self._training(program).matmul_flops
-            case "saved_bytes":
-                return width * saved_elements(program, gradient_names(program, self.input_gradients))
-            case _ if figure in FIGURES:
-                result: Dim = getattr(found.total, figure)
-                return result
-        raise CostError(f"unknown figure {figure!r}; there are {', '.join(FIGURES)}")
-
-    def _training(self, program: Program) -> Cost:
-        return training_cost(program.ops, program.sizes, gradient_names(program, self.input_gradients))
+class CostReport(Figures):
+    """Figures of one layer at given sizes, and their tables."""
 
     # ---- tables ----------------------------------------------------------------------------------------------
 
@@ -217,7 +54,7 @@ class CostReport:
         if len(rows) > 1:
             rows.append(self._row("total", self.parameters, self.numbers.total))
         keys = ("parameters", "macs", "flops", "matmul_flops", "elementwise_flops", "special_flops", "activation_bytes")
-        columns = (("part", "part"), *((k, _HEADINGS[k]) for k in keys))
+        columns = (("part", "part"), *((k, HEADINGS[k]) for k in keys))
         return Table(
             f"Cost of {self.title}", columns, tuple(rows), (f"Max expert rank: {self.max_rank:,}.", *CONVENTIONS)
         )
@@ -228,31 +65,86 @@ class CostReport:
         return (name, stored, *(int(f) for f in figures), width * int(work.activations))
 
     def steps(self) -> Table:
-        """One row for each op, in the order in which they run."""
-        return step_table(self.bound, self.numbers, f"Steps of {self.title}", DTYPE_BYTES[self.dtype])
+        """One row for each op, in the order in which they run, with the bytes that it moves."""
+        table = step_table(self.bound, self.numbers, f"Steps of {self.title}", DTYPE_BYTES[self.dtype])
+        return replace(table, notes=(TRAFFIC,))
+
+    def backward(self) -> Table:
+        """One row for each gradient that an op's operands need: its FLOPs, and the bytes that it moves."""
+        width, sizes = DTYPE_BYTES[self.dtype], self.bound.sizes
+        rows: list[tuple[Cell, ...]] = []
+        for k, op in enumerate(self.bound.ops, start=1):
+            for v in {v.name: v for v in operands(op)}.values():
+                if v.name not in self.needing:
+                    continue
+                work, moved = backward_cost(op, sizes, {v.name}), gradient_traffic(op, v, sizes)
+                figures = (int(f) for f in (work.macs, work.flops, work.matmul_flops))
+                rows.append((k, type(op).__name__, _shown(v), *figures, *_moved(work, moved, width)))
+        columns = (
+            ("step", "step"),
+            ("op", "op"),
+            ("operand", "gradient of"),
+            *((key, HEADINGS[key]) for key in ("macs", "flops", "matmul_flops")),
+            *_MOVED,
+        )
+        notes = (f"Gradients of trained weights and {self._inputs}.", TRAFFIC)
+        return Table(f"Backward pass of {self.title}", columns, tuple(rows), notes)
+
+    def training_state(self, optimizer: str = "adamw", precision: str = "mixed") -> TrainingState:
+        """Bytes of weights, gradients, master copy and optimizer state, and the FLOPs of the optimizer's step.
+
+        Raises:
+            CostError: an optimizer or precision that `tnmoe.optimizers` does not have.
+        """
+        return training_state(self.bound, optimizer, precision)
+
+    def training(self, precision: str = "mixed") -> Table:
+        """One row for each optimizer: what training keeps besides activations, and the work of its step.
+
+        Raises:
+            CostError: an unknown precision.
+        """
+        rows: list[tuple[Cell, ...]] = []
+        for optimizer in OPTIMIZERS:
+            state = training_state(self.bound, optimizer, precision)
+            kept = (state.weight_bytes, state.gradient_bytes, state.master_bytes, state.state_bytes, state.total_bytes)
+            rows.append((optimizer, *(int(n) for n in (*kept, state.step_flops))))
+        columns = (
+            ("optimizer", "optimizer"),
+            ("weight_bytes", "weight bytes"),
+            ("gradient_bytes", "gradient bytes"),
+            ("master_bytes", "master bytes"),
+            ("state_bytes", "state bytes"),
+            ("total_bytes", "total bytes"),
+            ("step_flops", "FLOPs of a step"),
+        )
+        notes = (
+            "What exists throughout training; activations come on top. FLOPs: every arithmetic operation counts 1.",
+        )
+        return Table(f"Training state of {self.title}, precision {precision}", columns, tuple(rows), notes)
+
+    @property
+    def _inputs(self) -> str:
+        return ", ".join(self.input_gradients) or "no input"
 
     def symbolic(self) -> Table:
         """One row for each figure: its formula and its number."""
-        rows = tuple((_HEADINGS[f], str(self.formula(f)), self._number(f)) for f in FIGURES)
+        rows = tuple((HEADINGS[f], str(self.formula(f)), self.number(f)) for f in FIGURES)
         given = ", ".join(f"{k} = {v:,}" for k, v in sorted(self.values.items()))
-        inputs = ", ".join(self.input_gradients) or "no input"
         columns = (("figure", "figure"), ("formula", "formula"), ("value", "value"))
-        notes = (f"At {given}.", f"Training: all weights and {inputs} need a gradient.")
+        notes = (f"At {given}.", f"Training: all weights and {self._inputs} need a gradient.")
         return Table(f"Formulas of {self.title}", columns, rows, notes)
 
-    def record(self, label: str | None = None) -> dict[str, Cell]:
-        """The figures of a comparison table's row; the keys are the JSON form's."""
-        keys = ("parameters", "macs", "flops", "matmul_flops", "max_rank", "weight_bytes", "activation_bytes")
-        return {"layer": label or self.layer.name, **{k: self._number(k) for k in keys}}
+    def record(self, label: str | None = None, figures: Sequence[str] = COMPARED) -> dict[str, Cell]:
+        """The label and figures of a comparison table's row; the keys are the JSON form's.
+
+        Raises:
+            CostError: an unknown figure.
+        """
+        return {"layer": label or self.layer.name, **{f: self.number(f) for f in figures}}
 
     def __str__(self) -> str:
         return str(self.parts())
-
-    def _repr_html_(self) -> str:
-        return self.parts().render("html")
-
-    def _repr_latex_(self) -> str:
-        return self.to_latex()
 
     def to_markdown(self) -> str:
         """The table by part, in Markdown."""
@@ -270,21 +162,47 @@ class CostReport:
         """The table by part, as a JSON list."""
         return self.parts().render("json")
 
+    def _repr_html_(self) -> str:
+        return self.parts().render("html")
+
+    def _repr_latex_(self) -> str:
+        return self.to_latex()
+
 
 def step_table(program: Program, numbers: Estimate, title: str, width: int | None = None) -> Table:
-    """The ops of a bound program with operands, result, MACs, FLOPs and size (in elements, or bytes of `width`)."""
-    table = program.table()
-    figures = [(int(cost.macs), int(cost.flops), int(cost.activations) * (width or 1)) for cost in numbers.per_op]
-    size = ("bytes", "bytes") if width else ("size", "size")
-    columns = (*table.columns, ("macs", "MACs"), ("flops", "FLOPs"), size)
-    rows = tuple((*row, *found) for row, found in zip(table.rows, figures, strict=True))
-    return Table(title, columns, rows)
+    """The ops of a bound program with operands, result, MACs, FLOPs and size in elements.
+
+    With `width`, the bytes of an element, also what each op reads and writes, and its intensity.
+    """
+    table, rows = program.table(), []
+    for op, row, cost in zip(program.ops, table.rows, numbers.per_op, strict=True):
+        moved = _moved(cost, forward_traffic(op, program.sizes), width) if width else (int(cost.activations),)
+        rows.append((*row, int(cost.macs), int(cost.flops), *moved))
+    columns = (*table.columns, ("macs", "MACs"), ("flops", "FLOPs"), *(_MOVED if width else (("size", "size"),)))
+    return Table(title, columns, tuple(rows))
 
 
-def comparison(reports: Mapping[str, CostReport], title: str, notes: tuple[str, ...] = ()) -> Table:
-    """One row for each report, under its label."""
-    records = [report.record(label) for label, report in reports.items()]
-    keys = ("layer", "parameters", "macs", "flops", "matmul_flops", "max_rank", "weight_bytes", "activation_bytes")
-    headings = {**_HEADINGS, "layer": "layer", "matmul_flops": "matmul FLOPs"}
-    columns = tuple((k, headings[k]) for k in keys)
-    return Table(title, columns, tuple(tuple(r[k] for k in keys) for r in records), (*notes, *CONVENTIONS))
+_MOVED = (("read_bytes", "bytes read"), ("written_bytes", "bytes written"), ("intensity", "intensity"))
+
+
+def _moved(work: Cost, moved: Traffic, width: int) -> tuple[Cell, ...]:
+    read, written = width * int(moved.read), width * int(moved.written)
+    return read, written, round(int(work.flops) / (read + written), 4)
+
+
+def _shown(value: Value) -> str:
+    return f"{value.name}[{' '.join(value.indices)}]"
+
+
+def comparison(
+    reports: Mapping[str, CostReport], title: str, notes: tuple[str, ...] = (), figures: Sequence[str] = COMPARED
+) -> Table:
+    """One row for each report, under its label, with the chosen figures.
+
+    Raises:
+        CostError: an unknown figure.
+    """
+    rows = tuple(tuple(report.record(label, figures).values()) for label, report in reports.items())
+    headings = {**HEADINGS, "matmul_flops": "matmul FLOPs"}
+    columns = (("layer", "layer"), *((f, headings[f]) for f in figures))
+    return Table(title, columns, rows, (*notes, *CONVENTIONS))

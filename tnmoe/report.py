@@ -8,17 +8,17 @@ import io
 import json
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tnmoe.errors import TnmoeError
+from tnmoe.errors import TnmoeError, unknown
 
-Cell = int | str
+Cell = int | float | str
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of integers and text.
+    """Rows of numbers and text.
 
     Attributes:
         title: what it shows.
@@ -43,8 +43,44 @@ class Table:
         return [{key: cell for (key, _), cell in zip(self.columns, row, strict=True)} for row in self.rows]
 
     def numeric(self, column: int) -> bool:
-        """True if the column holds integers, to be aligned on the right."""
-        return any(isinstance(row[column], int) for row in self.rows)
+        """True if the column holds numbers, to be aligned on the right."""
+        return any(isinstance(row[column], int | float) for row in self.rows)
+
+    def column(self, key: str) -> int:
+        """Position of a column.
+
+        Raises:
+            TnmoeError: with the keys there are.
+        """
+        keys = [k for k, _ in self.columns]
+        if key not in keys:
+            raise TnmoeError(unknown("column", key, keys))
+        return keys.index(key)
+
+    def sorted(self, key: str) -> Table:
+        """The rows in ascending order of a column; of "-key" in descending order. Equal ones stay as they are.
+
+        Raises:
+            TnmoeError: no such column.
+        """
+        place, numeric = self.column(key.removeprefix("-")), self.numeric(self.column(key.removeprefix("-")))
+        known = [row for row in self.rows if not numeric or not isinstance(row[place], str)]
+        rest = [row for row in self.rows if row not in known]
+        found = sorted(known, key=lambda row: row[place], reverse=key.startswith("-"))
+        return replace(self, rows=(*found, *rest))
+
+    def si(self) -> Table:
+        """Large numbers in thousands, millions …, one SI prefix a column so that decimals align and rows compare."""
+        columns, cells = list(self.columns), [list(row) for row in self.rows]
+        for k, (key, heading) in enumerate(self.columns):
+            sizes = [abs(c) for row in self.rows if isinstance(c := row[k], int | float) and c]
+            power = min(len(_PREFIXES) - 1, (len(str(int(min(sizes)))) - 1) // 3) if sizes else 0
+            if power:
+                columns[k] = (key, f"{heading} ({_PREFIXES[power]})")
+                for row in cells:
+                    if not isinstance(number := row[k], str):
+                        row[k] = round(number / 1000**power, 2)
+        return replace(self, columns=tuple(columns), rows=tuple(map(tuple, cells)))
 
     def __str__(self) -> str:
         return to_text(self)
@@ -56,9 +92,12 @@ class Table:
         return to_latex(self)
 
 
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
 def grouped(cell: Cell) -> str:
-    """An integer with its thousands set apart, e.g. 4,754,008; text as it is."""
-    return f"{cell:,}" if isinstance(cell, int) else cell
+    """A number with its thousands set apart, e.g. 4,754,008, other than integers with two decimals; text as it is."""
+    return cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int) else f"{cell:,.2f}"
 
 
 def to_text(table: Table) -> str:
@@ -94,7 +133,7 @@ def to_latex(table: Table) -> str:
     align = "".join("r" if table.numeric(k) else "l" for k in range(len(table.columns)))
 
     def cell(c: Cell) -> str:
-        return f"{c:,}".replace(",", "{,}") if isinstance(c, int) else _escape(c)
+        return _escape(c) if isinstance(c, str) else grouped(c).replace(",", "{,}")
 
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.title)}}}", rf"\begin{{tabular}}{{{align}}}"]
     lines += [r"\toprule", " & ".join(_escape(h) for _, h in table.columns) + r" \\", r"\midrule"]

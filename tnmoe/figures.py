@@ -1,0 +1,247 @@
+"""The figures of a program: each has a name, a meaning and one rule, which gives its number and its formula alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self, overload
+
+import sympy
+
+from tnmoe.backward import gradient_names, saved_elements, training_cost
+from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements, estimate
+from tnmoe.dims import Dim
+from tnmoe.errors import CostError
+from tnmoe.formulas import simplify
+from tnmoe.layer import Layer
+from tnmoe.network import Role
+from tnmoe.program import Program, bind
+from tnmoe.rank import layer_rank
+from tnmoe.traffic import active_parameters, forward_traffic, total, touched_parameters
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a figure is read off: a program, bound or with symbols, and what else it depends on."""
+
+    layer: Layer
+    program: Program
+    width: int
+    input_gradients: tuple[str, ...]
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """The cost of each op."""
+        return estimate(self.program)
+
+    @cached_property
+    def work(self) -> Cost:
+        """Of one forward pass."""
+        return self.estimate.total
+
+    @cached_property
+    def needing(self) -> frozenset[str]:
+        """Names of the values that need a gradient."""
+        return gradient_names(self.program, self.input_gradients)
+
+    @cached_property
+    def training(self) -> Cost:
+        """Of forward and backward."""
+        return training_cost(self.program.ops, self.program.sizes, self.needing)
+
+    @property
+    def trained(self) -> Dim:
+        """Weights that are trained."""
+        sizes = self.program.sizes
+        return total(elements(p.indices, sizes) for p in self.program.parameters if p.role is Role.WEIGHT)
+
+    @property
+    def read(self) -> Dim:
+        """Elements that the ops of one forward pass read."""
+        return total(forward_traffic(op, self.program.sizes).read for op in self.program.ops)
+
+
+class Figure:
+    """A figure as an attribute of `Figures`: reading it there gives the number.
+
+    Attributes:
+        heading: in tables.
+        of: its rule, for integers and for symbols.
+    """
+
+    def __init__(self, heading: str, meaning: str, of: Callable[[Counted], Dim]) -> None:
+        self.heading, self.of, self.__doc__ = heading, of, meaning
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, report: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, report: Figures, owner: type) -> int: ...
+    def __get__(self, report: Figures | None, owner: type) -> Self | int:
+        return self if report is None else report.number(self.name)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of one layer at given sizes, as attributes; each has its formula as well.
+
+    Attributes:
+        layer: what is costed.
+        program: laid out, with symbolic sizes.
+        values: the integer of every symbol, the tokens `T` included.
+        dtype: of weights and activations, for the byte counts.
+        input_gradients: names of the inputs that need a gradient, for the figures about training.
+
+    Raises:
+        CostError: an unknown dtype, or a symbol without a value.
+    """
+
+    layer: Layer
+    program: Program
+    values: Mapping[str, int]
+    dtype: str = "float32"
+    input_gradients: tuple[str, ...] = ()
+
+    parameters = Figure("parameters", "Stored weights, biases included, buffers not.", lambda c: c.estimate.parameters)
+    trained_parameters = Figure("trained", "Stored weights that are not frozen.", lambda c: c.trained)
+    active_parameters = Figure(
+        "active",
+        "Weights that one token meets: of routed experts those that it chooses.",
+        lambda c: active_parameters(c.program),
+    )
+    touched_parameters = Figure(
+        "touched",
+        "Weights that the whole batch reads at most, if its tokens choose differently.",
+        lambda c: touched_parameters(c.program),
+    )
+    macs = Figure("MACs", "Products in contraction steps, of one forward pass.", lambda c: c.work.macs)
+    flops = Figure("FLOPs", "FLOPs of all classes, of one forward pass.", lambda c: c.work.flops)
+    matmul_flops = Figure(
+        "matmul",
+        "FLOPs of contractions that sum; what `torch.utils.flop_counter` counts.",
+        lambda c: c.work.matmul_flops,
+    )
+    elementwise_flops = Figure(
+        "element-wise", "FLOPs of products without a sum, and of additions.", lambda c: c.work.elementwise_flops
+    )
+    special_flops = Figure("special", "FLOPs of norms, gates and GELU.", lambda c: c.work.special_flops)
+    max_rank = Figure(
+        "max rank",
+        "Largest rank an expert's matrix can have; of several maps the smallest. 0 for a bare network.",
+        lambda c: layer_rank(c.layer, c.program.sizes),
+    )
+    weight_bytes = Figure(
+        "weight bytes",
+        "Bytes of parameters and buffers.",
+        lambda c: c.width * (c.estimate.parameters + c.estimate.buffers),
+    )
+    activation_bytes = Figure(
+        "activation bytes",
+        "Bytes of every intermediate that one forward pass writes, the result included.",
+        lambda c: c.width * c.work.activations,
+    )
+    read_bytes = Figure(
+        "read bytes",
+        "Bytes of every op's operands in one forward pass, each operand once an op.",
+        lambda c: c.width * c.read,
+    )
+    training_flops = Figure(
+        "training FLOPs", "FLOPs of all classes, of one forward and backward pass.", lambda c: c.training.flops
+    )
+    training_matmul_flops = Figure(
+        "training matmul",
+        "Matmul FLOPs of one forward and backward pass; what `torch.utils.flop_counter` counts.",
+        lambda c: c.training.matmul_flops,
+    )
+    backward_flops = Figure(
+        "backward FLOPs",
+        "FLOPs of all classes, of one backward pass, each gradient that is needed.",
+        lambda c: c.training.flops - c.work.flops,
+    )
+    saved_bytes = Figure(
+        "saved bytes",
+        "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see.",
+        lambda c: c.width * saved_elements(c.program, c.needing),
+    )
+    gradient_bytes = Figure("gradient bytes", "Bytes of the trained weights' gradients.", lambda c: c.width * c.trained)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_BYTES:
+            raise CostError(f"unknown dtype {self.dtype!r}; there are {', '.join(DTYPE_BYTES)}")
+
+    @cached_property
+    def bound(self) -> Program:
+        """The program with integer sizes."""
+        return bind(self.program, self.values)
+
+    @cached_property
+    def _integers(self) -> Counted:
+        return Counted(self.layer, self.bound, DTYPE_BYTES[self.dtype], self.input_gradients)
+
+    @cached_property
+    def _symbols(self) -> Counted:
+        return Counted(self.layer, self.program, DTYPE_BYTES[self.dtype], self.input_gradients)
+
+    @property
+    def numbers(self) -> Estimate:
+        """The cost of each op, in integers."""
+        return self._integers.estimate
+
+    @property
+    def formulas(self) -> Estimate:
+        """The same code, run on the symbols."""
+        return self._symbols.estimate
+
+    @property
+    def needing(self) -> frozenset[str]:
+        """Names of the values that need a gradient."""
+        return self._integers.needing
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs of one forward pass for each byte that its ops read and write."""
+        return self.flops / (self.read_bytes + self.activation_bytes)
+
+    def number(self, figure: str) -> int:
+        """A figure by its name.
+
+        Raises:
+            CostError: if there is no such figure.
+        """
+        found = _rule(figure)(self._integers)
+        assert isinstance(found, int), (figure, found)
+        return found
+
+    def expression(self, figure: str) -> Dim:
+        """A figure in the layer's symbols, as it is counted; `formula` is the same to read.
+
+        Raises:
+            CostError: if there is no such figure.
+        """
+        return _rule(figure)(self._symbols)
+
+    def formula(self, figure: str) -> sympy.Expr:
+        """A figure as a formula in the layer's symbols, e.g. `R*(I + N + O)`.
+
+        Raises:
+            CostError: if there is no such figure.
+        """
+        return simplify(self.expression(figure))
+
+
+FIGURES: tuple[str, ...] = tuple(name for name, value in vars(Figures).items() if isinstance(value, Figure))
+"""Names of the figures: attributes of a report, and arguments of `formula`."""
+
+HEADINGS = {name: vars(Figures)[name].heading for name in FIGURES}
+
+
+def _rule(figure: str) -> Callable[[Counted], Dim]:
+    if figure not in FIGURES:
+        raise CostError(f"unknown figure {figure!r}; there are {', '.join(FIGURES)}")
+    found: Any = vars(Figures)[figure]
+    rule: Callable[[Counted], Dim] = found.of
+    return rule

@@ -1,0 +1,106 @@
+"""Bytes that ops move, in elements: what each reads and writes, forward and for each gradient.
+
+Every operand counts once, as if it were read once from memory: the least that any kernel can do. A routed product
+reads the slices that its tokens choose, and never more than there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import sympy
+
+from tnmoe.backward import saved_inside, saved_values
+from tnmoe.cost import elements
+from tnmoe.dims import Dim
+from tnmoe.ops import Op, RoutedContract, Value, operands, results
+from tnmoe.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Elements read and written."""
+
+    read: Dim = 0
+    written: Dim = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.read + other.read, self.written + other.written)
+
+
+def forward_traffic(op: Op, sizes: Mapping[str, Dim]) -> Traffic:
+    """What an op reads and writes; an operand that it reads twice counts once."""
+    read = total(_read(op, v, sizes) for v in _distinct(operands(op)))
+    return Traffic(read, total(elements(v.indices, sizes) for v in results(op)))
+
+
+def gradient_traffic(op: Op, operand: Value, sizes: Mapping[str, Dim]) -> Traffic:
+    """What the gradient of one operand reads (the result's gradient, and what was saved for it) and writes.
+
+    Raises:
+        CostError: if nobody has said what the op saves.
+    """
+    alone = {operand.name}
+    saved = total(elements(v.indices, sizes) for v in _distinct(saved_values(op, alone)))
+    read = elements(op.out.indices, sizes) + saved + saved_inside(op, sizes, alone)
+    return Traffic(read, elements(operand.indices, sizes))
+
+
+def active_parameters(program: Program) -> Dim:
+    """Stored weights that one token meets: of routed ones the slices that it chooses, of others all."""
+    return _stored(program, tokens=False)
+
+
+def touched_parameters(program: Program) -> Dim:
+    """Stored weights that a whole batch reads at most: its tokens may all choose differently."""
+    return _stored(program, tokens=True)
+
+
+def _stored(program: Program, *, tokens: bool) -> Dim:
+    found: list[Dim] = []
+    for p in program.parameters:
+        routed = [
+            _routed_elements(op, Value(p.name, p.indices), program, tokens) for op in program.ops if _picks(op, p.name)
+        ]
+        found.append(routed[0] if routed else elements(p.indices, program.sizes))
+    return total(found)
+
+
+def _picks(op: Op, name: str) -> bool:
+    """True if the op reads only chosen slices of the value `name`."""
+    return isinstance(op, RoutedContract) and name in (op.rhs.name, op.bias.name if op.bias else None)
+
+
+def _routed_elements(op: Op, value: Value, program: Program, tokens: bool) -> Dim:
+    assert isinstance(op, RoutedContract)
+    data = {i for v in program.inputs for i in v.indices}  # what is left of the positions are one token's slots
+    chosen = [i for i in op.positions.indices if tokens or i not in data]
+    return _slices(op, value, chosen, program.sizes)
+
+
+def _read(op: Op, value: Value, sizes: Mapping[str, Dim]) -> Dim:
+    if isinstance(op, RoutedContract) and _picks(op, value.name):
+        return _slices(op, value, op.positions.indices, sizes)
+    return elements(value.indices, sizes)
+
+
+def _slices(op: RoutedContract, value: Value, chosen: Iterable[str], sizes: Mapping[str, Dim]) -> Dim:
+    """Elements of as many slices of a routed value as `chosen` indices run over, at most all."""
+    one = elements(tuple(i for i in value.indices if i != op.index), sizes)
+    return one * least(sizes[op.index], elements(tuple(chosen), sizes))
+
+
+def least(a: Dim, b: Dim) -> Dim:
+    """The smaller of two sizes."""
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else cast(Dim, sympy.Min(a, b))
+
+
+def total(found: Iterable[Dim]) -> Dim:
+    """The sum of sizes, 0 of none."""
+    return sum(found, start=cast(Dim, 0))
+
+
+def _distinct(values: Iterable[Value]) -> list[Value]:
+    return list({v.name: v for v in values}.values())
