@@ -83,7 +83,7 @@ ALLOWED = {
 }
 """Module or package: what it may import of tnmoe. The api, the command line, `check` and `__init__` are above all."""
 
-TOP = {"__init__", "__main__", "api", "calibrate", "check", "cli", "explain"}
+TOP = {"__init__", "__main__", "api", "calibrate", "check", "cli", "explain", "planning"}
 
 
 def sources() -> list[tuple[str, Path]]:

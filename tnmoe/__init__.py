@@ -11,7 +11,7 @@ Declare a layer, plan its contractions, emit a standalone torch module, and read
 """
 
 from tnmoe._version import __version__
-from tnmoe.api import Atlas, atlas, build, cost, emit, from_reference, pareto, plan, to_reference
+from tnmoe.api import build, cost, emit, from_reference, to_reference
 from tnmoe.calibrate import calibrate
 from tnmoe.check import check
 from tnmoe.cost_report import CostReport
@@ -33,6 +33,9 @@ from tnmoe.layer import Layer
 from tnmoe.layers import MLP, DenseMoE, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, declare
 from tnmoe.network import Network, Role, Tensor
 from tnmoe.plan import Plan
+from tnmoe.planners.atlas import atlas
+from tnmoe.planners.atlas_orders import Atlas
+from tnmoe.planning import pareto, plan
 from tnmoe.program import Program
 from tnmoe.writing import save
 

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from tnmoe import files, presets, writing
 from tnmoe._version import __version__
-from tnmoe.api import DEFAULT_TOKENS, PLANNERS, cost, emit, plan, with_tokens
+from tnmoe.api import cost, emit
 from tnmoe.calibrate import BUDGET, calibrate
 from tnmoe.check import check
 from tnmoe.cost import DTYPE_BYTES
@@ -33,6 +33,7 @@ from tnmoe.hardware import DeviceProfile, default_path, predict
 from tnmoe.layer import Layer
 from tnmoe.optimizers import PRECISIONS
 from tnmoe.plan import Plan
+from tnmoe.planning import DEFAULT_TOKENS, PLANNERS, plan, with_tokens
 from tnmoe.report import FORMATS, Cell, Table, grouped
 
 T = TypeVar("T")

@@ -33,7 +33,7 @@ class Plan:
         layer: what was planned.
         paths: the order of each network, by the name of the value it defines.
         values: the integer of every symbol, declared or assumed while planning (the tokens are `T`).
-        objective: what was minimised, as text: see `tnmoe.objective`.
+        objective: what was minimised, as text: see `tnmoe.goals`.
         input_gradients: names of the inputs that need a gradient, for the figures about training.
     """
 
