@@ -80,11 +80,11 @@ def emit(units: Sequence[Unit], heading: str) -> str:
 
 @cache
 def _gate_source(name: str) -> str:
-    """A gate's function and its autograd function, as they stand in `activations.py`."""
+    """A gate's function and what it needs, as they stand in `activations.py`."""
     text = Path(__file__).with_name("activations.py").read_text(encoding="utf-8")
     function = {"entmax15": "_Entmax15Root", "sparsemax": "_Sparsemax"}[name]
     found = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
-    parts = [ast.get_source_segment(text, found[n]) or "" for n in (function, name)]
+    parts = [ast.get_source_segment(text, found[n]) or "" for n in (f"_{name}_threshold", function, name)]
     return re.sub(r"  # type: ignore\[.*\]", "", "\n\n\n".join(parts)).replace("ctx: Any", "ctx")
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import builtins
 
-CLASSES = frozenset(dir(builtins)) | {"_Entmax15Root", "_Sparsemax"}
+CLASSES = frozenset(dir(builtins)) | {
+    "_Entmax15Root",
+    "_Sparsemax",
+    "_entmax15_threshold",
+    "_sparsemax_threshold",
+}
 """Names that a class of the user's must not hide from the emitted code."""
 
 LOCALS = frozenset(

@@ -6,6 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tnmoe.backends import activations
 
@@ -14,6 +15,15 @@ GATES = {
     "sparsemax": (activations.sparsemax, package.sparsemax),
 }
 both = pytest.mark.parametrize(("ours", "theirs"), GATES.values(), ids=GATES)
+
+
+@pytest.fixture(scope="module", params=["by size", "search"], autouse=True)
+def algorithm(request):
+    """Every test twice: as it is, which sorts what is small, and as compiled, which searches always."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "search":
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        yield request.param
 
 
 def logits(*shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -231,3 +241,82 @@ def test_jacobian_is_symmetric_and_preserves_the_sum(ours, theirs):
     jacobian = torch.func.jacrev(ours)(logits(7, seed=3))
     torch.testing.assert_close(jacobian, jacobian.mT, rtol=0, atol=1e-14)
     torch.testing.assert_close(jacobian.sum(0), torch.zeros(7, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+# ---- the search without a sort --------------------------------------------------------------------------------
+
+
+def bisected(x: Tensor, power: int) -> Tensor:
+    """z - τ with Σ max(z - τ, 0)^power = 1, bisected in float64: an oracle that neither sorts nor differentiates."""
+    z = x.double() / power
+    z = z - z.amax(-1, keepdim=True)
+    low, high = torch.full_like(z[..., :1], -1.0), torch.zeros_like(z[..., :1])
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = (z - middle).clamp(min=0).pow(power).sum(-1, keepdim=True) >= 1
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    return z - low
+
+
+SEARCHED = pytest.mark.parametrize(
+    ("ours", "power"), [(activations.entmax15, 2), (activations.sparsemax, 1)], ids=list(GATES)
+)
+
+
+def slow_rows(n: int, seed: int) -> Tensor:
+    """Rows with logits at many scales, near the largest one or near the least threshold, which need most steps."""
+    generator = torch.Generator().manual_seed(seed)
+    levels = 12
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    depth = n ** (-1.2 * draw(40, levels))
+    depth = torch.where(draw(40, 1) > 0.5, 1 - depth, depth)
+    share = n ** -draw(40, levels)
+    ends = (share / share.sum(-1, keepdim=True) * n).cumsum(-1)
+    level = (torch.arange(n)[:, None] + 0.5 > ends[:, None, :]).sum(-1).clamp(max=levels - 1)
+    rows = -depth.gather(1, level)
+    rows[:, 0] = 0
+    return rows
+
+
+@SEARCHED
+@pytest.mark.parametrize("n", [1, 3, 16, 64, 256, 2000])
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)
+def test_search_converges(ours, power, n, dtype, precision):
+    """Random, uniform, two-level and multi-scale rows: the steps suffice for each."""
+    counts = 2 ** torch.arange(n.bit_length())
+    two = (torch.arange(n) >= counts[:, None]) * torch.linspace(-1, -0.01, 12, dtype=torch.float64)[:, None, None]
+    rows = torch.cat(
+        [
+            torch.zeros(1, n, dtype=torch.float64),
+            logits(20, n, seed=1),
+            logits(20, n, seed=2, scale=0.03),
+            logits(20, n, seed=3, scale=10),
+            power * two.flatten(0, 1),
+            power * slow_rows(n, seed=4),
+        ]
+    ).to(dtype)
+    excess = bisected(rows, power)
+    torch.testing.assert_close(ours(rows).double(), excess.clamp(min=0) ** power, rtol=0, atol=precision)
+    clear = (excess.abs() > 10 * precision).all(-1)  # elsewhere rounding decides
+    assert clear.sum() > 20
+    assert torch.equal((ours(rows) > 0)[clear], (excess > 0)[clear]), "the support differs"
+
+
+@both
+def test_many_rows_are_searched_and_few_sorted(ours, theirs, algorithm):
+    """By the number of logits that come in; a compiled module always searches, so that one graph fits all sizes."""
+
+    class Sorts(TorchDispatchMode):
+        found = False
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.found |= func._overloadpacket.__name__ == "sort"
+            return func(*args, **(kwargs or {}))
+
+    for rows, sorts in ((31, True), (32, False), (4096, False)):
+        with Sorts() as seen:
+            ours(torch.zeros(rows, 256))
+        assert seen.found == (sorts and algorithm == "by size"), rows

@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
+from tnmoe.backends import activations
 from tnmoe.cost import op_cost
 from tnmoe.figures import FIGURES
 from tnmoe.formulas import simplify
-from tnmoe.ops import Value
+from tnmoe.ops import Entmax15, Sparsemax, Value
 from tnmoe.presets import PRESETS
 
 EMITTED = [name for name, preset in PRESETS.items() if preset.emitted]
@@ -159,6 +160,36 @@ def test_elementwise_flops_agree_with_dispatch(name: str) -> None:
         module(x)
     assert counted.products + counted.additions == tnmoe.cost(plan).elementwise_flops
     assert counted.gelus == 24 * int(plan.bound.sizes.get("h", 0))
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations on elements: each kernel that computes, times the size of its largest operand."""
+
+    IDLE = frozenset({"view", "detach", "slice", "full_like", "alias", "_to_copy"})
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least = least
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        sizes = [a.numel() for a in args if isinstance(a, torch.Tensor)]
+        if func._overloadpacket.__name__ not in self.IDLE and max(sizes) >= self.least:
+            self.count += max(sizes)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gate", ["entmax15", "sparsemax"])
+@pytest.mark.parametrize("experts", [16, 40, 64, 256, 1000])
+def test_flops_of_a_gate_agree_with_dispatch(gate: str, experts: int) -> None:
+    """Its search for the threshold is counted step by step; work on one number a row (its τ) is not."""
+    kind = {"entmax15": Entmax15, "sparsemax": Sparsemax}[gate]
+    tokens = 8192 // experts + 1
+    op = kind(Value("a", ("t", "n")), Value("z", ("t", "n")), "n")
+    x = torch.randn(tokens, experts)
+    with torch.no_grad(), Operations(x.numel()) as counted:
+        getattr(activations, gate)(x)
+    assert op_cost(op, {"t": tokens, "n": experts}).special_flops == counted.count
 
 
 class Written(TorchDispatchMode):

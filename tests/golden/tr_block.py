@@ -5,6 +5,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def _entmax15_threshold(z: Tensor) -> Tensor:
+    """τ such that Σ max(z - τ, 0)² = 1 over the last axis, where the largest entry is 0."""
+    n = z.shape[-1]
+    if not torch.compiler.is_compiling() and z.numel() < 8192:  # sorting is faster
+        ordered = z.sort(-1, descending=True).values
+        count = torch.arange(1, n + 1, device=z.device, dtype=z.dtype)
+        mean = ordered.cumsum(-1) / count
+        spread = count * (ordered.square().cumsum(-1) / count - mean.square())
+        tau = mean - ((1 - spread) / count).clamp(min=0).sqrt()
+        chosen = (tau <= ordered).sum(-1, keepdim=True).clamp(min=1)
+        return tau.gather(-1, chosen - 1)
+    tau = torch.full_like(z[..., :1], -1.0)
+    digits = (n - 1).bit_length()
+    steps = 3 + digits - digits // 4 + 2 * (z.dtype == torch.float64)
+    for _ in range(steps):  # Newton's method; on a convex curve it never passes the root
+        excess = (z - tau).clamp_(min=0)
+        slope = 2 * excess.sum(-1, keepdim=True)
+        tau = tau + (excess.square_().sum(-1, keepdim=True) - 1) / slope
+    return tau
+
+
 class _Entmax15Root(torch.autograd.Function):
     """r = max(x/2 - τ, 0) with τ such that Σ r² = 1, over the last axis; saves r alone."""
 
@@ -15,13 +36,7 @@ class _Entmax15Root(torch.autograd.Function):
         z = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         z = (z - z.amax(-1, keepdim=True)) / 2
         z = z.clamp(min=-2)  # τ ≥ -1: entries far below would only cost digits
-        ordered = z.sort(-1, descending=True).values
-        count = torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=z.dtype)
-        mean = ordered.cumsum(-1) / count
-        spread = count * (ordered.square().cumsum(-1) / count - mean.square())
-        tau = mean - ((1 - spread) / count).clamp(min=0).sqrt()
-        chosen = (tau <= ordered).sum(-1, keepdim=True).clamp(min=1)
-        return (z - tau.gather(-1, chosen - 1)).clamp(min=0).to(x.dtype)
+        return (z - _entmax15_threshold(z)).clamp(min=0).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -36,7 +51,7 @@ class _Entmax15Root(torch.autograd.Function):
 
 
 def entmax15(x: Tensor) -> Tensor:
-    """Entmax with α = 1.5 over the last axis (arXiv 1905.05702, algorithm 2)."""
+    """Entmax with α = 1.5 over the last axis (arXiv 1905.05702)."""
     return _Entmax15Root.apply(x).square()
 
 
@@ -61,7 +76,7 @@ class TensorRingMuMoEBlock(nn.Module):
 
     Cost:
         4,304 parameters
-        282,624 MACs, 610,816 FLOPs (565,248 in matmuls)
+        282,624 MACs, 617,472 FLOPs (565,248 in matmuls)
     """
 
     def __init__(self, *, device=None, dtype=None) -> None:

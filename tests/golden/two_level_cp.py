@@ -5,6 +5,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def _sparsemax_threshold(z: Tensor) -> Tensor:
+    """τ such that Σ max(z - τ, 0) = 1 over the last axis, where the largest entry is 0."""
+    n = z.shape[-1]
+    if not torch.compiler.is_compiling() and z.numel() < 8192:  # sorting is faster
+        ordered = z.sort(-1, descending=True).values
+        count = torch.arange(1, n + 1, device=z.device, dtype=z.dtype)
+        excess = ordered.cumsum(-1) - 1
+        chosen = (count * ordered > excess).sum(-1, keepdim=True).clamp(min=1)
+        return excess.gather(-1, chosen - 1) / chosen
+    tau = torch.full_like(z[..., :1], -1.0)
+    digits = (n - 1).bit_length()
+    steps = 3 + digits - digits // 4 + 2 * (z.dtype == torch.float64)
+    for _ in range(steps):  # Newton's method; on a convex curve it never passes the root
+        excess = (z - tau).clamp_(min=0)
+        total = excess.sum(-1, keepdim=True)
+        tau = tau + (total - 1) / excess.sign_().sum(-1, keepdim=True)
+    return tau
+
+
 class _Sparsemax(torch.autograd.Function):
     """p = max(x - τ, 0) with τ such that Σ p = 1, over the last axis; saves p alone."""
 
@@ -15,11 +34,7 @@ class _Sparsemax(torch.autograd.Function):
         z = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         z = z - z.amax(-1, keepdim=True)
         z = z.clamp(min=-2)  # τ ≥ -1: entries far below would only cost digits
-        ordered = z.sort(-1, descending=True).values
-        count = torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=z.dtype)
-        excess = ordered.cumsum(-1) - 1
-        chosen = (count * ordered > excess).sum(-1, keepdim=True).clamp(min=1)
-        return (z - excess.gather(-1, chosen - 1) / chosen).clamp(min=0).to(x.dtype)
+        return (z - _sparsemax_threshold(z)).clamp(min=0).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -59,7 +74,7 @@ class CPMuMoE(nn.Module):
 
     Cost:
         828 parameters
-        53,760 MACs, 118,016 FLOPs (104,448 in matmuls)
+        53,760 MACs, 136,192 FLOPs (104,448 in matmuls)
     """
 
     def __init__(self, *, device=None, dtype=None) -> None:
