@@ -83,12 +83,20 @@ ALLOWED = {
 }
 """Module or package: what it may import of tnmoe. The api, the command line, `check` and `__init__` are above all."""
 
-TOP = {"__init__", "__main__", "api", "calibrate", "check", "cli", "explain", "planning"}
+TOP = {"__init__", "__main__", "api", "calibrate", "charts", "check", "cli", "explain", "planning"}
 
 
 def sources() -> list[tuple[str, Path]]:
     found = [(p.stem, p) for p in (ROOT / "tnmoe").glob("*.py")]
-    for folder in ("tnmoe/drawing", "tnmoe/factorizations", "tnmoe/layers", "tnmoe/passes", "planners", "backends"):
+    for folder in (
+        "tnmoe/drawing",
+        "tnmoe/charts",
+        "tnmoe/factorizations",
+        "tnmoe/layers",
+        "tnmoe/passes",
+        "planners",
+        "backends",
+    ):
         found += [(Path(folder).name, p) for p in (ROOT / folder).glob("*.py")]
     return sorted(found)
 

@@ -1,0 +1,9 @@
+"""Figures for papers and notebooks, drawn by matplotlib (the extra `plots`). Each carries the numbers it shows."""
+
+from tnmoe.charts.breakdown import cost_breakdown
+from tnmoe.charts.chart import Chart
+from tnmoe.charts.experts import against_experts
+from tnmoe.charts.front import pareto_front
+from tnmoe.charts.regions import winner_regions
+
+__all__ = ["Chart", "against_experts", "cost_breakdown", "pareto_front", "winner_regions"]
