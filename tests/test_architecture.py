@@ -36,6 +36,9 @@ ALLOWED = {
     "layers": {"dims", "errors", "factorizations", "initialise", "layer", "layers", "network", "ops"},
     "files": {"errors", "layer", "layers"},
     "presets": {"errors", "factorizations", "layers"},
+    "vectorised": {"dims", "errors"},
+    "constraints": {"dims", "errors", "vectorised"},
+    "grid": {"constraints", "errors", "report", "vectorised"},
     "traffic": {"backward", "cost", "dims", "ops", "program"},
     "optimizers": {"cost", "dims", "errors", "network", "program", "traffic"},
     "figures": {
@@ -83,7 +86,7 @@ ALLOWED = {
 }
 """Module or package: what it may import of tnmoe. The api, the command line, `check` and `__init__` are above all."""
 
-TOP = {"__init__", "__main__", "api", "calibrate", "charts", "check", "cli", "explain", "planning"}
+TOP = {"__init__", "__main__", "api", "calibrate", "charts", "check", "cli", "explain", "planning", "sweep"}
 
 
 def sources() -> list[tuple[str, Path]]:

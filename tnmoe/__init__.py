@@ -37,6 +37,7 @@ from tnmoe.planners.atlas import atlas
 from tnmoe.planners.atlas_orders import Atlas
 from tnmoe.planning import pareto, plan
 from tnmoe.program import Program
+from tnmoe.sweep import sweep
 from tnmoe.writing import save
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "plan",
     "predict",
     "save",
+    "sweep",
     "symbol",
     "to_reference",
     "token_range",

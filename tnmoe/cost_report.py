@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tnmoe.backward import backward_cost
 from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements
-from tnmoe.figures import FIGURES, HEADINGS, Figures
+from tnmoe.figures import FIGURES, HEADINGS, RATIOS, Figures
 from tnmoe.ops import Value, operands
 from tnmoe.optimizers import OPTIMIZERS, TrainingState, training_state
 from tnmoe.program import Program
@@ -141,7 +141,8 @@ class CostReport(Figures):
         Raises:
             CostError: an unknown figure.
         """
-        return {"layer": label or self.layer.name, **{f: self.number(f) for f in figures}}
+        values = {f: self.ratio(f) if f in RATIOS else self.number(f) for f in figures}
+        return {"layer": label or self.layer.name, **values}
 
     def __str__(self) -> str:
         return str(self.parts())

@@ -12,7 +12,7 @@ import sympy
 from tnmoe.backward import gradient_names, saved_elements, training_cost
 from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements, estimate
 from tnmoe.dims import Dim
-from tnmoe.errors import CostError
+from tnmoe.errors import CostError, unknown
 from tnmoe.formulas import simplify
 from tnmoe.layer import Layer
 from tnmoe.network import Role
@@ -204,7 +204,20 @@ class Figures:
     @property
     def intensity(self) -> float:
         """FLOPs of one forward pass for each byte that its ops read and write."""
-        return self.flops / (self.read_bytes + self.activation_bytes)
+        return self.ratio("intensity")
+
+    def ratio(self, name: str) -> float:
+        """A quotient of figures, one of `RATIOS`, e.g. the parameters for each unit of an expert's maximal rank.
+
+        Raises:
+            CostError: if there is no such ratio, or its divisor is 0.
+        """
+        if name not in RATIOS:
+            raise CostError(unknown("ratio", name, RATIOS))
+        above, below = (sum(map(self.number, parts)) for parts in RATIOS[name].parts)
+        if not below:
+            raise CostError(f"{name} divides by {' + '.join(RATIOS[name].below)}, which is 0 here")
+        return above / below
 
     def number(self, figure: str) -> int:
         """A figure by its name.
@@ -236,7 +249,29 @@ class Figures:
 FIGURES: tuple[str, ...] = tuple(name for name, value in vars(Figures).items() if isinstance(value, Figure))
 """Names of the figures: attributes of a report, and arguments of `formula`."""
 
-HEADINGS = {name: vars(Figures)[name].heading for name in FIGURES}
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A quotient of two sums of figures."""
+
+    heading: str
+    above: tuple[str, ...]
+    below: tuple[str, ...]
+
+    @property
+    def parts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Both sums."""
+        return self.above, self.below
+
+
+RATIOS = {
+    "intensity": Ratio("FLOPs a byte", ("flops",), ("read_bytes", "activation_bytes")),
+    "parameters_per_rank": Ratio("parameters a rank", ("parameters",), ("max_rank",)),
+    "flops_per_rank": Ratio("FLOPs a rank", ("flops",), ("max_rank",)),
+}
+"""What `Figures.ratio` divides, by name."""
+
+HEADINGS = {name: vars(Figures)[name].heading for name in FIGURES} | {name: r.heading for name, r in RATIOS.items()}
 
 
 def _rule(figure: str) -> Callable[[Counted], Dim]:

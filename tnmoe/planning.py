@@ -65,7 +65,7 @@ def plan(
         raise PlanError(unknown("planner", planner, ["auto", *PLANNERS]))
     if sizes is not None and not isinstance(sizes, Mapping):
         raise DeclarationError(f'sizes must be a mapping such as {{"d": 768}}, got {sizes!r}')
-    layer = _as_layer(what, sizes)
+    layer = as_layer(what, sizes)
     values = dict(layer.values)
     for name, size in (sizes or {}).items():
         dim = as_dim(size, f"sizes[{name!r}]")
@@ -166,7 +166,8 @@ def _input_gradients(layer: Layer, wanted: object) -> tuple[str, ...]:
     return tuple(name for name in names if name in given)
 
 
-def _as_layer(what: Planable, sizes: Mapping[str, int] | None = None) -> Layer:
+def as_layer(what: Planable, sizes: Mapping[str, int] | None = None) -> Layer:
+    """The layer that a declaration or network stands for; a layer is one already."""
     if isinstance(what, Layer):
         return what
     if isinstance(what, Network):
