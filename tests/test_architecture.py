@@ -86,7 +86,19 @@ ALLOWED = {
 }
 """Module or package: what it may import of tnmoe. The api, the command line, `check` and `__init__` are above all."""
 
-TOP = {"__init__", "__main__", "api", "calibrate", "charts", "check", "cli", "explain", "planning", "sweep"}
+TOP = {
+    "__init__",
+    "__main__",
+    "api",
+    "calibrate",
+    "charts",
+    "check",
+    "cli",
+    "explain",
+    "html_report",
+    "planning",
+    "sweep",
+}
 
 
 def sources() -> list[tuple[str, Path]]:

@@ -30,6 +30,7 @@ from tnmoe.explain import explain
 from tnmoe.figures import FIGURES
 from tnmoe.goals import OBJECTIVES
 from tnmoe.hardware import DeviceProfile, default_path, predict
+from tnmoe.html_report import html_report
 from tnmoe.layer import Layer
 from tnmoe.optimizers import PRECISIONS
 from tnmoe.plan import Plan
@@ -169,6 +170,12 @@ def parser() -> argparse.ArgumentParser:
     emit_command.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: print)")
     emit_command.add_argument("--name", help="name of the class, if there is one layer")
 
+    report_command = command(
+        "report", _report_page, "Write an HTML page on layers: cost, orders, source.", several=True
+    )
+    report_command.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: print)")
+    report_command.add_argument("--title", default="Layers and their costs", help="of the page")
+
     check_command = command(
         "check", _check, "Compare the emitted module with dense einsum and torch's FLOP counter.", several=True
     )
@@ -302,6 +309,13 @@ def _emit(options: argparse.Namespace) -> int:
         for row in rows:
             if not row.emitted:
                 print(f"left out: {row.label} (cost only)")
+    return 0
+
+
+def _report_page(options: argparse.Namespace) -> int:
+    rows = [row for what in options.what for row in _rows(what, options)[1]]
+    page = html_report([row.planned for row in rows], options.title, [row.label for row in rows])
+    _deliver(page, options.output)
     return 0
 
 
