@@ -13,7 +13,6 @@ Declare a layer, plan its contractions, emit a standalone torch module, and read
 from tnmoe._version import __version__
 from tnmoe.api import build, cost, emit, from_reference, to_reference
 from tnmoe.calibrate import calibrate
-from tnmoe.candidates import Candidate, shortlist
 from tnmoe.check import check
 from tnmoe.cost_report import CostReport
 from tnmoe.dims import symbol
@@ -45,7 +44,6 @@ __all__ = [
     "CP",
     "MLP",
     "Atlas",
-    "Candidate",
     "CostError",
     "CostReport",
     "DeclarationError",
@@ -86,7 +84,6 @@ __all__ = [
     "plan",
     "predict",
     "save",
-    "shortlist",
     "sweep",
     "symbol",
     "to_reference",
