@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from tnmoe.backends.numpy import Array, run_op
+from tnmoe.dims import Dim, symbol_names
+from tnmoe.dims import evaluate as evaluate_dim
 from tnmoe.layer import Contraction, Layer
 from tnmoe.network import Network, Role, Tensor
 
@@ -19,13 +21,16 @@ MAX_DENSE = 1 << 24
 """Elements of a weight tensor that is still formed (128 MiB in float64)."""
 
 
-def evaluate(layer: Layer, env: Mapping[str, Array], *, training: bool = False) -> tuple[Array, bool]:
+def evaluate(
+    layer: Layer, env: Mapping[str, Array], *, training: bool = False, sizes: Mapping[str, Dim] | None = None
+) -> tuple[Array, bool]:
     """The layer's output, with axes in the order of `layer.output`.
 
     Args:
         layer: before planning.
         env: float64 arrays of inputs, parameters and buffers, with axes in the canonical order of the layer.
         training: batch norms use the batch's statistics.
+        sizes: integers by index, for what the declaration left open.
 
     Returns:
         The output, and whether every weight tensor was formed densely.
@@ -37,8 +42,14 @@ def evaluate(layer: Layer, env: Mapping[str, Array], *, training: bool = False) 
             values[node.out.name], formed = _contract(node.network, values)
             dense = dense and formed
         else:
-            run_op(node, values, layer.sizes, training)
+            run_op(node, values, sizes or _declared(layer), training)
     return values[layer.output.name], dense
+
+
+def _declared(layer: Layer) -> dict[str, Dim]:
+    """The sizes that the declaration fixes."""
+    known = frozenset(layer.values)
+    return {i: evaluate_dim(d, layer.values) for i, d in layer.sizes.items() if symbol_names([d]) <= known}
 
 
 def _contract(network: Network, env: Mapping[str, Array]) -> tuple[Array, bool]:

@@ -19,6 +19,7 @@ from tnmoe.ops import (
     Entmax15,
     Gelu,
     LayerNorm,
+    Merge,
     Multiply,
     Op,
     Permute,
@@ -27,8 +28,11 @@ from tnmoe.ops import (
     Sigmoid,
     Softmax,
     Sparsemax,
+    Split,
     TopK,
     Value,
+    merged_order,
+    split_order,
 )
 from tnmoe.program import Program
 
@@ -65,13 +69,14 @@ def execute(program: Program, env: Mapping[str, Array], *, training: bool = Fals
             if size != known:
                 raise ProgramError(f"axis {index!r} has size {known} in {holder} but {size} in {leaf.name}")
         values[leaf.name] = array
+    declared = {**program.sizes, **{index: size for index, (size, _) in sizes.items()}}
     for op in program.ops:
-        run_op(op, values, program.sizes, training)
+        run_op(op, values, declared, training)
     return values
 
 
 def run_op(op: Op, env: dict[str, Array], declared: Mapping[str, Dim], training: bool) -> None:
-    """Add what `op` computes to `env`; `declared` gives the number of slots of a `TopK`."""
+    """Add what `op` computes to `env`; `declared` gives the sizes that no operand tells: slots, parts of an axis."""
     out = op.out
 
     def get(value: Value) -> Array:
@@ -96,6 +101,24 @@ def run_op(op: Op, env: dict[str, Array], declared: Mapping[str, Dim], training:
             env[out.name] = spread(lhs) + spread(rhs)
         case Reduce(_, x) | Permute(_, x):
             env[out.name] = einsum(x)
+        case Split(_, x, index, parts, padded):
+            axis = x.indices.index(index)
+            shape = [evaluate(declared[p], {}) for p in parts]
+            surplus = math.prod(shape) - get(x).shape[axis] if padded else 0
+            full = np.pad(get(x), [(0, surplus if k == axis else 0) for k in range(len(x.indices))])
+            full = full.reshape(*full.shape[:axis], *shape, *full.shape[axis + 1 :])
+            found = split_order(x.indices, op)
+            env[out.name] = full.transpose([found.index(i) for i in out.indices])
+        case Merge(_, x, index, parts, padded):
+            found = split_order(merged_order(x.indices, op), op)
+            axis = found.index(parts[0])
+            full = get(x).transpose([x.indices.index(i) for i in found])
+            full = full.reshape(
+                *full.shape[:axis], math.prod(full.shape[axis : axis + len(parts)]), *full.shape[axis + len(parts) :]
+            )
+            full = full.take(range(evaluate(declared[index], {})), axis) if padded else full
+            merged = merged_order(x.indices, op)
+            env[out.name] = full.transpose([merged.index(i) for i in out.indices])
         case Softmax(_, x, index):
             z = get(x) - get(x).max(x.indices.index(index), keepdims=True)
             env[out.name] = np.exp(z) / np.exp(z).sum(x.indices.index(index), keepdims=True)

@@ -24,6 +24,7 @@ from tnmoe.ops import (
     LayerNorm,
     Op,
     Sparsemax,
+    Split,
     Value,
     operands,
 )
@@ -69,7 +70,9 @@ def emit(units: Sequence[Unit], heading: str) -> str:
     gates = [
         n for n, kind in (("entmax15", Entmax15), ("sparsemax", Sparsemax)) if any(isinstance(o, kind) for o in ops)
     ]
-    functional = any(isinstance(op, LayerNorm | BatchNorm | Gelu) for op in ops)
+    functional = any(
+        isinstance(op, LayerNorm | BatchNorm | Gelu) or (isinstance(op, Split) and op.padded) for op in ops
+    )
     imports = ["import torch", "from torch import Tensor, nn"]
     if functional:
         imports.append("from torch.nn import functional as F")

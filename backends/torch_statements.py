@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from tnmoe.ops import (
     Entmax15,
     Gelu,
     LayerNorm,
+    Merge,
     Multiply,
     Op,
     Permute,
@@ -24,6 +26,7 @@ from tnmoe.ops import (
     Sigmoid,
     Softmax,
     Sparsemax,
+    Split,
     Value,
     matmul_groups,
     operands,
@@ -145,6 +148,18 @@ class Writer:
                 # Always a copy, even where a size of 1 would let torch keep a view: what runs is what is counted.
                 copied = "clone(memory_format=torch.contiguous_format)"
                 return f"{x}.permute({order}).{copied}" if order else f"{x}.clone()"
+            case Split(_, value, index, parts, padded):
+                axis = value.indices.index(index)
+                if padded:
+                    surplus = math.prod(int(self.program.sizes[p]) for p in parts) - self.program.sizes[index]
+                    before = "0, 0, " * (len(value.indices) - 1 - axis)
+                    x = f"F.pad({x}, ({before}0, {surplus}))"
+                return f"{x}.unflatten({axis - len(value.indices)}, ({', '.join(self._sizes(parts))}))"
+            case Merge(_, value, index, parts, padded):
+                axis = value.indices.index(parts[0])
+                last = axis + len(parts) - 1
+                cut = f".narrow({axis}, 0, {self.program.sizes[index]})" if padded else ""
+                return f"{x}.flatten({axis}{'' if last == len(value.indices) - 1 else f', {last}'}){cut}"
             case Softmax(_, value, index):
                 return f"torch.softmax({x}, {value.indices.index(index) - len(value.indices)})"
             case Entmax15() | Sparsemax():

@@ -13,20 +13,75 @@ NORMS = ("batch", "layer", "none")
 SIMPLEX = ("entmax15", "softmax", "sparsemax")
 
 # Size 1 breaks code that squeezes or infers an axis from its size; it is drawn as often as any other.
-SIZES = st.integers(1, 5)
+SIZES = st.integers(1, 6)
 
 Spec = tnmoe.MuMoE | tnmoe.MuMoEBlock
 
 
+LETTERS = "nmkl"
+"""Levels of experts in custom expressions."""
+
+
 @st.composite
-def factorizations(draw: st.DrawFn, levels: int) -> tnmoe.CP | tnmoe.TensorRing | tnmoe.Dense:
-    """CP, tensor ring or dense, with ranks that fit so many levels of experts."""
-    kind = draw(st.sampled_from(("cp", "tensor_ring", "dense")))
-    if kind == "cp":
-        return tnmoe.CP(draw(SIZES))
-    if kind == "tensor_ring":
-        return tnmoe.TensorRing(tuple(draw(st.integers(1, 4)) for _ in range(levels + 2)))
-    return tnmoe.Dense()
+def factorizations(draw: st.DrawFn, levels: int, widths: tuple[int, ...]) -> object:
+    """Any factorization, with ranks that fit so many levels of experts, and splits that fit the widths."""
+    kinds = ["cp", "tensor_ring", "tensor_train", "dense", "low_rank", "kronecker", "monarch", "custom"]
+    if levels < 3:  # many tensors take the exact planner long
+        kinds += ["tucker", "block_term", "hierarchical_tucker"]
+    kind = draw(st.sampled_from(kinds))
+    modes = [*(["n"] if levels == 1 else [f"n{e + 1}" for e in range(levels)]), "i", "o"]
+    order = draw(st.one_of(st.none(), st.permutations(modes)))
+
+    def ranks(count: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(1, 4)) for _ in range(count))
+
+    match kind:
+        case "cp":
+            return tnmoe.CP(draw(SIZES))
+        case "tensor_ring":
+            return tnmoe.TensorRing(ranks(levels + 2), order)
+        case "tensor_train":
+            return tnmoe.TensorTrain(ranks(levels + 1), order)
+        case "tucker":
+            return tnmoe.Tucker(ranks(levels + 2))
+        case "block_term":
+            return tnmoe.BlockTerm(draw(st.integers(1, 3)), ranks(levels + 2))
+        case "hierarchical_tucker":
+            return tnmoe.HierarchicalTucker(draw(trees(order or modes)), ranks(2 * levels + 2))
+        case "low_rank":
+            return tnmoe.LowRank(draw(SIZES))
+        case "kronecker":
+            return tnmoe.Kronecker(*draw(splits(widths)))
+        case "monarch":
+            return tnmoe.Monarch(*draw(splits(widths)))
+        case "custom":
+            n = LETTERS[:levels]
+            data = ",".join(f"b{letter}" for letter in n) + ",bi"
+            weights = draw(st.sampled_from((f"{n}tr,ri,to", f"{n}r,{n}ih,hro", f"t,{n}it,or", f"i,{n},o")))
+            sizes = {c: draw(st.integers(1, 3)) for c in sorted(set(weights) & set("trh"))}
+            return tnmoe.Custom(f"{data},{weights}->bo", sizes)
+        case _:
+            return tnmoe.Dense()
+
+
+@st.composite
+def trees(draw: st.DrawFn, modes: list[str]) -> object:
+    """Any binary tree with these leaves in order."""
+    if len(modes) == 1:
+        return modes[0]
+    cut = draw(st.integers(1, len(modes) - 1))
+    return (draw(trees(modes[:cut])), draw(trees(modes[cut:])))
+
+
+@st.composite
+def splits(draw: st.DrawFn, widths: tuple[int, ...]) -> tuple[tuple[int, int], int, bool]:
+    """First parts of every map's input and output, a bond, and whether to pad (else the parts divide the widths)."""
+    pad = draw(st.booleans())
+    first = []
+    for ends in (widths[:-1], widths[1:]):
+        fitting = [b for b in range(1, min(ends) + 1) if pad or all(w % b == 0 for w in ends)]
+        first.append(draw(st.sampled_from(fitting)))
+    return (first[0], first[1]), draw(st.integers(1, 3)), pad
 
 
 def gates() -> st.SearchStrategy[tnmoe.Gate]:
@@ -40,11 +95,12 @@ def layers(draw: st.DrawFn, *, min_levels: int = 1, max_levels: int = 3) -> Spec
     levels = draw(st.integers(min_levels, max_levels))
     most = 5 if levels < 4 else 3
     experts = tuple(draw(st.integers(1, most)) for _ in range(levels))
-    kind, widths = (tnmoe.MuMoE, 2) if draw(st.booleans()) else (tnmoe.MuMoEBlock, 3)
+    kind, count = (tnmoe.MuMoE, 2) if draw(st.booleans()) else (tnmoe.MuMoEBlock, 3)
+    widths = tuple(draw(SIZES) for _ in range(count))
     return kind(
-        *(draw(SIZES) for _ in range(widths)),
+        *widths,
         experts,
-        draw(factorizations(levels)),
+        draw(factorizations(levels, widths)),
         draw(gates()),
         bias=draw(st.booleans()),
         input_norm=draw(st.booleans()),

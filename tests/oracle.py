@@ -5,6 +5,7 @@ the input mode, and meets x̃ = (x, 1) in one einsum; gates, norms and GELU are 
 """
 
 import math
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,31 +42,99 @@ def _maps(spec: Spec) -> list[tuple[str, str, str]]:
     return [("", "i", "o")] if isinstance(spec, tnmoe.MuMoE) else [("up_", "i", "h"), ("down_", "h", "o")]
 
 
-def canonical_axes(spec: Spec) -> dict[str, Axes]:
-    """The axes of every parameter as the papers write them, by name."""
+KINDS = {
+    c.kind: c
+    for c in (
+        tnmoe.BlockTerm,
+        tnmoe.CP,
+        tnmoe.Custom,
+        tnmoe.Dense,
+        tnmoe.HierarchicalTucker,
+        tnmoe.Kronecker,
+        tnmoe.LowRank,
+        tnmoe.Monarch,
+        tnmoe.TensorRing,
+        tnmoe.TensorTrain,
+        tnmoe.Tucker,
+    )
+}
+
+
+def factor_axes(spec: Spec, prefix: str, i: str, o: str) -> dict[str, Axes]:
+    """The axes of the factors of one weight tensor as the papers write them, by name without the prefix."""
     levels = _levels(spec)
     experts = tuple(n for _, n in levels)
-    found: dict[str, Axes] = {f"gate_projection{s}": ("i", n) for s, n in levels}
+    modes = {n: (f"expert_{{}}{s}", n) for s, n in levels} | {"i": ("input_{}", i), "o": ("output_{}", o)}
+    f = spec.factorization
+    ranks = {mode: f"r_{mode}" for mode in modes}
+    i1, i2, o1, o2 = (f"{prefix}{m}{k}" for m in (i, o) for k in (1, 2))
+    match f:
+        case tnmoe.CP():
+            return {stem.format("factor"): (axis, "r") for stem, axis in modes.values()}
+        case tnmoe.TensorRing():
+            order = f.order or list(modes)
+            at = {mode: (f"r{k + 1}", f"r{(k + 1) % len(order) + 1}") for k, mode in enumerate(order)}
+            return {stem.format("core"): (at[m][0], axis, at[m][1]) for m, (stem, axis) in modes.items()}
+        case tnmoe.TensorTrain():
+            order = f.order or list(modes)
+            bonds = [(), *((f"r{k + 1}",) for k in range(len(order) - 1)), ()]
+            at = {mode: (bonds[k], bonds[k + 1]) for k, mode in enumerate(order)}
+            return {stem.format("core"): (*at[m][0], axis, *at[m][1]) for m, (stem, axis) in modes.items()}
+        case tnmoe.Tucker():
+            leaves = {stem.format("factor"): (axis, ranks[m]) for m, (stem, axis) in modes.items()}
+            return leaves | {"core": tuple(ranks.values())}
+        case tnmoe.BlockTerm():
+            leaves = {stem.format("factor"): ("p", axis, ranks[m]) for m, (stem, axis) in modes.items()}
+            return leaves | {"core": ("p", *ranks.values())}
+        case tnmoe.HierarchicalTucker():
+            found = {stem.format("factor"): (axis, ranks[m]) for m, (stem, axis) in modes.items()}
+
+            def bond(tree: object, root: bool = False) -> str:
+                if isinstance(tree, str):
+                    return ranks[tree]
+                left, right = (bond(child) for child in tree)
+                inner = sum("transfer" in name for name in found) + 1
+                found["root" if root else f"transfer_{inner}"] = (left, right, *(() if root else (f"t{inner}",)))
+                return f"t{inner}"
+
+            bond(f.tree, root=True)
+            return found
+        case tnmoe.LowRank():
+            return {"input_factor": (*experts, i, "r"), "output_factor": (*experts, "r", o)}
+        case tnmoe.Kronecker():
+            return {"left_factor": (*experts, "s", i1, o1), "right_factor": (*experts, "s", i2, o2)}
+        case tnmoe.Monarch():
+            return {"left_core": (*experts, i1, i2, o1, "r"), "right_core": (*experts, i1, o1, "r", o2)}
+        case tnmoe.Custom():
+            left, right = f.expression.split("->")
+            data = [t for t in left.split(",") if right[0] in t]
+            name = dict(zip("".join(d[1] for d in data), (*experts, i))) | {right[1]: o}
+            terms = [t for t in left.split(",") if right[0] not in t]
+            return {f"w_{t}": tuple(name.get(c, f"{c}_" if c in "tihon" else c) for c in t) for t in terms}
+        case _:
+            return {"weight": (*experts, i, o)}
+
+
+def bias_axes(spec: Spec, prefix: str, i: str, o: str) -> tuple[str, Axes, str]:
+    """Name and axes of a bias, and of the factor that it is one more slice of ("" if it is added by itself)."""
+    factors = factor_axes(spec, prefix, i, o)
+    holders = [name for name, axes in factors.items() if i in axes]
+    if len(holders) != 1:
+        return "bias", (*(n for _, n in _levels(spec)), o), ""
+    axes = factors[holders[0]]
+    return "bias" if o in axes else "input_bias", tuple(a for a in axes if a != i), holders[0]
+
+
+def canonical_axes(spec: Spec) -> dict[str, Axes]:
+    """The axes of every parameter as the papers write them, by name."""
+    found: dict[str, Axes] = {f"gate_projection{s}": ("i", n) for s, n in _levels(spec)}
     if spec.input_norm:
         found |= {"norm_weight": ("i",), "norm_bias": ("i",)}
     for prefix, i, o in _maps(spec):
-        bias: tuple[str, Axes]
-        match spec.factorization:
-            case tnmoe.CP():
-                own = {f"expert_factor{s}": (n, "r") for s, n in levels}
-                own |= {"input_factor": (i, "r"), "output_factor": (o, "r")}
-                bias = "input_bias", ("r",)
-            case tnmoe.TensorRing():
-                r = [f"r{k + 1}" for k in range(len(levels) + 2)]
-                own = {f"expert_core{s}": (r[e], n, r[e + 1]) for e, (s, n) in enumerate(levels)}
-                own |= {"input_core": (r[-2], i, r[-1]), "output_core": (r[-1], o, r[0])}
-                bias = "input_bias", (r[-2], r[-1])
-            case _:
-                own = {"weight": (*experts, i, o)}
-                bias = "bias", (*experts, o)
-        found |= {prefix + name: axes for name, axes in own.items()}
+        found |= {prefix + name: axes for name, axes in factor_axes(spec, prefix, i, o).items()}
         if spec.bias:
-            found[prefix + bias[0]] = bias[1]
+            name, axes, _ = bias_axes(spec, prefix, i, o)
+            found[prefix + name] = axes
     return found
 
 
@@ -87,33 +156,39 @@ def plan_spec(plan: tnmoe.Plan) -> Spec:
     d = dict(plan.layer.declaration)
     kind = {"mumoe": tnmoe.MuMoE, "mumoe_block": tnmoe.MuMoEBlock}[d.pop("kind")]
     factorization = dict(d.pop("factorization"))
-    made = {"cp": tnmoe.CP, "tensor_ring": tnmoe.TensorRing, "dense": tnmoe.Dense}[factorization.pop("kind")]
+    made = KINDS[factorization.pop("kind")]
     return kind(**d | {"factorization": made(**factorization), "gate": tnmoe.Gate(**d["gate"])})
 
 
 def whole_weight(spec: Spec, weights: Mapping[str, Tensor], prefix: str = "") -> Tensor:
     """W̃[n1…nE, i, o]; with a bias the input mode has one more entry, the last."""
-    levels = _levels(spec)
-    n = "abcd"[: len(levels)]
+    ((_, i, o),) = [m for m in _maps(spec) if m[0] == prefix]
+    experts = tuple(n for _, n in _levels(spec))
+    factors = factor_axes(spec, prefix, i, o)
+    bias, _, holder = bias_axes(spec, prefix, i, o)
+    arrays = {name: weights[prefix + name] for name in factors}
+    if spec.bias and holder:
+        axis = factors[holder].index(i)
+        arrays[holder] = torch.cat([arrays[holder], weights[prefix + bias].unsqueeze(axis)], axis)
+    known = {a for axes in factors.values() for a in axes}
+    ends = [m for index in (i, o) for m in ((index,) if index in known else (f"{prefix}{index}1", f"{prefix}{index}2"))]
+    letter = {a: string.ascii_letters[k] for k, a in enumerate(sorted(known))}
 
-    def with_bias(factor: Tensor, axis: int, bias: str) -> Tensor:
-        return torch.cat([factor, weights[prefix + bias].unsqueeze(axis)], axis) if spec.bias else factor
+    def term(axes: Axes) -> str:
+        return "".join(letter[a] for a in axes)
 
-    match spec.factorization:
-        case tnmoe.CP():
-            factors = [weights[f"{prefix}expert_factor{s}"] for s, _ in levels]
-            factors.append(with_bias(weights[prefix + "input_factor"], 0, "input_bias"))
-            factors.append(weights[prefix + "output_factor"])
-            terms = [f"{mode}r" for mode in n + "io"]
-        case tnmoe.TensorRing():
-            factors = [weights[f"{prefix}expert_core{s}"] for s, _ in levels]
-            factors.append(with_bias(weights[prefix + "input_core"], 1, "input_bias"))
-            factors.append(weights[prefix + "output_core"])
-            bonds = "uvwxyz"[: len(levels) + 2]
-            terms = [f"{bonds[k]}{mode}{bonds[(k + 1) % len(bonds)]}" for k, mode in enumerate(n + "io")]
-        case _:
-            return with_bias(weights[prefix + "weight"], len(levels), "bias")
-    return torch.einsum(f"{','.join(terms)}->{n}io", *factors)
+    expression = ",".join(term(axes) for axes in factors.values()) + "->" + term((*experts, *ends))
+    whole = torch.einsum(expression, *arrays.values())
+    if len(ends) == 4:  # both in two parts, perhaps with more entries than the axis
+        widths = dict(zip("iho" if hasattr(spec, "hidden") else "io", _widths(spec)))
+        whole = whole.flatten(-2).flatten(-3, -2)[..., : widths[i], : widths[o]]
+    if spec.bias and not holder:
+        whole = torch.cat([whole, weights[prefix + bias].unsqueeze(-2)], -2)
+    return whole
+
+
+def _widths(spec: Spec) -> tuple[int, ...]:
+    return tuple(getattr(spec, key) for key in ("inputs", "hidden", "outputs") if hasattr(spec, key))
 
 
 def mixture(spec: Spec, weights: Mapping[str, Tensor], prefix: str, x: Tensor, a: tuple[Tensor, ...]) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import sympy
 
 import tnmoe
+from tnmoe.factorizations import FACTORIZATIONS
 from tnmoe.layer import Contraction, ExpertMap
 from tnmoe.network import Network, Role
 from tnmoe.rank import layer_rank, max_expert_rank
@@ -26,31 +27,72 @@ def random_expert(node: Contraction, sizes: dict[str, int], rng: np.random.Gener
         operands += [array, [letter[i] for i in t.indices]]
     for n in node.expert_map.experts:
         operands += [np.ones(1), [letter[n]]]
-    return np.einsum(*operands, [letter[node.expert_map.input], letter[node.expert_map.output]], optimize="greedy")
+    rows, cols = (node.expert_map.parts(i) for i in (node.expert_map.input, node.expert_map.output))
+    whole = np.einsum(*operands, [letter[i] for i in rows + cols], optimize="greedy")
+    whole = whole.reshape(np.prod([sizes[i] for i in rows]), np.prod([sizes[i] for i in cols]))
+    return whole[: sizes[node.expert_map.input], : sizes[node.expert_map.output]]
 
 
 def random_spec(kind: str, levels: int, rng: np.random.Generator) -> tnmoe.MuMoE:
     size = lambda top: int(rng.integers(1, top))  # noqa: E731
     experts = tuple(size(5) for _ in range(levels))
-    factorization = {
-        "cp": tnmoe.CP(size(20)),
-        "tensor_ring": tnmoe.TensorRing(tuple(size(6) for _ in range(levels + 2))),
-        "dense": tnmoe.Dense(),
-    }[kind]
-    return tnmoe.MuMoE(size(16), size(16), experts, factorization, bias=bool(rng.integers(2)))
+    widths = (size(16), size(16))
+    modes = [*(["n"] if levels == 1 else [f"n{e + 1}" for e in range(levels)]), "i", "o"]
+    order = tuple(rng.permutation(modes).tolist())
+    ranks = lambda count, top=6: tuple(size(top) for _ in range(count))  # noqa: E731
+    exact = tuple(int(rng.choice([d for d in range(1, w + 1) if w % d == 0])) for w in widths)
+    first = tuple(int(rng.integers(1, w + 1)) for w in widths)
+
+    def tree(modes: list[str]) -> object:
+        cut = size(len(modes)) if len(modes) > 1 else 0
+        return (tree(modes[:cut]), tree(modes[cut:])) if cut else modes[0]
+
+    made = {
+        "cp": lambda: tnmoe.CP(size(20)),
+        "tensor_ring": lambda: tnmoe.TensorRing(ranks(levels + 2), order),
+        "tensor_train": lambda: tnmoe.TensorTrain(ranks(levels + 1, 16), order),
+        "tucker": lambda: tnmoe.Tucker(ranks(levels + 2, 12)),
+        "block_term": lambda: tnmoe.BlockTerm(size(4), ranks(levels + 2)),
+        "hierarchical_tucker": lambda: tnmoe.HierarchicalTucker(tree(order), ranks(2 * levels + 2, 9)),
+        "low_rank": lambda: tnmoe.LowRank(size(20)),
+        "kronecker": lambda: tnmoe.Kronecker(exact),
+        "monarch": lambda: tnmoe.Monarch(exact, size(4)),
+        "several_kronecker": lambda: tnmoe.Kronecker(exact, size(4)),
+        "padded_kronecker": lambda: tnmoe.Kronecker(first, size(4), pad=True),
+        "padded_monarch": lambda: tnmoe.Monarch(first, size(4), pad=True),
+        "dense": tnmoe.Dense,
+    }
+    return tnmoe.MuMoE(*widths, experts, made[kind](), bias=bool(rng.integers(2)))
 
 
-@pytest.mark.parametrize("kind", ["cp", "tensor_ring", "dense"])
+KINDS = sorted(set(FACTORIZATIONS) - {"custom"})  # a custom one is a random network, see below
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_rank_is_that_of_a_random_instance(kind: str) -> None:
     """Generic weights reach the min-cut: 200 random layers per factorization, one to three levels."""
     rng = np.random.default_rng(7)
     for trial in range(200):
-        layer = random_spec(kind, 1 + trial % 3, rng).layer()
-        node = layer.contractions[-1]
-        sizes = layer.bound_sizes({"T": 1})
-        matrix = random_expert(node, sizes, rng)
-        values = np.linalg.svd(matrix, compute_uv=False)
-        assert max_expert_rank(node.network, node.expert_map, sizes) == int((values > TOLERANCE * values[0]).sum())
+        bound, found = bound_and_rank(random_spec(kind, 1 + trial % 3, rng), rng)
+        assert bound == found
+
+
+@pytest.mark.parametrize("kind", ["several_kronecker", "padded_kronecker", "padded_monarch"])
+def test_rank_bounds_structured_instances(kind: str) -> None:
+    """Sums of Kronecker products, and parts that zeros fill: the cut bounds the rank, and mostly is it."""
+    rng = np.random.default_rng(8)
+    pairs = [bound_and_rank(random_spec(kind, 1 + trial % 3, rng), rng) for trial in range(200)]
+    assert all(bound >= found for bound, found in pairs)
+    assert sum(bound == found for bound, found in pairs) >= 180
+
+
+def bound_and_rank(spec: tnmoe.MuMoE, rng: np.random.Generator) -> tuple[int, int]:
+    """The min-cut, and the numeric rank of one random expert."""
+    layer = spec.layer()
+    (node,) = [c for c in layer.contractions if c.expert_map is not None]
+    sizes = layer.bound_sizes({"T": 1})
+    values = np.linalg.svd(random_expert(node, sizes, rng), compute_uv=False)
+    return max_expert_rank(node.network, node.expert_map, sizes), int((values > TOLERANCE * values[0]).sum())
 
 
 def test_rank_of_random_networks() -> None:

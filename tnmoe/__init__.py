@@ -26,11 +26,23 @@ from tnmoe.errors import (
     TnmoeError,
 )
 from tnmoe.explain import TokenRange, explain, token_range
-from tnmoe.factorizations import CP, Dense, TensorRing
+from tnmoe.factorizations import (
+    CP,
+    BlockTerm,
+    Custom,
+    Dense,
+    HierarchicalTucker,
+    Kronecker,
+    LowRank,
+    Monarch,
+    TensorRing,
+    TensorTrain,
+    Tucker,
+)
 from tnmoe.files import load
 from tnmoe.hardware import DeviceProfile, Prediction, predict
 from tnmoe.layer import Layer
-from tnmoe.layers import MLP, DenseMoE, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, declare
+from tnmoe.layers import MLP, DenseMoE, FactorizedLinear, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, declare
 from tnmoe.network import Network, Role, Tensor
 from tnmoe.plan import Plan
 from tnmoe.planners.atlas import atlas
@@ -44,17 +56,24 @@ __all__ = [
     "CP",
     "MLP",
     "Atlas",
+    "BlockTerm",
     "CostError",
     "CostReport",
+    "Custom",
     "DeclarationError",
     "Dense",
     "DenseMoE",
     "DeviceProfile",
     "EmitError",
+    "FactorizedLinear",
     "FileError",
     "Gate",
+    "HierarchicalTucker",
+    "Kronecker",
     "Layer",
     "Linear",
+    "LowRank",
+    "Monarch",
     "MuMoE",
     "MuMoEBlock",
     "Network",
@@ -67,8 +86,10 @@ __all__ = [
     "SparseMoE",
     "Tensor",
     "TensorRing",
+    "TensorTrain",
     "TnmoeError",
     "TokenRange",
+    "Tucker",
     "__version__",
     "atlas",
     "build",

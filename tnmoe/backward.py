@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import cast
 
-from tnmoe.cost import Cost, elements, joint_indices, op_cost
+from tnmoe.cost import Cost, elements, is_view, joint_indices, op_cost
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
 from tnmoe.network import Role
@@ -22,6 +22,7 @@ from tnmoe.ops import (
     Entmax15,
     Gelu,
     LayerNorm,
+    Merge,
     Multiply,
     Op,
     Permute,
@@ -29,6 +30,7 @@ from tnmoe.ops import (
     Sigmoid,
     Softmax,
     Sparsemax,
+    Split,
     Value,
     operands,
     propagate,
@@ -65,7 +67,7 @@ def backward_cost(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Cost:
             return Cost(macs=len(wanted) * written, elementwise_flops=(len(wanted) + sums) * written)
         case Add():
             return Cost(elementwise_flops=sum(len(v.indices) < len(op.out.indices) for v in wanted) * written)
-        case Reduce() | Permute():  # a broadcast, a copy
+        case Reduce() | Permute() | Split() | Merge():  # a broadcast, a copy, a view
             return Cost()
         case _:
             return Cost(special_flops=_special_per_element(op, needing) * written)
@@ -110,7 +112,7 @@ def saved_values(op: Op, needing: Set[str]) -> tuple[Value, ...]:
     match op:
         case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs) | Multiply(_, lhs, rhs):
             return tuple(v for v, other in ((lhs, rhs), (rhs, lhs)) if other.name in needing)
-        case Add() | Reduce() | Permute():
+        case Add() | Reduce() | Permute() | Split() | Merge():
             return ()
         case Softmax(out) | Sigmoid(out) | Sparsemax(out):
             return (out,)
@@ -143,6 +145,12 @@ def saved_elements(program: Program, needing: Set[str]) -> Dim:
         needing: as `gradient_names` returns them.
     """
     leaves = {v.name for v in program.leaves}
-    kept = {v.name: v for op in program.ops for v in saved_values(op, needing) if v.name not in leaves}
+    memory: dict[str, Value] = {}  # of a view: the value whose memory it is
+    for op in program.ops:
+        if is_view(op):
+            (x,) = operands(op)
+            memory[op.out.name] = memory.get(x.name, x)
+    saved = (memory.get(v.name, v) for op in program.ops for v in saved_values(op, needing))
+    kept = {v.name: v for v in saved if v.name not in leaves}
     inside = [saved_inside(op, program.sizes, needing) for op in program.ops]
     return sum([elements(v.indices, program.sizes) for v in kept.values()] + inside, start=cast(Dim, 0))

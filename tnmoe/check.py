@@ -92,7 +92,7 @@ def check(planned: Plan, *, seed: int = 0) -> CheckReport:
         module.train(training)
         with torch.no_grad():
             got = module(*(torch.from_numpy(env[v.name]) for v in layer.inputs)).numpy()
-        expected, dense = dense_oracle.evaluate(layer, env, training=training)
+        expected, dense = dense_oracle.evaluate(layer, env, training=training, sizes=sizes)
         error = float(np.abs(got - expected).max() / np.abs(expected).max())
         mode = ("values, training" if training else "values, evaluation") if layer.buffers else "values"
         oracle = "dense weights" if dense else "one einsum, weights too large to form"

@@ -27,6 +27,7 @@ from tnmoe.ops import (
     Entmax15,
     Gelu,
     LayerNorm,
+    Merge,
     Multiply,
     Op,
     Permute,
@@ -35,6 +36,7 @@ from tnmoe.ops import (
     Sigmoid,
     Softmax,
     Sparsemax,
+    Split,
     TopK,
     Value,
     results,
@@ -94,12 +96,19 @@ def op_cost(op: Op, sizes: Mapping[str, Dim]) -> Cost:
             return Cost(elementwise_flops=elements(x.indices, sizes), activations=written)
         case Permute():
             return Cost(activations=written)
+        case Split() | Merge():  # views, but for zeros appended
+            return Cost(activations=0 if is_view(op) else written)
         case RoutedContract(out, lhs, rhs, bias, _, index):
             slices = tuple(i for i in rhs.indices if i != index and i not in out.indices)
             macs = elements(out.indices + slices, sizes)
             return Cost(macs, 2 * macs, elements(out.indices, sizes) if bias else 0, 0, written)
         case _:
             return Cost(special_flops=_special(op, sizes), activations=written)
+
+
+def is_view(op: Op) -> bool:
+    """True if the op writes nothing: its result is its operand's memory."""
+    return isinstance(op, Merge) or (isinstance(op, Split) and not op.padded)
 
 
 def joint_indices(lhs: Value, rhs: Value) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from tnmoe.ops import (
     Gelu,
     LayerNorm,
     MatmulGroups,
+    Merge,
     Multiply,
     Op,
     Permute,
@@ -36,6 +37,7 @@ from tnmoe.ops import (
     Sigmoid,
     Softmax,
     Sparsemax,
+    Split,
     matmul_groups,
     operands,
     results,
@@ -331,6 +333,10 @@ def _alone(op: Op, sizes: Mapping[str, Dim], rates: Rates, width: int, moved: in
             return seconds + _view_seconds(groups, rates.overhead)
         case Multiply() | Add() | Reduce() | Permute() | Sigmoid() | Gelu():
             return max(moved / rates.streams[kind].at(moved), least) + rates.overhead[kind]
+        case Split(_, _, _, _, True):  # zeros are appended, a copy like that of another order
+            return max(moved / rates.streams["Permute"].at(moved), least) + rates.overhead["Permute"]
+        case Split() | Merge():
+            return rates.overhead[kind.lower()]
         case Softmax(_, x, index) | Entmax15(_, x, index) | Sparsemax(_, x, index):
             return _rowwise(kind, int(elements(x.indices, sizes)), int(elements((index,), sizes)), rates, least)
         case LayerNorm(_, x, index) | BatchNorm(_, x, index):

@@ -30,12 +30,29 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class AxisSplit:
+    """An index of a layer that its network has in parts, the first varying slowest.
+
+    If the parts have more entries than the index (`padded`), the surplus is filled with zeros, or cut off.
+    """
+
+    index: str
+    parts: tuple[str, ...]
+    padded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertMap:
-    """Which indices of a network span the matrix of one expert, and which choose the expert."""
+    """Which indices of a network span the matrix of one expert, which choose the expert, and which are in parts."""
 
     input: str
     output: str
     experts: tuple[str, ...] = ()
+    splits: tuple[AxisSplit, ...] = ()
+
+    def parts(self, index: str) -> tuple[str, ...]:
+        """What the network has in place of the input or output index."""
+        return next((s.parts for s in self.splits if s.index == index), (index,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,37 @@ class Permute:
     x: Value
 
 
+# ---- views of axes -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """`x` with `index` replaced by `parts`, the first of which varies slowest: a view.
+
+    With `padded` the parts may have more entries than the index; the surplus is zero, which makes it a copy.
+    """
+
+    out: Value
+    x: Value
+    index: str
+    parts: tuple[str, ...]
+    padded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """`x` with `parts` replaced by the one index that they make up, the inverse of `Split`: a view.
+
+    With `padded` the entries that the parts have beyond the index are cut off.
+    """
+
+    out: Value
+    x: Value
+    index: str
+    parts: tuple[str, ...]
+    padded: bool = False
+
+
 # ---- gates (over one index) ----------------------------------------------------------------------------------
 
 
@@ -189,6 +220,8 @@ Op = (
     | Add
     | Reduce
     | Permute
+    | Split
+    | Merge
     | Softmax
     | Entmax15
     | Sparsemax
@@ -227,6 +260,19 @@ def rename(op: Op, change: Mapping[str, Value]) -> Op:
     found = {f.name: v for f in fields(op) if isinstance(v := getattr(op, f.name), Value)}
     new: dict[str, Any] = {field: change[v.name] for field, v in found.items() if v.name in change}
     return replace(op, **new)
+
+
+def split_order(order: tuple[str, ...], op: Split | Merge) -> tuple[str, ...]:
+    """`order`, in which the index stands, with the parts in its place."""
+    at = order.index(op.index)
+    return (*order[:at], *op.parts, *order[at + 1 :])
+
+
+def merged_order(order: tuple[str, ...], op: Split | Merge) -> tuple[str, ...]:
+    """`order`, in which the parts stand (anywhere), with the index in the place of the first that is met."""
+    at = min(order.index(p) for p in op.parts)
+    rest = [i for i in order[at:] if i not in op.parts]
+    return (*order[:at], op.index, *rest)
 
 
 # ---- how a contraction maps onto a matrix product -------------------------------------------------------------

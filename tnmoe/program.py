@@ -13,11 +13,13 @@ from tnmoe.ops import (
     Add,
     Contract,
     ContractAdd,
+    Merge,
     Multiply,
     Op,
     Permute,
     Reduce,
     RoutedContract,
+    Split,
     TopK,
     Value,
     is_matmul,
@@ -25,6 +27,7 @@ from tnmoe.ops import (
     operands,
     propagate,
     results,
+    split_order,
 )
 from tnmoe.report import Table
 
@@ -144,6 +147,13 @@ def verify(program: Program, *, laid_out: bool = False) -> Program:
                 require(not laid_out or is_subsequence(out, x.indices), op, "the result is transposed")
             case Permute(_, x):
                 require(sorted(out) == sorted(x.indices), op, "the indices differ")
+            case Split(_, x, index, _):
+                split = split_order(x.indices, op) if index in x.indices else ()
+                require(out == split or (not laid_out and sorted(out) == sorted(split)), op, "the parts do not fit")
+            case Merge(_, x, index, _):
+                split = split_order(out, op) if index in out else ()
+                fits = x.indices == split or (not laid_out and sorted(x.indices) == sorted(split))
+                require(fits, op, "the parts do not fit")
             case TopK(_, positions, x, index):
                 require(index in x.indices and positions.indices == out, op, "the slots do not fit")
             case RoutedContract(_, _, rhs, _, positions, index):

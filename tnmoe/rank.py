@@ -2,7 +2,8 @@
 
 With the expert indices fixed, the rank of the matrix between the input and the output index of a tensor network
 is at most the product of the index sizes across any cut that separates the two, an index shared by several
-tensors counting once; for generic weights the smallest such product is reached. The same bound holds for a
+tensors counting once; for generic weights the smallest such product is reached (with rare exceptions: sums of
+Kronecker products, and axes split with padding). The same bound holds for a
 mixture of experts.
 """
 
@@ -56,13 +57,14 @@ def _smallest(tensors: list[tuple[str, ...]], expert_map: ExpertMap, sizes: Mapp
     open_indices = [frozenset(t) - frozenset(expert_map.experts) for t in tensors]
     cuts: set[frozenset[str]] = set()
     for side in range(1 << len(tensors)):
-        near, far = frozenset([expert_map.input]), frozenset([expert_map.output])
+        near, far = (frozenset(expert_map.parts(i)) for i in (expert_map.input, expert_map.output))
         for k, indices in enumerate(open_indices):
             near, far = (near | indices, far) if side >> k & 1 else (near, far | indices)
         cuts.add(near & far)
     # Every size is at least 1, so a cut that contains another is never smaller.
     minimal = [c for c in cuts if not any(other < c for other in cuts)]
-    return _minimum([elements(tuple(sorted(c)), sizes) for c in minimal])
+    padded = [sizes[s.index] for s in expert_map.splits if s.padded]  # the matrix is smaller than its parts
+    return _minimum([elements(tuple(sorted(c)), sizes) for c in minimal] + padded)
 
 
 def _minimum(candidates: list[Dim]) -> Dim:

@@ -1,10 +1,50 @@
 """Factorizations of a weight tensor, one file each; the file name is the public name."""
 
 from tnmoe.factorizations.base import Factorization, Factors, Modes, Sizes
+from tnmoe.factorizations.block_term import BlockTerm
 from tnmoe.factorizations.cp import CP
+from tnmoe.factorizations.custom import Custom
 from tnmoe.factorizations.dense import Dense
+from tnmoe.factorizations.hierarchical_tucker import HierarchicalTucker
+from tnmoe.factorizations.kronecker import Kronecker
+from tnmoe.factorizations.low_rank import LowRank
+from tnmoe.factorizations.monarch import Monarch
 from tnmoe.factorizations.tensor_ring import TensorRing
+from tnmoe.factorizations.tensor_train import TensorTrain
+from tnmoe.factorizations.tucker import Tucker
 
-FACTORIZATIONS: dict[str, type[CP] | type[TensorRing] | type[Dense]] = {c.kind: c for c in (CP, TensorRing, Dense)}
+AnyFactorization = (
+    CP
+    | TensorRing
+    | Dense
+    | TensorTrain
+    | Tucker
+    | HierarchicalTucker
+    | BlockTerm
+    | LowRank
+    | Kronecker
+    | Monarch
+    | Custom
+)
 
-__all__ = ["CP", "FACTORIZATIONS", "Dense", "Factorization", "Factors", "Modes", "Sizes", "TensorRing"]
+FACTORIZATIONS: dict[str, type[AnyFactorization]] = {c.kind: c for c in AnyFactorization.__args__}
+
+__all__ = [
+    "CP",
+    "FACTORIZATIONS",
+    "AnyFactorization",
+    "BlockTerm",
+    "Custom",
+    "Dense",
+    "Factorization",
+    "Factors",
+    "HierarchicalTucker",
+    "Kronecker",
+    "LowRank",
+    "Modes",
+    "Monarch",
+    "Sizes",
+    "TensorRing",
+    "TensorTrain",
+    "Tucker",
+]

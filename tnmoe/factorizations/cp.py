@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Dim, Size, as_dim, dim_text
-from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, stage_names
+from tnmoe.dims import Size
+from tnmoe.factorizations.base import Declared, Factors, Modes, Sizes, mixing_energy, numbered, stage_names
 from tnmoe.initialise import Normal, Uniform
 from tnmoe.layer import Parameter
 
 
 @dataclass(frozen=True, slots=True)
-class CP:
+class CP(Declared):
     """CP μMoE (arXiv 2402.12550, equation 2); R(ΣN + I + O) parameters.
 
     Args:
@@ -25,21 +25,7 @@ class CP:
     kind: ClassVar[str] = "cp"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rank", as_dim(self.rank, "rank"))
-
-    def dims(self) -> tuple[Dim, ...]:
-        """The declared ranks."""
-        return (as_dim(self.rank, "rank"),)
-
-    def check_levels(self, levels: int) -> None:
-        """Raise `DeclarationError` if the ranks do not fit that many levels of experts; one rank fits all."""
-
-    def declaration(self) -> dict[str, Any]:
-        """The mapping that declares it, as in a TOML file."""
-        return {"kind": self.kind, "rank": dim_text(*self.dims())}
-
-    def __str__(self) -> str:
-        return f"CP(rank={self.rank})"
+        self.check_size("rank")
 
     def factors(self, modes: Modes, sizes: Sizes, *, prefix: str, bias: bool) -> Factors:
         """Expert factors start at N(1, 1); the output factor's scale makes the mixed map nn.Linear's in variance."""

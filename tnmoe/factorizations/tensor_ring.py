@@ -4,80 +4,84 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Dim, Size, as_dim, dim_text
-from tnmoe.errors import DeclarationError
-from tnmoe.factorizations.base import Factors, Modes, Sizes, mixing_energy, numbered, stage_names
-from tnmoe.initialise import DiagonalNormal, Uniform
+from tnmoe.dims import Dim, Size
+from tnmoe.factorizations.base import (
+    Declared,
+    Factors,
+    Modes,
+    Sizes,
+    check_order,
+    mixing_energy,
+    mode_names,
+    mode_order,
+    mode_stems,
+    stage_names,
+)
+from tnmoe.initialise import DiagonalNormal, Init, Uniform
 from tnmoe.layer import Parameter
 
 
 @dataclass(frozen=True, slots=True)
-class TensorRing:
+class TensorRing(Declared):
     """TR μMoE (arXiv 2402.12550, equation 4); Σ_j r_j · mode_j · r_{j+1} parameters.
 
     Args:
-        ranks: the bonds r1 … r_{E+2}, cyclic: core j lies between r_j and r_{j+1}, the output core between
+        ranks: the bonds r1 … r_{E+2}, cyclic: core j lies between r_j and r_{j+1}, the last core between
             r_{E+2} and r1. E levels of experts need E + 2 ranks.
+        order: of the modes along the ring, by default experts, input, output: e.g. `("n1", "i", "n2", "o")`
+            (one level: `"n"`).
     """
 
     ranks: Sequence[Size]
+    order: Sequence[str] | None = None
     kind: ClassVar[str] = "tensor_ring"
 
     def __post_init__(self) -> None:
-        given: object = self.ranks
-        if isinstance(given, str) or not isinstance(given, Sequence):
-            raise DeclarationError(f"ranks must be a list such as [4, 4, 149], got {given!r}")
-        ranks = tuple(as_dim(r, f"ranks[{k}]") for k, r in enumerate(given))
-        object.__setattr__(self, "ranks", ranks)
-
-    def dims(self) -> tuple[Dim, ...]:
-        """The declared ranks."""
-        return tuple(as_dim(r, "rank") for r in self.ranks)
+        self.check_list("ranks")
+        object.__setattr__(self, "order", check_order(self.order))
 
     def check_levels(self, levels: int) -> None:
-        """Raise `DeclarationError` if the ranks do not fit that many levels of experts."""
-        if len(self.ranks) != levels + 2:
-            raise DeclarationError(
-                f"ranks has {len(self.ranks)} entries, expected {levels + 2}: a tensor ring over {levels} level(s) "
-                f"of experts, input and output has {levels + 2} bonds; got {[dim_text(r) for r in self.dims()]}"
-            )
-
-    def declaration(self) -> dict[str, Any]:
-        """The mapping that declares it, as in a TOML file."""
-        return {"kind": self.kind, "ranks": [dim_text(r) for r in self.dims()]}
-
-    def __str__(self) -> str:
-        return f"TensorRing(ranks=({', '.join(map(str, self.ranks))}))"
+        """Raise `DeclarationError` if ranks or order do not fit that many levels of experts."""
+        self.check_count(self.dims(), [f"r{k + 1}" for k in range(levels + 2)], levels, "a tensor ring")
+        mode_order(self.order, levels)
 
     def factors(self, modes: Modes, sizes: Sizes, *, prefix: str, bias: bool) -> Factors:
         """Expert slices start as diagonals of N(1, 1); the output core's scale makes the mixed map nn.Linear's."""
         levels = len(modes.experts)
         self.check_levels(levels)
+        order = mode_order(self.order, levels)
         bonds = [f"r{k + 1}" for k in range(levels + 2)]
         bond_sizes = [sizes.add(b, b, r) for b, r in zip(bonds, self.dims(), strict=True)]
         part = prefix.rstrip("_")
-        experts = [
-            Parameter(
-                prefix + numbered("expert_core", e, levels),
-                (bonds[e], n, bonds[e + 1]),
-                DiagonalNormal(bonds[e], bonds[e + 1]),
-                part,
-            )
-            for e, n in enumerate(modes.experts)
-        ]
         from_input = Uniform(1 / sympy.sqrt(modes.fan_in))
-        # The mixed slices are diagonal, so min(r1 … r_{E+1}) of the ring's products are not zero.
-        terms = sympy.Min(*bond_sizes[:-1]) * bond_sizes[-1]
+        terms = _terms(order, bond_sizes)
         to_output = Uniform(sympy.sqrt(3 / (terms * mixing_energy(modes))))
-        core_in = Parameter(prefix + "input_core", (bonds[-2], modes.input, bonds[-1]), from_input, part)
-        core_out = Parameter(prefix + "output_core", (bonds[-1], modes.output, bonds[0]), to_output, part)
+        cores: list[Parameter] = []
+        for mode, stem in zip(mode_names(levels), mode_stems(levels, "core"), strict=True):
+            at = order.index(mode)
+            left, right = bonds[at], bonds[(at + 1) % len(bonds)]
+            init: Init = {"i": from_input, "o": to_output}.get(mode) or DiagonalNormal(left, right)
+            cores.append(Parameter(prefix + stem, (left, modes.by_name[mode], right), init, part))
+        *experts, core_in, _ = cores
+        rest = tuple(i for i in core_in.indices if i != modes.input)
         return Factors(
-            parameters=(*experts, core_in, core_out),
-            bias=Parameter(prefix + "input_bias", (bonds[-2], bonds[-1]), from_input, part) if bias else None,
+            parameters=tuple(cores),
+            bias=Parameter(prefix + "input_bias", rest, from_input, part) if bias else None,
             input=core_in.name,
             names=stage_names(prefix, experts, core_in),
         )
+
+
+def _terms(order: tuple[str, ...], bonds: list[Dim]) -> Dim:
+    """How many of the ring's products are not zero when expert slices are diagonal.
+
+    A run of bonds with nothing but expert cores between them has one value on each diagonal: as many as the smallest.
+    """
+    first, last = sorted((order.index("i"), order.index("o")))
+    between = bonds[first + 1 : last + 1]
+    around = bonds[last + 1 :] + bonds[: first + 1]
+    return sympy.Min(*around) * sympy.Min(*between)

@@ -10,15 +10,16 @@ from tnmoe.dims import Dim, as_dim
 from tnmoe.errors import DeclarationError, unknown
 from tnmoe.factorizations import FACTORIZATIONS, Factorization
 from tnmoe.layer import Layer, network_layer
+from tnmoe.layers.factorized import FactorizedLinear
 from tnmoe.layers.gate import Gate
 from tnmoe.layers.linear import MLP, Linear
 from tnmoe.layers.mixture import DenseMoE, SparseMoE
 from tnmoe.layers.mumoe import MuMoE, MuMoEBlock
 from tnmoe.network import Network
 
-Spec = MuMoE | MuMoEBlock | Linear | MLP | DenseMoE | SparseMoE
+Spec = MuMoE | MuMoEBlock | FactorizedLinear | Linear | MLP | DenseMoE | SparseMoE
 
-KINDS: dict[str, type[Spec]] = {c.kind: c for c in (MuMoE, MuMoEBlock, Linear, MLP, DenseMoE, SparseMoE)}
+KINDS: dict[str, type[Spec]] = {c.kind: c for c in Spec.__args__}
 
 
 def declare(mapping: Mapping[str, Any]) -> Layer:
@@ -67,8 +68,8 @@ def _factorization(given: object) -> Factorization:
         raise DeclarationError(unknown("factorization.kind", kind, list(FACTORIZATIONS)))
     made = FACTORIZATIONS[kind]
     rest = {k: v for k, v in given.items() if k != "kind"}
-    names = [f.name for f in fields(made)]
-    check_keys(rest, names, names, "factorization.")
+    required = [f.name for f in fields(made) if f.default is MISSING and f.default_factory is MISSING]
+    check_keys(rest, [f.name for f in fields(made)], required, "factorization.")
     try:
         return made(**rest)
     except DeclarationError as error:
@@ -100,6 +101,7 @@ __all__ = [
     "KINDS",
     "MLP",
     "DenseMoE",
+    "FactorizedLinear",
     "Gate",
     "Linear",
     "MuMoE",

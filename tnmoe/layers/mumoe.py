@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from tnmoe.dims import Dim, Size, as_dim
 from tnmoe.errors import DeclarationError
-from tnmoe.factorizations import CP, Dense, Factorization, Modes, Sizes, TensorRing
-from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Parameter
+from tnmoe.factorizations import Factorization, Sizes
+from tnmoe.layer import DYNAMIC, Layer, Node, Parameter
+from tnmoe.layers.factorized import FactorizedMap, check_factorization, factorized_map
 from tnmoe.layers.gate import Gate, GateNodes, gate_nodes
-from tnmoe.layers.parts import Declaration, input_layer_norm
-from tnmoe.network import FoldedBias, Network, Role, Tensor
+from tnmoe.layers.parts import Declaration, NormedInput, input_layer_norm
 from tnmoe.ops import Gelu, Value
 
 
@@ -25,7 +25,7 @@ class MuMoE(Declaration):
     Args:
         inputs, outputs: widths; ints, symbols or expressions in text such as `"4*d"`.
         experts: number of experts, or one number a level of a hierarchy, e.g. `(64, 8)`.
-        factorization: `CP(rank)`, `TensorRing(ranks)` or `Dense()`.
+        factorization: of W, e.g. `CP(rank)` or `TensorRing(ranks)`; see `tnmoe.factorizations`.
         gate: activation and norm of the expert coefficients.
         bias: fold a bias per expert into W as one more input entry fixed at 1.
         input_norm: normalise the input (LayerNorm with weight and bias) first; the gate reads it before the norm.
@@ -56,37 +56,9 @@ class MuMoE(Declaration):
 
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
-        inputs, outputs = self.dim("inputs"), self.dim("outputs")
-        sizes = Sizes((inputs, outputs, *self.levels, *self.factorization.dims()))
-        sizes.add(DYNAMIC, "T", None)
-        sizes.add("i", "I", inputs)
-        sizes.add("o", "O", outputs)
-        x, y = Value("x", (DYNAMIC, "i")), Value("y", (DYNAMIC, "o"))
-        gates = _gates(self.gate, x, self.levels, sizes)
-        norm = input_layer_norm(x, self.input_norm)
-        node, factors = _mixture(
-            self.factorization,
-            self.gate,
-            sizes,
-            prefix="",
-            x=norm.out,
-            out=y,
-            coefficients=gates.coefficients,
-            bias=self.bias,
-        )
-        return Layer(
-            name=_NAMES[self.factorization.kind] + "MuMoE",
-            inputs=(x,),
-            parameters=gates.parameters + norm.parameters + factors,
-            buffers=gates.buffers,
-            nodes=(*gates.nodes, *norm.nodes, node),
-            output=y,
-            sizes=sizes.sizes,
-            values=sizes.values,
-            declaration=self.declaration(),
-            summary=str(self),
-            coefficients=tuple(a.name for a in gates.coefficients),
-        )
+        opening = _Opening(self, ("inputs", "outputs"), "io")
+        y = opening.map("", opening.norm.out, Value("y", (DYNAMIC, "o")))
+        return opening.layer((y,), "MuMoE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,52 +99,62 @@ class MuMoEBlock(Declaration):
 
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
-        inputs, hidden, outputs = (self.dim(k) for k in ("inputs", "hidden", "outputs"))
-        sizes = Sizes((inputs, hidden, outputs, *self.levels, *self.factorization.dims()))
-        sizes.add(DYNAMIC, "T", None)
-        sizes.add("i", "I", inputs)
-        sizes.add("h", "H", hidden)
-        sizes.add("o", "O", outputs)
-        x, y = Value("x", (DYNAMIC, "i")), Value("y", (DYNAMIC, "o"))
-        gates = _gates(self.gate, x, self.levels, sizes)
-        norm = input_layer_norm(x, self.input_norm)
-        hidden_value, active = Value("hidden", (DYNAMIC, "h"), "up"), Value("activated", (DYNAMIC, "h"), "up")
-        up, up_factors = _mixture(
-            self.factorization,
-            self.gate,
-            sizes,
-            prefix="up_",
-            x=norm.out,
-            out=hidden_value,
-            coefficients=gates.coefficients,
-            bias=self.bias,
+        opening = _Opening(self, ("inputs", "hidden", "outputs"), "iho")
+        up = opening.map("up_", opening.norm.out, Value("hidden", (DYNAMIC, "h")))
+        active = Value("activated", (DYNAMIC, "h"), "up")
+        down = opening.map("down_", active, Value("y", (DYNAMIC, "o")))
+        return opening.layer((up, Gelu(active, up.out), down), "MuMoEBlock")
+
+
+class _Opening:
+    """What a layer and a block have in common: sizes, gate, input norm, and maps that share the coefficients."""
+
+    def __init__(self, spec: MuMoE | MuMoEBlock, widths: Sequence[str], indices: str) -> None:
+        dims = [spec.dim(key) for key in widths]
+        self.spec = spec
+        self.sizes = Sizes((*dims, *spec.levels, *spec.factorization.dims()))
+        self.sizes.add(DYNAMIC, "T", None)
+        for index, dim in zip(indices, dims, strict=True):
+            self.sizes.add(index, index.upper(), dim)
+        self.x = Value("x", (DYNAMIC, "i"))
+        self.gates: GateNodes = _gates(spec.gate, self.x, spec.levels, self.sizes)
+        self.norm: NormedInput = input_layer_norm(self.x, spec.input_norm)
+
+    def map(self, prefix: str, x: Value, out: Value) -> FactorizedMap:
+        """The map from `x` to `out`, mixed by the coefficients."""
+        coefficients = self.gates.coefficients
+        sums = tuple(self.spec.gate.initial_sums(self.sizes.sizes[a.indices[-1]]) for a in coefficients)
+        return factorized_map(
+            self.spec.factorization,
+            self.sizes,
+            prefix=prefix,
+            x=x,
+            out=out,
+            coefficients=coefficients,
+            gate_sums=sums,
+            bias=self.spec.bias,
         )
-        down, down_factors = _mixture(
-            self.factorization,
-            self.gate,
-            sizes,
-            prefix="down_",
-            x=active,
-            out=y,
-            coefficients=gates.coefficients,
-            bias=self.bias,
-        )
+
+    def layer(self, body: Sequence[FactorizedMap | Node], name: str) -> Layer:
+        """The layer whose nodes after gate and norm are `body`; the last one is its output."""
+        nodes: list[Node] = []
+        parameters: tuple[Parameter, ...] = ()
+        for piece in body:
+            nodes += piece.nodes if isinstance(piece, FactorizedMap) else [piece]
+            parameters += piece.parameters if isinstance(piece, FactorizedMap) else ()
         return Layer(
-            name=_NAMES[self.factorization.kind] + "MuMoEBlock",
-            inputs=(x,),
-            parameters=gates.parameters + norm.parameters + up_factors + down_factors,
-            buffers=gates.buffers,
-            nodes=(*gates.nodes, *norm.nodes, up, Gelu(active, hidden_value), down),
-            output=down.out,
-            sizes=sizes.sizes,
-            values=sizes.values,
-            declaration=self.declaration(),
-            summary=str(self),
-            coefficients=tuple(a.name for a in gates.coefficients),
+            name=type(self.spec.factorization).__name__ + name,
+            inputs=(self.x,),
+            parameters=self.gates.parameters + self.norm.parameters + parameters,
+            buffers=self.gates.buffers,
+            nodes=(*self.gates.nodes, *self.norm.nodes, *nodes),
+            output=nodes[-1].out,
+            sizes=self.sizes.sizes,
+            values=self.sizes.values,
+            declaration=self.spec.declaration(),
+            summary=str(self.spec),
+            coefficients=tuple(a.name for a in self.gates.coefficients),
         )
-
-
-_NAMES = {"cp": "CP", "tensor_ring": "TensorRing", "dense": "Dense"}
 
 
 def _as_experts(experts: object) -> tuple[Dim, ...]:
@@ -184,9 +166,7 @@ def _as_experts(experts: object) -> tuple[Dim, ...]:
 
 
 def _check_parts(factorization: object, gate: object, levels: tuple[Dim, ...]) -> None:
-    if not isinstance(factorization, CP | TensorRing | Dense):
-        raise DeclarationError(f"factorization must be CP(rank), TensorRing(ranks) or Dense(), got {factorization!r}")
-    factorization.check_levels(len(levels))
+    check_factorization(factorization, len(levels))
     if not isinstance(gate, Gate):
         raise DeclarationError(f"gate must be a Gate(activation, norm), got {gate!r}")
 
@@ -197,33 +177,3 @@ def _gates(gate: Gate, x: Value, levels: tuple[Dim, ...], sizes: Sizes) -> GateN
     for index, experts in zip(indices, levels, strict=True):
         sizes.add(index, index.upper(), experts)
     return gate_nodes(gate, x, indices)
-
-
-def _mixture(
-    factorization: Factorization,
-    gate: Gate,
-    sizes: Sizes,
-    *,
-    prefix: str,
-    x: Value,
-    out: Value,
-    coefficients: tuple[Value, ...],
-    bias: bool,
-) -> tuple[Contraction, tuple[Parameter, ...]]:
-    """The network Σ a¹ … a^E x̃ W̃ of one layer, and its stored factors."""
-    (_, i), (_, o) = x.indices, out.indices
-    experts = tuple(a.indices[-1] for a in coefficients)
-    sums = tuple(gate.initial_sums(sizes.sizes[n]) for n in experts)
-    factors = factorization.factors(Modes(experts, i, o, sizes.sizes[i], sums), sizes, prefix=prefix, bias=bias)
-    data = tuple(Tensor(v.name, v.indices) for v in (*coefficients, x))
-    stored = factors.parameters
-    folded = None
-    if factors.bias is not None:
-        tensor = Tensor(factors.bias.name, factors.bias.indices, Role.WEIGHT)
-        folded = FoldedBias(i, x.name, factors.input, tensor)
-        stored += (factors.bias,)
-    network = Network(data + factors.tensors, out.indices, folded)
-    stand_in = {"x": x.name} | {f"a{e + 1}": a.name for e, a in enumerate(coefficients)}
-    names = {frozenset(stand_in.get(n, n) for n in subset): name for subset, name in factors.names.items()}
-    part = prefix.rstrip("_")
-    return Contraction(Value(out.name, out.indices, part), network, ExpertMap(i, o, experts), names), stored

@@ -18,6 +18,7 @@ from tnmoe.ops import (
     ContractAdd,
     Entmax15,
     LayerNorm,
+    Merge,
     Multiply,
     Op,
     Permute,
@@ -25,14 +26,17 @@ from tnmoe.ops import (
     RoutedContract,
     Softmax,
     Sparsemax,
+    Split,
     TopK,
     Value,
     is_matmul,
     is_subsequence,
     matmul_groups,
+    merged_order,
     operands,
     rename,
     results,
+    split_order,
 )
 from tnmoe.program import Program
 
@@ -81,6 +85,14 @@ def assign_layouts(program: Program) -> Program:
                 op = replace(op, out=replace(out, indices=_in_order(out.indices, x.indices)))
             case Permute(out, x):
                 op = replace(op, out=replace(out, indices=want))
+            case Split(out, x):
+                op = replace(op, out=replace(out, indices=split_order(x.indices, op)))
+            case Merge(out, x):
+                order = merged_order(x.indices, op)
+                if split_order(order, op) != x.indices:  # the parts are apart
+                    order = want
+                    op = replace(op, x=permuted(x, split_order(order, op)))
+                op = replace(op, out=replace(out, indices=order))
             case _ if isinstance(op, ROWWISE):
                 x = permuted(op.x, _last(op.x.indices, op.index))
                 op = replace(op, x=x, out=replace(op.out, indices=x.indices))
@@ -142,6 +154,10 @@ def _demands(program: Program) -> dict[str, Order]:
                 demands.setdefault(rhs.name, _in_order(rhs.indices, want))
             case Reduce(_, x):
                 demands.setdefault(x.name, want + tuple(i for i in x.indices if i not in want))
+            case Split(_, x):
+                demands.setdefault(x.name, merged_order(want, op))
+            case Merge(_, x):
+                demands.setdefault(x.name, split_order(want, op))
             case _ if isinstance(op, ROWWISE):
                 demands.setdefault(op.x.name, _last(want, op.index))
             case TopK() | RoutedContract():
