@@ -32,6 +32,7 @@ BLOCK = {
 LEAST = {
     "mumoe": {"inputs": 4, "outputs": 5, "experts": 3, "factorization": {"kind": "cp", "rank": 2}},
     "mumoe_block": {"inputs": 4, "hidden": 6, "outputs": 5, "experts": 3, "factorization": {"kind": "cp", "rank": 2}},
+    "factorized_linear": {"inputs": 4, "outputs": 5, "factorization": {"kind": "cp", "rank": 2}},
     "linear": {"inputs": 4, "outputs": 5},
     "mlp": {"inputs": 4, "hidden": 6, "outputs": 5},
     "dense_moe": {"inputs": 4, "hidden": 6, "outputs": 5, "experts": 3},
@@ -218,7 +219,10 @@ def test_a_misspelt_word_gets_a_hint(fails, changes, given, hint):
         ({"kind": 3}, "unknown kind 3"),
         ({"kind": None}, "kind"),
         ({"zebra": 1}, "unknown key 'zebra'; allowed: inputs"),
-        ({"factorization": {"kind": "qr"}}, "unknown factorization.kind 'qr'; allowed: cp, tensor_ring, dense"),
+        (
+            {"factorization": {"kind": "qr"}},
+            "unknown factorization.kind 'qr'; allowed: cp, tensor_ring, dense, tensor_train, ",
+        ),
         ({"factorization": {"rank": 3}}, "factorization.kind is missing"),
         ({"factorization": "cp"}, "factorization must be a table"),
         ({"factorization": {"kind": "cp"}}, "factorization.rank is missing"),
