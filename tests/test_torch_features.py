@@ -18,6 +18,7 @@ import tnmoe
 
 ENTMAX_BATCH = tnmoe.Gate("entmax15", "batch")
 ENTMAX_LAYER = tnmoe.Gate("entmax15", "layer")
+SOFTMAX = tnmoe.Gate("softmax", "layer")
 RING = tnmoe.TensorRing((2, 3, 4))
 
 SPECS = {
@@ -27,8 +28,8 @@ SPECS = {
     "tr_batch_norm": tnmoe.MuMoEBlock(6, 8, 5, 4, RING, ENTMAX_BATCH),
     "dense": tnmoe.MuMoE(6, 5, (4, 2), tnmoe.Dense(), tnmoe.Gate("softmax", "none")),
     "three_levels": tnmoe.MuMoE(6, 5, (3, 2, 4), tnmoe.TensorRing((2, 3, 2, 2, 3)), tnmoe.Gate("sigmoid", "layer")),
-    "monarch": tnmoe.MuMoEBlock(6, 8, 5, 4, tnmoe.Monarch((4, 2), 2, pad=True), ENTMAX_LAYER),
-    "custom": tnmoe.MuMoE(6, 5, (3, 2), tnmoe.Custom("bn,bm,bi,nmt,tip,po->bo", {"t": 3, "p": 4}), ENTMAX_LAYER),
+    "monarch": tnmoe.MuMoEBlock(6, 8, 5, 4, tnmoe.Monarch((4, 2), 2, pad=True), SOFTMAX),
+    "custom": tnmoe.MuMoE(6, 5, (3, 2), tnmoe.Custom("bn,bm,bi,nmt,tip,po->bo", {"t": 3, "p": 4}), SOFTMAX),
     "mlp": tnmoe.MLP(6, 8, 5, input_norm=True),
     "dense_moe": tnmoe.DenseMoE(6, 8, 5, 4),
 }
