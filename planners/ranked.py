@@ -76,7 +76,7 @@ def plan(
             found += [
                 _Tree(left.price + right.price + step, (other, i), (part, j))
                 for i, left in enumerate(trees[other])
-                for j, right in enumerate(trees[part])
+                for j, right in enumerate(trees[part][: count // (i + 1)])  # the rest has enough below it
             ]
             part = (part - 1) & rest
         prices.follow(ops)

@@ -13,6 +13,7 @@ Declare a layer, plan its contractions, emit a standalone torch module, and read
 from tnmoe._version import __version__
 from tnmoe.api import build, cost, emit, from_reference, to_reference
 from tnmoe.calibrate import calibrate
+from tnmoe.candidates import Candidate, shortlist
 from tnmoe.check import check
 from tnmoe.cost_report import CostReport
 from tnmoe.dims import symbol
@@ -57,6 +58,7 @@ __all__ = [
     "MLP",
     "Atlas",
     "BlockTerm",
+    "Candidate",
     "CostError",
     "CostReport",
     "Custom",
@@ -105,6 +107,7 @@ __all__ = [
     "plan",
     "predict",
     "save",
+    "shortlist",
     "sweep",
     "symbol",
     "to_reference",

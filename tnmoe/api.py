@@ -14,7 +14,8 @@ from tnmoe.backends import torch as torch_backend
 from tnmoe.cost_report import CostReport
 from tnmoe.errors import DeclarationError
 from tnmoe.plan import Plan
-from tnmoe.planning import DEFAULT_TOKENS, Planable, plan, with_tokens
+from tnmoe.planning import plan, with_tokens
+from tnmoe.question import DEFAULT_TOKENS, Planable
 
 if TYPE_CHECKING:
     import torch
@@ -68,18 +69,13 @@ def _unit(planned: Plan, name: str) -> torch_backend.Unit:
     tokens = ""
     if planned.layer.batched:
         tokens = f" for {planned.values[planned.layer.token_symbol]:,} tokens"
-    proof = "proven optimal" if planned.exact else "not proven optimal"
-    orders = {
-        node.out.name: planned.paths[node.out.name].tree([t.name for t in node.network.tensors])
-        for node in planned.layer.contractions
-    }
     notes = [
         "",
         "Declaration:",
         *(f"    {key} = {_toml(value)}" for key, value in planned.layer.declaration.items()),
         "",
-        f"Planned{tokens}; objective {planned.objective}, {proof}:",
-        *(f"    {name} = {order}" for name, order in orders.items()),
+        f"Planned{tokens}; objective {planned.objective}, {planned.proof}:",
+        *(f"    {name} = {order}" for name, order in planned.orders.items()),
         "",
         "Cost:",
         f"    {report.parameters:,} parameters",

@@ -28,13 +28,14 @@ from tnmoe.cost_report import COMPARED, CostReport, comparison
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
 from tnmoe.explain import explain
 from tnmoe.figures import FIGURES
-from tnmoe.goals import OBJECTIVES
+from tnmoe.goals import OBJECTIVES, SHORTLISTED
 from tnmoe.hardware import DeviceProfile, default_path, predict
 from tnmoe.html_report import html_report
 from tnmoe.layer import Layer
 from tnmoe.optimizers import PRECISIONS
 from tnmoe.plan import Plan
-from tnmoe.planning import DEFAULT_TOKENS, PLANNERS, plan, with_tokens
+from tnmoe.planning import plan, with_tokens
+from tnmoe.question import DEFAULT_TOKENS, PLANNERS
 from tnmoe.report import FORMATS, Cell, Table, grouped
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ examples:
   tnmoe cost gpt2-cp --formulas             every figure as a formula and a number
   tnmoe emit gpt2 -o gpt2_blocks.py         a standalone torch file, one class a layer
   tnmoe calibrate -o here.json              measure this machine, in under a minute
+  tnmoe plan gpt2-tr --objective time --profile here.json   the order with the least predicted time
   tnmoe cost gpt2-tr --profile here.json    predicted time of each step on it
   tnmoe check gpt2                          the emitted modules against dense einsum and torch's FLOP counter
 
@@ -118,14 +120,15 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--objective",
             metavar="WHAT",
-            help=f"what the planner minimises: {', '.join(OBJECTIVES)}; a sum such as 'training + 0.5*saved', or "
-            "several such as 'saved, flops', the first deciding (default: flops)",
+            help=f"what the planner minimises: {', '.join((*OBJECTIVES, *SHORTLISTED))}; a sum such as "
+            "'training + 0.5*saved', or several such as 'saved, flops', the first deciding (default: flops)",
         )
         sub.add_argument(
             "--calls", type=int, metavar="N", help="forward passes between updates of the weights, for inference"
         )
+        if name != "cost":  # which has its own use for it
+            sub.add_argument("--profile", metavar="FILE", help="a calibration, for --objective time")
         sub.add_argument("--planner", choices=["auto", *PLANNERS], help="default: auto")
-        sub.add_argument("--budget", type=float, metavar="S", help="seconds to search orders of a large network")
         return sub
 
     def formatted(sub: _Parser, choices: Sequence[str]) -> None:
@@ -387,13 +390,13 @@ def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], t
         sizes=sizes,
         objective=options.objective or "flops",
         calls=options.calls,
+        profile=options.profile if options.objective == "time" or options.command != "cost" else None,
         planner=options.planner or "auto",
-        budget=options.budget,
     )
 
 
 def _read_plan(path: str, options: argparse.Namespace) -> Plan:
-    for flag in ("size", "objective", "calls", "planner", "budget"):
+    for flag in ("size", "objective", "calls", "planner"):
         if getattr(options, flag):
             raise DeclarationError(f"{path} is a plan already: --{flag} goes with a preset or a TOML file")
     planned = _read(path, Plan.from_json)

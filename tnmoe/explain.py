@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from tnmoe.cost import elements
 from tnmoe.errors import PlanError
-from tnmoe.goals import parse
+from tnmoe.goals import SHORTLISTED, parse, priced
 from tnmoe.layer import Contraction
 from tnmoe.lower import lower_network
 from tnmoe.objective import Prices, amounts, price
@@ -51,7 +51,7 @@ def token_range(plan: Plan, name: str) -> TokenRange:
     """
     if not plan.layer.batched:
         raise PlanError("a plan of a bare network has no tokens")
-    if not plan.paths[name].exact:
+    if not plan.paths[name].exact or plan.objective in SHORTLISTED:
         raise PlanError(f"the order of {name!r} is not proven optimal, so there is no range in which it is")
     node = _node(plan, name)
     tokens = plan.values[plan.layer.token_symbol]
@@ -96,18 +96,18 @@ def _chapter(plan: Plan, node: Contraction) -> str:
         sentences.append(_runner_up(plan, node, path, names))
     else:
         sentences.append(f"With {len(names)} tensors the runner-up is not searched.")
-    if plan.layer.batched and path.exact:
+    if plan.layer.batched and path.exact and plan.shortlist is None:
         sentences.append(_tokens(plan, node, names))
     return "\n  ".join(sentences)
 
 
 def _dominant(plan: Plan, node: Contraction, path: ContractionPath) -> str:
-    forward = "macs" if plan.objective == "macs" else "flops"
+    forward = "macs" if _objective(plan) == "macs" else "flops"
     ops = lower_network(node, path)
     prices = [price((op,), _sizes(plan), forward) for op in ops]
     total, most = sum(prices), max(prices)
     op = ops[prices.index(most)]
-    what = {"macs": "MACs", "flops": "FLOPs"}.get(plan.objective, "FLOPs of the forward pass")
+    what = {"macs": "MACs", "flops": "FLOPs"}.get(_objective(plan), "FLOPs of the forward pass")
     size = elements(op.out.indices, plan.bound.sizes)
     return (
         f"The step that makes {op.out.name}[{' '.join(op.out.indices)}] ({grouped(int(size))} elements) takes "
@@ -117,7 +117,7 @@ def _dominant(plan: Plan, node: Contraction, path: ContractionPath) -> str:
 
 def _runner_up(plan: Plan, node: Contraction, path: ContractionPath, names: list[str]) -> str:
     first, *others = ranked.plan(
-        node.network, _sizes(plan), plan.objective, _needing(plan, node), count=8 if len(names) < 8 else 3
+        node.network, _sizes(plan), _objective(plan), _needing(plan, node), count=8 if len(names) < 8 else 3
     )
     equal = sum(o.price == first.price for o in others)
     worse = next((o for o in others if o.price > first.price), None)
@@ -132,9 +132,9 @@ def _runner_up(plan: Plan, node: Contraction, path: ContractionPath, names: list
 
 def _more(plan: Plan, price: int, best: int) -> str:
     """How much more than `best`, in the first criterion that differs."""
-    pairs = zip(amounts(price, plan.objective), amounts(best, plan.objective), strict=True)
+    pairs = zip(amounts(price, _objective(plan)), amounts(best, _objective(plan)), strict=True)
     k, (more, less) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
-    where = f" (in criterion {k + 1}, {', '.join(t.name for t, _ in parse(plan.objective).criteria[k])})" if k else ""
+    where = f" (in criterion {k + 1}, {', '.join(t.name for t, _ in parse(_objective(plan)).criteria[k])})" if k else ""
     if not less:
         return f"{float(more):,.6g} more, where it costs none{where}"
     ratio = more / less
@@ -166,19 +166,23 @@ def _node(plan: Plan, name: str) -> Contraction:
     raise PlanError(f"the plan has no network {name!r}; it has {', '.join(plan.paths)}")
 
 
+def _objective(plan: Plan) -> str:
+    return priced(plan.objective)
+
+
 def _sizes(plan: Plan, tokens: int | None = None) -> dict[str, int]:
     own = {} if tokens is None else {plan.layer.token_symbol: tokens}
     return plan.layer.bound_sizes({**plan.values, **own})
 
 
 def _needing(plan: Plan, node: Contraction) -> frozenset[str]:
-    if not parse(plan.objective).of_training:
+    if not parse(_objective(plan)).of_training:
         return frozenset()
     return plan.layer.network_gradients(node, plan.input_gradients)
 
 
 def _whole_price(plan: Plan, node: Contraction, path: ContractionPath, tokens: int | None = None) -> int:
-    return Prices(node.network, _sizes(plan, tokens), plan.objective, _needing(plan, node)).of(
+    return Prices(node.network, _sizes(plan, tokens), _objective(plan), _needing(plan, node)).of(
         lower_network(node, path)
     )
 
@@ -201,4 +205,6 @@ def _best(plan: Plan, node: Contraction, tokens: Fraction) -> ContractionPath:
 
     beside = {math.floor(tokens), math.ceil(tokens)}
     needing = _needing(plan, node)
-    return min((subset_dp.plan(node.network, _sizes(plan, t), plan.objective, needing) for t in sorted(beside)), key=at)
+    return min(
+        (subset_dp.plan(node.network, _sizes(plan, t), _objective(plan), needing) for t in sorted(beside)), key=at
+    )

@@ -21,6 +21,9 @@ OBJECTIVES = ("flops", "macs", "training", "saved", "inference")
 """FLOPs or MACs of the forward pass; FLOPs of forward and backward; elements kept for the backward; FLOPs of the
 forward passes between two updates of the weights, in which what depends on weights alone is made once."""
 
+SHORTLISTED = ("time", "layout")
+"""What is chosen among the orders with the fewest FLOPs: by predicted time, or by how much is copied."""
+
 TIES = {"saved": "training", "inference": "flops"}
 """What decides between equals where one of these is asked for by itself."""
 
@@ -97,8 +100,10 @@ def parse(text: str) -> Objective:
 def _term(part: str, text: str) -> Term:
     match = _TERM.fullmatch(part)
     name = part if match is None else match[2]
+    if name in SHORTLISTED:
+        raise PlanError(f"{name!r} chooses from a shortlist, stands alone and has no calls; got {_shown(text)}")
     if match is None or name not in OBJECTIVES:
-        raise PlanError(unknown("objective", name if len(name) <= 80 else name[:80] + "…", OBJECTIVES))
+        raise PlanError(unknown("objective", name if len(name) <= 80 else name[:80] + "…", (*OBJECTIVES, *SHORTLISTED)))
     calls = None if match[3] is None else int(match[3][:30])
     if calls is not None and name != "inference":
         raise PlanError(f"only 'inference' has a number of calls, got {_shown(text)}")
@@ -140,6 +145,8 @@ def as_objective(given: object, calls: object = None) -> str:
     Raises:
         PlanError: if it is none of these.
     """
+    if isinstance(given, str) and given in SHORTLISTED and calls is None:
+        return given
     if isinstance(given, str):
         objective = parse(given)
     elif isinstance(given, Mapping) and given:
@@ -150,7 +157,7 @@ def as_objective(given: object, calls: object = None) -> str:
             raise PlanError(f"a list of objectives holds names or mappings of names to weights, got {_shown(given)}")
         objective = Objective(tuple(level for part in parts for level in part.levels))
     else:
-        raise PlanError(unknown("objective", given, OBJECTIVES))
+        raise PlanError(unknown("objective", given, (*OBJECTIVES, *SHORTLISTED)))
     if calls is not None:
         objective = _with_calls(objective, calls)
     return str(parse(str(objective)))
@@ -178,6 +185,11 @@ def _with_calls(objective: Objective, calls: object) -> Objective:
 
 Goal = str | Mapping[str, float] | Sequence[str | Mapping[str, float]]
 """What a user may give as an objective; see `as_objective`."""
+
+
+def priced(objective: str) -> str:
+    """The text of what single steps are priced by: FLOPs where the objective chooses from a shortlist."""
+    return "flops" if objective in SHORTLISTED else objective
 
 
 def check_forward(objective: object) -> str:

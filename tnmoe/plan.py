@@ -14,13 +14,15 @@ from tnmoe.cost_report import step_table
 from tnmoe.dims import LARGEST, check_name
 from tnmoe.drawing import Scene, contraction_tree
 from tnmoe.errors import PlanError
-from tnmoe.goals import parse
+from tnmoe.goals import as_objective
 from tnmoe.layer import Layer
 from tnmoe.layers import declare
 from tnmoe.lower import lower, lower_steps
+from tnmoe.ops import Permute
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program, bind
 from tnmoe.report import Table, json_text
+from tnmoe.shortlist import Shortlist
 
 FORMAT = "tnmoe-plan-1"
 
@@ -35,6 +37,7 @@ class Plan:
         values: the integer of every symbol, declared or assumed while planning (the tokens are `T`).
         objective: what was minimised, as text: see `tnmoe.goals`.
         input_gradients: names of the inputs that need a gradient, for the figures about training.
+        shortlist: what it was chosen among, under the objectives "time" and "layout".
     """
 
     layer: Layer
@@ -42,6 +45,7 @@ class Plan:
     values: Mapping[str, int]
     objective: str = "flops"
     input_gradients: tuple[str, ...] = ()
+    shortlist: Shortlist | None = None
 
     @cached_property
     def program(self) -> Program:
@@ -70,6 +74,14 @@ class Plan:
         return only.steps
 
     @property
+    def orders(self) -> dict[str, str]:
+        """The order of each network as text, nested products of its tensors."""
+        return {
+            node.out.name: self.paths[node.out.name].tree([t.name for t in node.network.tensors])
+            for node in self.layer.contractions
+        }
+
+    @property
     def macs(self) -> int:
         """MACs of one forward pass."""
         return int(self._numbers.total.macs)
@@ -85,6 +97,12 @@ class Plan:
         once = self.bound.weight_only
         work = zip(self.bound.ops, self._numbers.per_op, strict=True)
         return sum(int(cost.flops) for op, cost in work if op.out.name in once)
+
+    @property
+    def copied(self) -> int:
+        """Elements that one forward pass copies because two steps want them in different orders of axes."""
+        work = zip(self.bound.ops, self._numbers.per_op, strict=True)
+        return sum(int(cost.activations) for op, cost in work if isinstance(op, Permute))
 
     @property
     def training_flops(self) -> int:
@@ -105,17 +123,27 @@ class Plan:
         """True if every order is proven to be the best under the objective."""
         return all(p.exact for p in self.paths.values())
 
+    @property
+    def proof(self) -> str:
+        """What is known of the choice, in a few words."""
+        if self.shortlist is not None:
+            return self.shortlist.summary
+        return "proven optimal" if self.exact else "not proven optimal"
+
     def table(self) -> Table:
         """One row for each op: operands, result, MACs, FLOPs and size, in the order in which they run."""
         sizes = ", ".join(f"{k} = {v:,}" for k, v in sorted(self.values.items()))
         planners = ", ".join(sorted({p.planner for p in self.paths.values()}))
-        proof = "proven optimal" if self.exact else "not proven optimal"
         notes: tuple[str, ...] = (
-            f"Objective {self.objective}, {proof} ({planners}). Sizes: {sizes}.",
+            f"Objective {self.objective}, {self.proof} ({planners}). Sizes: {sizes}.",
             f"Total: {self.macs:,} MACs, {self.flops:,} FLOPs. Size counts elements.",
         )
         if once := self.folding_flops:
             notes += (f"Of these, {once:,} FLOPs make what depends on weights alone.",)
+        if copied := self.copied:
+            notes += (f"{copied:,} elements are copied into another order of axes.",)
+        if self.shortlist is not None:
+            notes += self.shortlist.notes()
         table = step_table(self.bound, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
         return replace(table, notes=notes)
 
@@ -160,6 +188,7 @@ class Plan:
             name: {"steps": [list(s) for s in p.steps], "planner": p.planner, "exact": p.exact}
             for name, p in self.paths.items()
         }
+        chosen = {} if self.shortlist is None else {"shortlist": self.shortlist.to_mapping()}
         return json_text(
             {
                 "format": FORMAT,
@@ -168,6 +197,7 @@ class Plan:
                 "objective": self.objective,
                 "input_gradients": list(self.input_gradients),
                 "paths": paths,
+                **chosen,
             }
         )
 
@@ -198,13 +228,29 @@ class Plan:
         _same_names("paths", paths, {node.out.name for node in layer.contractions})
         for node in layer.contractions:
             paths[node.out.name].check(len(node.network.tensors))
-        return cls(layer, paths, values, _objective(data["objective"]), _inputs(layer, data["input_gradients"]))
+        return cls(
+            layer,
+            paths,
+            values,
+            _objective(data["objective"]),
+            _inputs(layer, data["input_gradients"]),
+            _shortlist(data),
+        )
 
 
 def _objective(text: Any) -> str:
     if not isinstance(text, str):
         raise PlanError(f"the objective of a plan must be text, got {text!r}")
-    return str(parse(text))
+    return as_objective(text)
+
+
+def _shortlist(data: Mapping[str, Any]) -> Shortlist | None:
+    if data.get("shortlist") is None:
+        return None
+    found = Shortlist.from_mapping(data["shortlist"])
+    if found.by != data["objective"]:
+        raise PlanError(f"the plan's objective is {data['objective']!r}, but its shortlist is by {found.by!r}")
+    return found
 
 
 def _inputs(layer: Layer, names: Any) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from tnmoe.figures import FIGURES, RATIOS
 from tnmoe.grid import Grid
 from tnmoe.layer import Layer
 from tnmoe.plan import Plan
-from tnmoe.planning import DEFAULT_TOKENS, Planable, as_layer, plan
+from tnmoe.planning import plan
+from tnmoe.question import DEFAULT_TOKENS, Planable, as_layer
 from tnmoe.vectorised import Column, Columns
 
 MOST_ROWS = 10_000_000

@@ -10,7 +10,7 @@ from tnmoe.errors import CostError, unknown
 from tnmoe.factorizations import CP, Dense, TensorRing
 from tnmoe.figures import FIGURES
 from tnmoe.layers import MuMoE
-from tnmoe.planning import Planable
+from tnmoe.question import Planable
 from tnmoe.report import Table
 
 EXPERTS = (2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -1,0 +1,134 @@
+"""Candidates: the cheapest orders of a whole layer, to be told apart by their programs, or measured."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tnmoe.errors import FileError, PlanError, TnmoeError
+from tnmoe.goals import SHORTLISTED, Goal, as_objective
+from tnmoe.hardware import DeviceProfile, default_path, load_cached, predict
+from tnmoe.path import ContractionPath
+from tnmoe.plan import Plan
+from tnmoe.planners import ranked
+from tnmoe.question import DEFAULT_TOKENS, Planable, Question, planner_of, question
+from tnmoe.shortlist import TOLERANCE, Considered, Shortlist
+
+Profile = DeviceProfile | str | os.PathLike[str]
+"""A device's measured rates, or the file of a calibration."""
+
+COUNT = 16
+"""How many orders "time" and "layout" choose among."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the cheapest orders, to be measured.
+
+    Attributes:
+        plan: the order as a plan; it can be built.
+        seconds: predicted time of one forward pass, None without a profile.
+    """
+
+    plan: Plan
+    seconds: float | None = None
+
+
+def shortlist(
+    what: Planable,
+    *,
+    count: int = COUNT,
+    tokens: int = DEFAULT_TOKENS,
+    sizes: Mapping[str, int] | None = None,
+    objective: Goal = "flops",
+    calls: int | None = None,
+    profile: Profile | None = None,
+    input_gradients: bool | Collection[str] = True,
+) -> tuple[Candidate, ...]:
+    """The cheapest orders of a layer, the cheapest first: what to measure, where near-ties matter.
+
+    Args:
+        what, tokens, sizes, calls, input_gradients: as in `plan`.
+        count: how many at most; orders that differ in the operands' places alone are one. A network of more than 10
+            tensors, which cannot be ranked, takes part with one order.
+        objective: what they are the cheapest by; as in `plan`, but for "time" and "layout".
+        profile: of a device, or the file of one; then each candidate's time is predicted, in float32 if it has that.
+
+    Raises:
+        PlanError: a faulty count or objective.
+        CostError: a layer without a time model, if there is a profile.
+        FileError, DeclarationError: as `plan`.
+    """
+    goal = as_objective(objective, calls)
+    if goal in SHORTLISTED:
+        raise PlanError(f"{goal!r} chooses from a shortlist; the shortlist itself is made by FLOPs or another price")
+    if type(count) is not int or not 1 <= count <= 1000:
+        raise PlanError(f"count must be an integer from 1 to 1000, got {count!r}")
+    asked = question(what, tokens, sizes, input_gradients)
+    plans = [plan for _, plan in _cheapest(asked, goal, count)]
+    device = None if profile is None else _profile(profile)
+    return tuple(Candidate(p, None if device is None else _seconds(p, device)) for p in plans)
+
+
+def _cheapest(asked: Question, goal: str, count: int) -> list[tuple[int, Plan]]:
+    """The `count` cheapest combinations of the orders of all networks, with the price of each."""
+    found: list[tuple[int, dict[str, ContractionPath]]] = [(0, {})]
+    for node in asked.layer.contractions:
+        needing, network = asked.needing(node, goal), node.network
+        if len(network.tensors) <= ranked.MAX_TENSORS:
+            orders = ranked.plan(network, asked.sizes, goal, needing, count)
+        else:
+            orders = (ranked.Ranked(0, planner_of("auto", network)(network, asked.sizes, goal, needing)),)
+        joint = [(price + o.price, {**paths, node.out.name: o.path}) for price, paths in found for o in orders]
+        found = heapq.nsmallest(count, joint, key=lambda pair: pair[0])
+    return [(price, Plan(asked.layer, paths, asked.values, goal, asked.inputs)) for price, paths in found]
+
+
+def choose(asked: Question, goal: str, profile: Profile | None) -> Plan:
+    """The plan for an objective that looks at whole programs: of the cheapest orders the best one."""
+    ranking = _cheapest(asked, "flops", COUNT)
+    complete, source = False, ""
+    if goal == "time":
+        plans = [plan for _, plan in ranking]
+        device = _profile(profile)
+        source = f"{device.name}, {device.source}, {_dtype(device)}"
+        predicted = [_seconds(p, device) for p in plans]
+        chosen = predicted.index(min(predicted))
+        considered = [Considered(p.orders, p.flops, p.copied, s) for p, s in zip(plans, predicted, strict=True)]
+    else:
+        least, most = ranking[0][0], TOLERANCE * ranking[0][1].flops
+        plans = [plan for price, plan in ranking if price - least <= most]
+        ranks_all = all(len(n.network.tensors) <= ranked.MAX_TENSORS for n in asked.layer.contractions)
+        complete = ranks_all and (len(plans) < len(ranking) or len(ranking) < COUNT)
+        considered = [Considered(p.orders, p.flops, p.copied) for p in plans]
+        chosen = min(range(len(plans)), key=lambda k: (plans[k].copied, k))
+    best, found = plans[chosen], Shortlist(goal, tuple(considered), chosen, complete, source)
+    paths = {name: replace(path, exact=complete) for name, path in best.paths.items()}
+    return replace(best, paths=paths, objective=goal, shortlist=found)
+
+
+def _profile(given: Profile | None) -> DeviceProfile:
+    """A profile, that of a file, or the one that the last calibration kept."""
+    if isinstance(given, DeviceProfile):
+        return given
+    if given is None:
+        if (cached := load_cached()) is None:
+            raise PlanError(f"no device profile at {default_path()}: run `tnmoe calibrate`, or pass profile=")
+        return cached
+    try:
+        return DeviceProfile.from_json(Path(given).read_text(encoding="utf-8"))
+    except TnmoeError as error:
+        raise type(error)(f"{given}: {error}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise FileError(f"profile {given} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _dtype(profile: DeviceProfile) -> str:
+    return "float32" if "float32" in profile.rates else next(iter(profile.rates))
+
+
+def _seconds(planned: Plan, profile: DeviceProfile) -> float:
+    return predict(planned.bound, profile, _dtype(profile)).seconds
