@@ -16,6 +16,7 @@ from tnmoe.calibrate import calibrate
 from tnmoe.candidates import Candidate, shortlist
 from tnmoe.check import check
 from tnmoe.cost_report import CostReport
+from tnmoe.crossover import Crossover, crossover
 from tnmoe.dims import symbol
 from tnmoe.errors import (
     CostError,
@@ -61,6 +62,7 @@ __all__ = [
     "Candidate",
     "CostError",
     "CostReport",
+    "Crossover",
     "Custom",
     "DeclarationError",
     "Dense",
@@ -98,6 +100,7 @@ __all__ = [
     "calibrate",
     "check",
     "cost",
+    "crossover",
     "declare",
     "emit",
     "explain",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self, overload
 
@@ -237,13 +237,31 @@ class Figures:
         """
         return _rule(figure)(self._symbols)
 
-    def formula(self, figure: str) -> sympy.Expr:
+    def formula(self, figure: str, *, part: str | None = None) -> sympy.Expr:
         """A figure as a formula in the layer's symbols, e.g. `R*(I + N + O)`.
 
+        Args:
+            figure: its name.
+            part: count one part alone, e.g. "gate", "up"; "" is what has no name of its own. The figures that add up
+                over parts have it: parameters, MACs, FLOPs by class, weight and activation bytes.
+
         Raises:
-            CostError: if there is no such figure.
+            CostError: if there is no such figure, or no such part of it.
         """
-        return simplify(self.expression(figure))
+        if part is None:
+            return simplify(self.expression(figure))
+        parts = sorted({p.part for p in self.program.parameters} | {op.out.part for op in self.program.ops})
+        if figure not in ADDITIVE or part not in parts:
+            raise CostError(
+                f"no part {part!r} of {figure}; parts are {', '.join(map(repr, parts))}, of {', '.join(ADDITIVE)}"
+            )
+        program = replace(
+            self.program,
+            parameters=tuple(p for p in self.program.parameters if p.part == part),
+            buffers=tuple(p for p in self.program.buffers if p.part == part),
+            ops=tuple(op for op in self.program.ops if op.out.part == part),
+        )
+        return simplify(_rule(figure)(replace(self._symbols, program=program)))
 
 
 FIGURES: tuple[str, ...] = tuple(name for name, value in vars(Figures).items() if isinstance(value, Figure))
@@ -270,6 +288,12 @@ RATIOS = {
     "flops_per_rank": Ratio("FLOPs a rank", ("flops",), ("max_rank",)),
 }
 """What `Figures.ratio` divides, by name."""
+
+ADDITIVE = (
+    *("parameters", "macs", "flops", "matmul_flops", "elementwise_flops", "special_flops"),
+    *("weight_bytes", "activation_bytes"),
+)
+"""Figures that are sums over the parts of a layer."""
 
 HEADINGS = {name: vars(Figures)[name].heading for name in FIGURES} | {name: r.heading for name, r in RATIOS.items()}
 

@@ -6,21 +6,22 @@ import itertools
 import math
 import random
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from tnmoe.axes import open_sizes
 from tnmoe.constraints import parse_constraint
 from tnmoe.cost_report import COMPARED, CostReport
-from tnmoe.dims import LARGEST, symbol_names
+from tnmoe.dims import LARGEST
 from tnmoe.errors import DeclarationError, unknown
 from tnmoe.figures import FIGURES, RATIOS
 from tnmoe.grid import Grid
 from tnmoe.layer import Layer
 from tnmoe.plan import Plan
 from tnmoe.planning import plan
-from tnmoe.question import DEFAULT_TOKENS, Planable, as_layer
+from tnmoe.question import DEFAULT_TOKENS, Planable
 from tnmoe.vectorised import Column, Columns
 
 MOST_ROWS = 10_000_000
@@ -69,7 +70,8 @@ def sweep(
         raise DeclarationError(unknown("objective of a sweep", objective, PRICES))
     wanted = (figures,) if isinstance(figures, str) else tuple(figures)
     constraints = [parse_constraint(c) for c in ([where] if isinstance(where, str) else where)]
-    layer, lengths = _opened(what, {name: _axis(name, values) for name, values in axes.items()})
+    lengths = {name: _axis(name, values) for name, values in axes.items()}
+    layer = open_sizes(what, lengths)
     known = {**(what.values if isinstance(what, Plan) else layer.values), **(sizes or {})}
     if layer.batched and layer.token_symbol not in lengths:
         rows = _axis("tokens", tokens)
@@ -119,40 +121,6 @@ def _axis(name: str, values: int | Iterable[int]) -> list[int]:
         if isinstance(v, bool) or not isinstance(v, int | np.integer) or not 1 <= v <= LARGEST:
             raise DeclarationError(f"axis {name} takes positive integers, got {v!r}")
     return [int(v) for v in found]
-
-
-def _opened(what: Planable | Plan, axes: Mapping[str, list[int]]) -> tuple[Layer, dict[str, list[int]]]:
-    """The layer with every swept size a symbol, and the axes by symbol."""
-    layer = what.layer if isinstance(what, Plan) else as_layer(what)
-    names = symbol_names(layer.sizes.values())
-    if not isinstance(what, Plan | Layer):
-        changed: Any = what
-        for name in axes:
-            if name not in names:
-                changed = _with_symbol(changed, name)
-        layer = as_layer(changed)
-        names = symbol_names(layer.sizes.values())
-    for name in axes:
-        if name not in names:
-            raise DeclarationError(unknown(f"size of {layer.name}", name, sorted(names)))
-    return replace(layer, values={k: v for k, v in layer.values.items() if k not in axes}), dict(axes)
-
-
-def _with_symbol(spec: Any, field: str) -> Any:
-    """The declaration with a field, of its own or of one of its parts, as a symbol of the field's name."""
-    if not is_dataclass(spec) or isinstance(spec, type):
-        return spec
-    for f in fields(spec):
-        value = getattr(spec, f.name)
-        if f.name == field:
-            single = not isinstance(value, tuple) or len(value) == 1
-            if isinstance(value, bool) or not single:
-                raise DeclarationError(f"{field} is no single size but {value!r}; sweep its symbols, e.g. N1, r2")
-            return replace(spec, **{field: field})
-        inner = _with_symbol(value, field) if is_dataclass(value) else value
-        if inner is not value:
-            return replace(spec, **{f.name: inner})
-    return spec
 
 
 def _product(axes: Mapping[str, list[int]]) -> dict[str, Column]:
