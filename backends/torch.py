@@ -26,9 +26,8 @@ from tnmoe.ops import (
     Sparsemax,
     Split,
     Value,
-    operands,
 )
-from tnmoe.program import Program
+from tnmoe.program import Program, gate_ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +101,12 @@ def _class(unit: Unit) -> str:
     lines = [f"class {unit.name}(nn.Module):", *_docstring([unit.title, *unit.notes], 4), ""]
     lines += [*_init(program), "", *_reset(program, _STARTS if unit.batched else "Draw fresh weights.")]
     writer = Writer(program)
-    gate_ops = _needed(program, program.coefficients)
+    gates = gate_ops(program)
     if unit.batched:
         lines += ["", *_rows(program.inputs[0], program)]
-    if gate_ops:
-        lines += ["", *_coefficients(unit, writer, gate_ops)]
-    lines += ["", *_forward(unit, writer, gate_ops)]
+    if gates:
+        lines += ["", *_coefficients(unit, writer, gates)]
+    lines += ["", *_forward(unit, writer, gates)]
     lines += ["", "    def extra_repr(self) -> str:", *_extra_repr(unit.summary)]
     return "\n".join(lines)
 
@@ -206,17 +205,6 @@ def _number(value: object) -> str:
     return repr(float(str(value)))
 
 
-def _needed(program: Program, names: Sequence[str]) -> tuple[Op, ...]:
-    """The ops that the values `names` depend on, in order."""
-    wanted = set(names)
-    found: list[Op] = []
-    for op in reversed(program.ops):
-        if op.out.name in wanted:
-            found.append(op)
-            wanted |= {v.name for v in operands(op)}
-    return tuple(reversed(found))
-
-
 def _rows(x: Value, program: Program) -> list[str]:
     width = program.sizes[x.indices[-1]]
     return [
@@ -253,7 +241,7 @@ def _coefficients(unit: Unit, writer: Writer, ops: Sequence[Op]) -> list[str]:
     else:
         lines.append(f"    def _coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:")
     for op in ops:
-        lines += indented(writer.statement(op))
+        lines += indented([*writer.drops(op), *writer.statement(op)])
     lines.append(f"        return {_tuple(names)}")
     return lines
 
@@ -262,7 +250,7 @@ def _tuple(names: Sequence[str]) -> str:
     return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
 
 
-def _forward(unit: Unit, writer: Writer, gate_ops: Sequence[Op]) -> list[str]:
+def _forward(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
     program = unit.program
     arguments = ", ".join(f"{writer.ref(v.name)}: Tensor" for v in program.inputs)
     lines = [f"    def forward(self, {arguments}) -> Tensor:" if arguments else "    def forward(self) -> Tensor:"]
@@ -275,17 +263,18 @@ def _forward(unit: Unit, writer: Writer, gate_ops: Sequence[Op]) -> list[str]:
     else:
         shapes = ", ".join(f"{writer.ref(v.name)} ({' '.join(v.indices)})" for v in program.inputs)
         lines += _docstring([f"Contract {shapes or 'the weights'} to ({' '.join(program.output.indices)})."], 8)
-    if gate_ops:
+    if gates:
         names = [writer.ref(n) for n in program.coefficients]
-        comment = ", ".join(" ".join(op.out.indices) for op in gate_ops if op.out.name in program.coefficients)
+        comment = ", ".join(" ".join(op.out.indices) for op in gates if op.out.name in program.coefficients)
         lines.append(f"        {_tuple(names)} = self._coefficients({x.name})  # {comment}")
     for name, where in writer.runtime_sizes(program.ops).items():
         lines.append(f"        {name} = {where}")
-    done = set(gate_ops)
-    part = "gate" if gate_ops else program.ops[0].out.part if program.ops else ""
+    done = set(gates)
+    part = "gate" if gates else program.ops[0].out.part if program.ops else ""
     for op in program.ops:
         if op in done:
             continue
+        lines += indented(writer.drops(op))
         if op.out.part != part:
             part = op.out.part
             lines.append("")

@@ -109,6 +109,16 @@ class Writer:
             found[f"size_{index}"] = f"{self.ref(holder.name)}.shape[{holder.indices.index(index)}]"
         return found
 
+    def drops(self, op: Op) -> list[str]:
+        """`del` of the values that are given up before the op runs, so that they do not add to its memory."""
+        lines: list[str] = []
+        for name in map(self.ref, self.program.drops.get(op.out.name, ())):
+            if lines and len(lines[-1]) + len(name) + 10 <= WIDTH:
+                lines[-1] += f", {name}"
+            else:
+                lines.append(f"del {name}")
+        return lines
+
     def statement(self, op: Op) -> list[str]:
         """`out = expression  # indices`; a view of the result goes on a line of its own if both are too long."""
         target, comment = self.ref(op.out.name), axes_comment(op.out.indices)

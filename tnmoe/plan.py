@@ -20,7 +20,8 @@ from tnmoe.layers import declare
 from tnmoe.lower import lower, lower_steps
 from tnmoe.ops import Permute
 from tnmoe.path import ContractionPath
-from tnmoe.program import Program, bind
+from tnmoe.program import Program
+from tnmoe.release import bound
 from tnmoe.report import Table, json_text
 from tnmoe.shortlist import Shortlist
 
@@ -54,8 +55,8 @@ class Plan:
 
     @cached_property
     def bound(self) -> Program:
-        """The ops, with integer sizes."""
-        return bind(self.program, self.values)
+        """The ops, with integer sizes, as they are emitted."""
+        return bound(self.program, self.values)
 
     @cached_property
     def _numbers(self) -> Estimate:

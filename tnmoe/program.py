@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tnmoe.dims import Dim, evaluate
 from tnmoe.errors import ProgramError
@@ -43,6 +43,8 @@ class Program:
         output: what is returned.
         sizes: each index's size, symbolic or (after `bind`) an integer.
         coefficients: names of the values that are expert coefficients.
+        drops: values that are given up before an op runs, by the name of the op's result; by default each value lives
+            until the function that computes it returns. See `tnmoe.release`.
     """
 
     inputs: tuple[Value, ...]
@@ -52,6 +54,7 @@ class Program:
     output: Value
     sizes: Mapping[str, Dim]
     coefficients: tuple[str, ...] = ()
+    drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def leaves(self) -> tuple[Value, ...]:
@@ -88,6 +91,17 @@ class Program:
 
 def _text(value: Value) -> str:
     return f"{value.name}[{' '.join(value.indices)}]"
+
+
+def gate_ops(program: Program) -> tuple[Op, ...]:
+    """The ops that the expert coefficients depend on, in order; they run first, in a function of their own."""
+    wanted = set(program.coefficients)
+    found: list[Op] = []
+    for op in reversed(program.ops):
+        if op.out.name in wanted:
+            found.append(op)
+            wanted |= {v.name for v in operands(op)}
+    return tuple(reversed(found))
 
 
 def bind(program: Program, values: Mapping[str, int]) -> Program:

@@ -111,6 +111,7 @@ class CPMuMoE(nn.Module):
     def _coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
         logits = x @ self.gate_projection  # t n
         normalised = F.layer_norm(logits, (8,))  # t n
+        del logits
         coefficients = entmax15(normalised)  # t n
         return (coefficients,)
 
@@ -123,6 +124,7 @@ class CPMuMoE(nn.Module):
         experts = coefficients @ self.expert_factor  # t r
         projected = torch.addmm(self.input_bias, x, self.input_factor)  # t r
         gated = experts * projected  # t r
+        del coefficients, experts, projected
         y = gated @ self.output_factor  # t o
         return y.reshape(*lead, 24)
 

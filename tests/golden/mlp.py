@@ -59,7 +59,9 @@ class MLP(nn.Module):
         x_norm = F.layer_norm(x, (16,), self.norm_weight, self.norm_bias)  # t i
 
         hidden = torch.addmm(self.up_bias, x_norm, self.up_weight)  # t h
+        del x_norm
         activated = F.gelu(hidden)  # t h
+        del hidden
 
         y = torch.addmm(self.down_bias, activated, self.down_weight)  # t o
         return y.reshape(*lead, 16)

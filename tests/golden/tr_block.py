@@ -152,8 +152,11 @@ class TensorRingMuMoEBlock(nn.Module):
         )  # t (r2 r3)
         up_projected = up_projected.unflatten(-1, (4, 6))  # t r2 r3
         up_gated = up_experts @ up_projected  # t r1 r3
+        del x_norm, up_experts, up_projected
         hidden = up_gated.flatten(1) @ self.up_output_core.flatten(0, 1)  # t h
+        del up_gated
         activated = F.gelu(hidden)  # t h
+        del hidden
 
         down_experts = coefficients @ self.down_expert_core.flatten(1)  # t (r1 r2)
         down_experts = down_experts.unflatten(-1, (4, 4))  # t r1 r2
@@ -162,6 +165,7 @@ class TensorRingMuMoEBlock(nn.Module):
         )  # t (r2 r3)
         down_projected = down_projected.unflatten(-1, (4, 6))  # t r2 r3
         down_gated = down_experts @ down_projected  # t r1 r3
+        del coefficients, activated, down_experts, down_projected
         y = down_gated.flatten(1) @ self.down_output_core.flatten(0, 1)  # t o
         return y.reshape(*lead, 16)
 

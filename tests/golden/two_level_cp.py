@@ -115,6 +115,7 @@ class CPMuMoE(nn.Module):
     def _coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
         logits_1 = x @ self.gate_projection_1  # t n1
         normalised_1 = F.layer_norm(logits_1, (8,))  # t n1
+        del logits_1
         coefficients_1 = sparsemax(normalised_1)  # t n1
         logits_2 = x @ self.gate_projection_2  # t n2
         normalised_2 = F.layer_norm(logits_2, (4,))  # t n2
@@ -130,8 +131,11 @@ class CPMuMoE(nn.Module):
         experts_1 = coefficients_1 @ self.expert_factor_1  # t r
         experts_2 = coefficients_2 @ self.expert_factor_2  # t r
         projected = torch.addmm(self.input_bias, x, self.input_factor)  # t r
+        del coefficients_1, coefficients_2
         y_partial_3 = experts_2 * projected  # t r
+        del experts_2, projected
         gated = experts_1 * y_partial_3  # t r
+        del experts_1, y_partial_3
         y = gated @ self.output_factor  # t o
         return y.reshape(*lead, 24)
 

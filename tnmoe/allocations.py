@@ -1,0 +1,259 @@
+"""Which bytes one op takes and gives back while it runs, forward and backward, as torch's tracker sees them.
+
+A *script* is a list of signed numbers of bytes in order of time: + what is allocated, - what is freed. Its largest
+running sum is the room that the op needs; its sum is what stays. The scripts of the gates follow the statements of
+`backends/activations.py` one by one. What a kernel allocates inside itself (packed matrices of a BLAS, buckets of a
+sort) is no tensor, is invisible to torch's own tracker, and is not counted: see `SCRATCH`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from itertools import accumulate
+
+from tnmoe.backward import saved_inside
+from tnmoe.cost import elements
+from tnmoe.dims import Dim
+from tnmoe.errors import CostError
+from tnmoe.ops import (
+    Add,
+    BatchNorm,
+    Contract,
+    ContractAdd,
+    Entmax15,
+    Gelu,
+    LayerNorm,
+    Multiply,
+    Op,
+    Permute,
+    Reduce,
+    Sigmoid,
+    Softmax,
+    Sparsemax,
+    Value,
+    matmul_groups,
+    operands,
+)
+
+SCRATCH = (
+    "Left out: what kernels allocate inside themselves, which is no tensor (packed operands of a matrix product, "
+    "buffers of a sort or a reduction)."
+)
+
+COUNT = 8
+"""Bytes of torch's integers: positions of a sort, counts of entries."""
+
+Script = tuple[int, ...]
+
+
+def room(script: Script) -> int:
+    """The most bytes that a script holds at once."""
+    return max(accumulate(script, initial=0))
+
+
+def size(value: Value, sizes: Mapping[str, Dim], item: int) -> int:
+    """Bytes of a value whose elements take `item` bytes each."""
+    return item * _count(value.indices, sizes)
+
+
+def forward_script(op: Op, sizes: Mapping[str, Dim], item: int, *, kept: bool, evaluation: bool) -> Script:
+    """What the forward of `op` allocates and frees; what stays is its result, and what it keeps besides, if `kept`.
+
+    Args:
+        op, sizes: bound.
+        item: bytes of an element.
+        kept: whether there will be a backward pass through this op.
+        evaluation: the module's mode, in which batch norm uses its running statistics.
+
+    Raises:
+        CostError: an op that is not emitted.
+    """
+    out = size(op.out, sizes, item)
+    match op:
+        case Entmax15(_, x, index):
+            root = _entmax15(_count(x.indices, sizes), _whole(sizes[index]), item)
+            return (*root, out) if kept else (*root, out, -out)
+        case Sparsemax(_, x, index):
+            return _sparsemax(_count(x.indices, sizes), _whole(sizes[index]), item)
+        case LayerNorm() | BatchNorm():
+            own_statistics = isinstance(op, LayerNorm) or not evaluation
+            inside = saved_inside_bytes(op, sizes, item) if own_statistics else 0
+            return (out + inside,) if kept else (out + inside, -inside)
+        case Contract() | ContractAdd() | Multiply() | Add() | Reduce() | Permute() | Softmax() | Sigmoid() | Gelu():
+            return (out,)
+    raise CostError(f"op {type(op).__name__} has no allocations; add them to tnmoe/allocations.py")
+
+
+def saved_inside_bytes(op: Op, sizes: Mapping[str, Dim], item: int) -> int:
+    """Bytes that the backward of `op` keeps and that are no value of the program."""
+    if isinstance(op, BatchNorm) and _rows(op.x, op.index, sizes) == 1:
+        return 0  # one row has no statistics of its own
+    return item * _whole(saved_inside(op, sizes, {v.name for v in operands(op)}))
+
+
+def backward_scripts(op: Op, sizes: Mapping[str, Dim], item: int, needing: Set[str]) -> tuple[Script, ...]:
+    """What the backward of `op` allocates and frees, one script for each node of torch's graph.
+
+    After each the gradient that came in is given back. What stays of the last one are the gradients of the operands
+    in `needing`, but for those that are the incoming gradient itself: see `passes_on`.
+    """
+    wanted = [v for v in operands(op) if v.name in needing]
+    match op:
+        case Contract() | ContractAdd():
+            return (tuple(size(v, sizes, item) for v in wanted if not passes_on(op, v, sizes)),)
+        case Multiply(out):
+            # Both products first, then the sums over what was broadcast.
+            full = size(out, sizes, item)
+            summed = [v for v in wanted if _is_summed(v, out, sizes)]
+            return ((*(full for _ in wanted), *(d for v in summed for d in (size(v, sizes, item), -full))),)
+        case Add():
+            return (tuple(size(v, sizes, item) for v in wanted if not passes_on(op, v, sizes)),)
+        case Reduce() | Permute():
+            return ((),)
+        case Softmax(out) | Sigmoid(out) | Gelu(out):
+            return ((size(out, sizes, item),),)
+        case LayerNorm() | BatchNorm():
+            return ((sum(size(v, sizes, item) for v in wanted),),)
+        case Entmax15(out, _, index):
+            full, rows, count = size(out, sizes, item), item * _rows(out, index, sizes), _count(out.indices, sizes)
+            square = (full, full, full, -2 * full)
+            # mask, product; two sums, their quotient; product, difference, half
+            root = (count, full, -count, rows, rows, rows, -2 * rows, full, full, -full, full, -2 * full - rows)
+            return square, root
+        case Sparsemax(out, _, index):
+            full, rows, count = size(out, sizes, item), item * _rows(out, index, sizes), _count(out.indices, sizes)
+            counts = COUNT * _rows(out, index, sizes)
+            return ((count, full, rows, counts, rows, -rows - counts, full, -rows, full, -2 * full - count),)
+    raise CostError(f"op {type(op).__name__} has no allocations; add them to tnmoe/allocations.py")
+
+
+def passes_on(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
+    """True if the gradient of an operand is that of the result, the same bytes."""
+    match op:
+        case Reduce() | Permute():
+            return True
+        case Add():
+            return not _is_summed(value, op.out, sizes)
+        case ContractAdd(out, _, _, bias) if value == bias:
+            # A bias of the columns is one axis short of the product; one of the rows has an axis of 1.
+            row = set(bias.indices) == set(matmul_groups(op).cols)
+            return not row and all(i in bias.indices or sizes[i] == 1 for i in out.indices)
+    return False
+
+
+def _is_summed(value: Value, out: Value, sizes: Mapping[str, Dim]) -> bool:
+    """Whether torch sums the gradient over axes that the value lacks: all in front of its own, else those beyond 1."""
+    first = next((k for k, i in enumerate(out.indices) if i in value.indices), len(out.indices))
+    return first > 0 or any(i not in value.indices and sizes[i] != 1 for i in out.indices)
+
+
+def _count(indices: tuple[str, ...], sizes: Mapping[str, Dim]) -> int:
+    return _whole(elements(indices, sizes))
+
+
+def _rows(value: Value, index: str, sizes: Mapping[str, Dim]) -> int:
+    return _count(tuple(i for i in value.indices if i != index), sizes)
+
+
+def _whole(dim: Dim) -> int:
+    if not isinstance(dim, int):
+        raise CostError(f"memory is counted for given sizes only, not for {dim}")
+    return dim
+
+
+# ---- gates, statement by statement ---------------------------------------------------------------------------
+
+
+SORTED_BELOW = 8192
+"""Entries below which `backends/activations.py` sorts, instead of taking steps of Newton's method."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Logits:
+    """Bytes of what a gate computes with: all entries, one number a row, and one count a row."""
+
+    count: int
+    width: int
+    item: int
+
+    @property
+    def wide(self) -> int:
+        """Bytes of an element: half precision is computed in float32."""
+        return max(self.item, 4)
+
+    @property
+    def full(self) -> int:
+        return self.wide * self.count
+
+    @property
+    def rows(self) -> int:
+        return self.wide * (self.count // self.width)
+
+    @property
+    def counts(self) -> int:
+        return COUNT * (self.count // self.width)
+
+    @property
+    def steps(self) -> int:
+        digits = (self.width - 1).bit_length()
+        return 3 + digits - digits // 4 + 2 * (self.item == 8)
+
+    def gate(self, threshold: Script, *, halved: bool) -> Script:
+        """The forward pass of either autograd function, around its threshold; what stays is its result."""
+        full, rows = self.full, self.rows
+        cast = (full,) if self.wide != self.item else ()
+        return (
+            *cast,
+            *(rows, full, -rows),  # z - maximum
+            *((full, -full) if halved else ()),
+            *(-c for c in cast),
+            *(full, -full),  # clamp
+            *threshold,
+            *(full, -rows, full, -full),  # z - threshold, clamp
+            *((self.item * self.count, -full) if cast else ()),
+            -full,
+        )
+
+    def ordered(self) -> Script:
+        """Sorted entries (their positions are given back) and `count`."""
+        return self.full, COUNT * self.count, -COUNT * self.count, self.wide * self.width
+
+
+def _entmax15(count: int, width: int, item: int) -> Script:
+    """`_Entmax15Root.forward` on `count` entries in rows of `width`; what stays is its result."""
+    z = _Logits(count, width, item)
+    e, row, chosen = z.full, z.rows, z.counts
+    if count < SORTED_BELOW:
+        threshold: Script = (
+            *z.ordered(),
+            *(e, e, -e),  # mean
+            *(e, e, -e, e, -e, e, e, -2 * e, e, -e),  # spread: square, sum, quotient; square; difference; product
+            *(e, e, -e, e, -e, e, -e, e, -e),  # tau: difference, quotient, clamp, root; difference
+            *(count, chosen, -count, chosen, -chosen),  # chosen: comparison, sum, clamp
+            *(chosen, row, -chosen),  # tau at chosen
+            -(4 * e + z.wide * width + chosen),
+        )
+        return z.gate(threshold, halved=True)
+    slope = (row, row, -row)
+    tau = (row, row, -row, row, -row, row, -row, -row)  # sum, difference, quotient, sum; the one before
+    first, later = (e, *slope, *tau), (e, -e, *slope, -row, *tau)
+    return z.gate((row, *first, *later * (z.steps - 1), -(e + row)), halved=True)
+
+
+def _sparsemax(count: int, width: int, item: int) -> Script:
+    """`_Sparsemax.forward`, as `_entmax15`."""
+    z = _Logits(count, width, item)
+    e, row, chosen = z.full, z.rows, z.counts
+    if count < SORTED_BELOW:
+        threshold: Script = (
+            *z.ordered(),
+            *(e, e, -e),  # excess
+            *(e, count, -e, chosen, -count, chosen, -chosen),  # chosen: product, comparison, sum, clamp
+            *(chosen, row, -chosen, row, -row),  # excess at chosen, over chosen
+            -(2 * e + z.wide * width + chosen),
+        )
+        return z.gate(threshold, halved=False)
+    tau = (row, row, row, -2 * row, row, -row, -row)  # difference, sum, quotient, sum; the one before
+    first, later = (e, row, *tau), (e, -e, row, -row, *tau)
+    return z.gate((row, *first, *later * (z.steps - 1), -(e + row)), halved=False)

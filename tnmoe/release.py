@@ -1,0 +1,70 @@
+"""Decide where emitted code gives values up: as few `del` statements as reach the least peak of a forward pass.
+
+A Python local lives until its function returns, read again or not. Dropping each value after its last use gives the
+least peak there is for this order of ops; but most of those statements would change nothing. So values are dropped
+only before a step that would exceed that peak, all dead ones at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tnmoe.errors import CostError
+from tnmoe.memory import execution_order, inference
+from tnmoe.ops import operands
+from tnmoe.program import Program, bind, gate_ops
+
+ITEM = 4
+"""Bytes of an element: float32. What is dropped where hardly depends on it, since all values share it."""
+
+
+def bound(program: Program, values: Mapping[str, int]) -> Program:
+    """The program with integer sizes, under `values` by symbol name, as it is emitted: with its drops."""
+    return release(bind(program, values))
+
+
+def release(program: Program) -> Program:
+    """A bound program that drops what is dead where its peak needs it; one that cannot be emitted stays as it is."""
+    try:
+        return _released(program)
+    except CostError:
+        return program
+
+
+def _released(program: Program) -> Program:
+    dead = _dead(program)
+    least = max((m.peak for m in inference(replace(program, drops=dead), ITEM)), default=0)
+    released = replace(program, drops={})
+    pending: list[str] = []
+    moments = inference(released, ITEM)
+    gates = len(gate_ops(program))
+    for k, op in enumerate(execution_order(program)):
+        if k == gates:
+            pending = []  # the function of the gates has returned
+        pending += dead.get(op.out.name, ())
+        if pending and moments[k].peak > least:
+            released = replace(released, drops={**released.drops, op.out.name: tuple(pending)})
+            pending = []
+            moments = inference(released, ITEM)
+    return released
+
+
+def _dead(program: Program) -> dict[str, tuple[str, ...]]:
+    """For each op, by the name of its result: the values that the op before it, in the same function, read last."""
+    order, gates = execution_order(program), len(gate_ops(program))
+    made = {op.out.name for op in program.ops} - {program.output.name}
+    last = {v.name: k for k, op in enumerate(order) for v in operands(op)}
+    inside = {op.out.name for op in order[:gates]} - set(program.coefficients)
+    found: dict[str, tuple[str, ...]] = {}
+    for k, op in enumerate(order):
+        if k == 0:
+            continue
+        dead = [name for name, end in last.items() if end == k - 1 and name in made]
+        if k == gates:
+            dead = [name for name in dead if name not in inside]
+        elif k < gates:
+            dead = [name for name in dead if name in inside]
+        if dead:
+            found[op.out.name] = tuple(dead)
+    return found
