@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from tnmoe.errors import PlanError
@@ -17,6 +17,8 @@ except ImportError:  # it is an extra
     cotengra = None
 
 INSTALLED = cotengra is not None
+
+_CANDIDATES = 8
 
 
 def plan(
@@ -45,7 +47,7 @@ def plan(
         if len(network.tensors) <= 12:
             optimizer = cotengra.OptimalOptimizer(minimize="flops", search_outer=True, simplify=False)
         else:
-            optimizer = cotengra.RandomGreedyOptimizer(max_repeats=128, seed=0)
+            optimizer = _random_greedy(128, 0)
     # Its compiled core takes single letters alone; and it misprices an index of one tensor alone, which is summed
     # before anything else in every order.
     letter = {index: cotengra.get_symbol(k) for k, index in enumerate(network.indices)}
@@ -54,3 +56,19 @@ def plan(
     inputs = [tuple(letter[i] for i in t.indices if i in needed) for t in network.tensors]
     ssa = optimizer.ssa_path(inputs, tuple(letter[i] for i in network.output), {letter[i]: sizes[i] for i in needed})
     return ContractionPath(pairwise(ssa, len(inputs)), "cotengra")
+
+
+def candidates(network: Network, sizes: Mapping[str, int], seed: int = 0) -> Iterator[ContractionPath]:
+    """Some good orders, to be priced by the caller: the best of a few trials each, and last the one `plan` gives.
+
+    Raises:
+        PlanError: if cotengra is not installed.
+    """
+    for k in range(_CANDIDATES):
+        yield plan(network, sizes, optimizer=_random_greedy(4, 1 + seed * _CANDIDATES + k))
+    yield plan(network, sizes)
+
+
+def _random_greedy(trials: int, seed: int) -> Any:
+    # In this thread alone: it is seeded, and few trials do not pay for workers.
+    return cotengra.RandomGreedyOptimizer(max_repeats=trials, seed=seed, parallel=False)

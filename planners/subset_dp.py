@@ -42,8 +42,7 @@ def plan(
     n = len(network.tensors)
     if n > MAX_TENSORS:
         raise PlanError(
-            f"the exact planner takes up to {MAX_TENSORS} tensors, this network has {n}; use planner='greedy', or "
-            f"'cotengra' (pip install 'tnmoe[cotengra]')"
+            f"the exact planner takes up to {MAX_TENSORS} tensors, this network has {n}; use planner='search'"
         )
     full = (1 << n) - 1
     kept, held = _index_masks(network)

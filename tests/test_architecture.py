@@ -18,6 +18,7 @@ ALLOWED = {
     "path": {"errors"},
     "writing": {"errors"},
     "cache": {"writing"},
+    "progress": set(),
     "initialise": {"dims"},
     "drawing": {"drawing", "errors"},
     "network": {"dims", "drawing", "errors"},
@@ -77,7 +78,9 @@ ALLOWED = {
         "shortlist",
     },
     "planners": {
+        "_version",
         "backward",
+        "cache",
         "cost",
         "errors",
         "goals",

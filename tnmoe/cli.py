@@ -129,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
         if name != "cost":  # which has its own use for it
             sub.add_argument("--profile", metavar="FILE", help="a calibration, for --objective time")
         sub.add_argument("--planner", choices=["auto", *PLANNERS], help="default: auto")
+        sub.add_argument("--budget", type=float, metavar="S", help="seconds to search orders of a large network")
         return sub
 
     def formatted(sub: _Parser, choices: Sequence[str]) -> None:
@@ -392,11 +393,12 @@ def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], t
         calls=options.calls,
         profile=options.profile if options.objective == "time" or options.command != "cost" else None,
         planner=options.planner or "auto",
+        budget=options.budget,
     )
 
 
 def _read_plan(path: str, options: argparse.Namespace) -> Plan:
-    for flag in ("size", "objective", "calls", "planner"):
+    for flag in ("size", "objective", "calls", "planner", "budget"):
         if getattr(options, flag):
             raise DeclarationError(f"{path} is a plan already: --{flag} goes with a preset or a TOML file")
     planned = _read(path, Plan.from_json)

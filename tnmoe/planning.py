@@ -11,6 +11,7 @@ from tnmoe.goals import SHORTLISTED, Goal, as_objective
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import pareto as front
+from tnmoe.planners.effort import check_budget
 from tnmoe.planners.pareto import Tradeoff
 from tnmoe.question import DEFAULT_TOKENS, PLANNERS, Planable, planner_of, question, token_value
 
@@ -25,6 +26,7 @@ def plan(
     planner: str = "auto",
     profile: Profile | None = None,
     input_gradients: bool | Collection[str] = True,
+    budget: float | None = None,
 ) -> Plan:
     """Choose the order in which every network of a layer is contracted.
 
@@ -41,18 +43,22 @@ def plan(
             model and no proof; "layout" the one that copies the fewest elements into another order of axes, of those
             within 1 % of the fewest FLOPs.
         calls: forward passes between two updates of the weights, for "inference"; None if they are never updated.
-        planner: "subset_dp" (exact, up to 12 tensors), "greedy", "cotengra", "opt_einsum"; "auto" takes the exact
-            one where it can, else cotengra if it is installed, else the greedy one.
+        planner: "subset_dp" (exact, up to 12 tensors), "search" (any number: greedy starts, and cotengra's if it is
+            installed, improved by the exact planner), "greedy", "cotengra", "opt_einsum"; "auto" takes the exact one
+            where it can, else the search.
         profile: of the device, or the file of one, for "time"; by default what `tnmoe calibrate` kept.
         input_gradients: whether the inputs need a gradient, as they do inside a model; or the names of those that do.
+        budget: seconds that the search may take for each network; None for a fixed amount of work, which gives the
+            same plan on every machine.
 
     Raises:
-        PlanError: unknown objective or planner, or a network the planner cannot take.
+        PlanError: unknown objective or planner, a network the planner cannot take, or a budget that is none.
         DeclarationError: a symbol without a value, an unknown size name, or sizes that are no sizes.
     """
     goal = as_objective(objective, calls)
     if planner != "auto" and planner not in PLANNERS:
         raise PlanError(unknown("planner", planner, ["auto", *PLANNERS]))
+    check_budget(budget)
     if profile is not None and goal != "time":
         raise PlanError(f"a profile goes with the objective 'time', not with {goal!r}")
     asked = question(what, tokens, sizes, input_gradients)
@@ -62,7 +68,7 @@ def plan(
         return choose(asked, goal, profile)
     paths: dict[str, ContractionPath] = {}
     for node in asked.layer.contractions:
-        search = planner_of(planner, node.network)
+        search = planner_of(planner, node.network, budget)
         paths[node.out.name] = search(node.network, asked.sizes, goal, asked.needing(node, goal))
     return Plan(asked.layer, paths, asked.values, goal, asked.inputs)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tnmoe.dims import as_dim
@@ -12,7 +13,9 @@ from tnmoe.goals import parse
 from tnmoe.layer import Contraction, Layer, network_layer
 from tnmoe.layers import Spec
 from tnmoe.network import Network
-from tnmoe.planners import cotengra, greedy, opt_einsum, subset_dp
+from tnmoe.path import ContractionPath
+from tnmoe.planners import cotengra, greedy, opt_einsum, search, subset_dp
+from tnmoe.progress import bar
 
 Planable = Spec | Layer | Network
 
@@ -21,6 +24,7 @@ PLANNERS = {
     "greedy": greedy.plan,
     "cotengra": cotengra.plan,
     "opt_einsum": opt_einsum.plan,
+    "search": search.plan,
 }
 
 DEFAULT_TOKENS = 1024
@@ -101,10 +105,15 @@ def token_value(layer: Layer, tokens: object) -> dict[str, int]:
     return {layer.token_symbol: dim}
 
 
-def planner_of(name: str, network: Network) -> Any:
-    """The planner of that name; "auto" depends on the network."""
-    if name != "auto":
-        return PLANNERS[name]
-    if len(network.tensors) <= subset_dp.MAX_TENSORS:
-        return subset_dp.plan
-    return cotengra.plan if cotengra.INSTALLED else greedy.plan
+def planner_of(name: str, network: Network, budget: float | None = None) -> Any:
+    """The planner of that name; "auto" depends on the network. `budget` is for the search, which shows its progress."""
+    if name == "auto":
+        name = "subset_dp" if len(network.tensors) <= subset_dp.MAX_TENSORS else "search"
+    return partial(_search, budget) if name == "search" else PLANNERS[name]
+
+
+def _search(
+    budget: float | None, network: Network, sizes: Mapping[str, int], objective: str, needing: Set[str]
+) -> ContractionPath:
+    with bar(f"planning {len(network.tensors)} tensors") as progress:
+        return search.plan(network, sizes, objective, needing, budget=budget, progress=progress)

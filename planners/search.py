@@ -1,0 +1,146 @@
+"""Planning beyond the exact planner: many greedy starts, each improved piece by piece by the exact planner.
+
+Starts come from random greedy trees and, if it is installed, from cotengra; whatever they were found by, they are
+compared and improved under the price that the plan reports. What is found is not proven to be the best.
+
+Without a budget the search ends after a fixed amount of work, and the same network gives the same tree on every
+machine. With one it goes on with further starts until the time is up.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
+
+from tnmoe import cache
+from tnmoe._version import __version__
+from tnmoe.errors import PlanError
+from tnmoe.network import Network
+from tnmoe.path import ContractionPath
+from tnmoe.planners import cotengra, random_greedy
+from tnmoe.planners.effort import Effort, Progress
+from tnmoe.planners.reconfigure import reconfigure
+from tnmoe.planners.splits import Splits, Steps, path_of, splits_of
+from tnmoe.planners.structure import structure
+
+VERSION = 1
+"""To be raised when the search comes to find other trees: what was kept before is then not found any more."""
+
+_UNITS = 2_000_000
+"""Work without a budget: a few seconds."""
+
+_STARTS = 12
+_PIECES = (6, 8, 10)
+"""Operands of a piece: small ones first, which are quick; the largest for trees near the best (1.5 times as dear)."""
+_IDLE = 3
+"""Starts in a row that lead to nothing better, after which a search without a budget ends."""
+
+
+def plan(
+    network: Network,
+    sizes: Mapping[str, int],
+    objective: str = "flops",
+    needing: Set[str] = frozenset(),
+    *,
+    budget: float | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ContractionPath:
+    """A good order of a large network.
+
+    Args:
+        network: any number of tensors.
+        sizes: an integer for every index.
+        objective: text that `tnmoe.goals.parse` reads.
+        needing: names of the tensors that need a gradient, for the objectives about training.
+        budget: seconds to search, about; None for a fixed amount of work.
+        seed: of the random starts.
+        progress: is told how far the search is.
+
+    What is found is kept in the cache (`tnmoe.cache`), under the network's structure and all other arguments.
+
+    Raises:
+        PlanError: a budget that is no positive number, or an unknown objective.
+    """
+    effort = Effort(budget, _UNITS, progress)
+    n = len(network.tensors)
+    if n < 3:
+        return ContractionPath(((0, 1),) if n == 2 else (), _name())
+    key = cache.key("search", _question(network, sizes, objective, needing, budget, seed))
+    found = _read(cache.get(key), n)
+    if found is None:
+        found = path_of(best(Steps(network, sizes, objective, needing), effort, seed), n, _name())
+        cache.put(key, {"steps": [list(step) for step in found.steps]})
+    return found
+
+
+def _name() -> str:
+    return "search" if cotengra.INSTALLED else "search without cotengra"
+
+
+def _question(
+    network: Network,
+    sizes: Mapping[str, int],
+    objective: str,
+    needing: Set[str],
+    budget: float | None,
+    seed: int,
+) -> dict[str, Any]:
+    """All that the answer depends on."""
+    limits = {"budget": budget, "seed": seed, "planner": _name(), "version": [VERSION, __version__]}
+    return {**structure(network, sizes, needing), "objective": objective, **limits}
+
+
+def _read(entry: Mapping[str, Any] | None, tensors: int) -> ContractionPath | None:
+    """The path of a cache entry, if that is what it holds."""
+    try:
+        path = ContractionPath(tuple((int(i), int(j)) for i, j in (entry or {})["steps"]), _name())
+        path.check(tensors)
+    except (KeyError, TypeError, ValueError, PlanError):
+        return None
+    return path
+
+
+def best(steps: Steps, effort: Effort, seed: int = 0) -> Splits:
+    """The cheapest tree that is found within the effort."""
+    found: Splits | None = None
+    idle = 0
+    effort.tell()
+    for start in _starts(steps, effort, seed):
+        tree = start
+        for most in _PIECES:
+            if most == _PIECES[-1] and found is not None and 2 * steps.total(tree) > 3 * steps.total(found):
+                break
+            tree = reconfigure(steps, tree, most, effort)
+        effort.tell()
+        idle += 1
+        if found is None or steps.total(tree) < steps.total(found):
+            found, idle = tree, 0
+        if effort.over or (effort.budget is None and idle == _IDLE):
+            break
+    assert found is not None
+    return found
+
+
+def _starts(steps: Steps, effort: Effort, seed: int) -> Iterator[Splits]:
+    """Trees to improve, without end: the cheapest at hand, the cheapest of other kinds, then greedy ones for ever."""
+    rng = random.Random(seed)
+    groups = [[random_greedy.tree(steps.network, steps.sizes, rng), *_noisy(steps, effort, rng)]]
+    if cotengra.INSTALLED:
+        groups.append([])
+        for path in cotengra.candidates(steps.network, steps.sizes, seed):
+            groups[-1].append(splits_of(path, len(steps.network.tensors)))
+            if effort.late:
+                break
+    yield from sorted((min(group, key=steps.total) for group in groups), key=steps.total)
+    while True:
+        yield min(_noisy(steps, effort, rng), key=steps.total)
+
+
+def _noisy(steps: Steps, effort: Effort, rng: random.Random) -> Iterator[Splits]:
+    for _ in range(_STARTS):
+        weight, temperature = rng.uniform(0.1, 2.0), 10 ** rng.uniform(-2, 0.5)
+        yield random_greedy.tree(steps.network, steps.sizes, rng, weight, temperature)
+        if effort.late:
+            break
