@@ -108,6 +108,8 @@ TOP = {
     "cli",
     "crossover",
     "explain",
+    "fit_ranks",
+    "fit_table",
     "html_report",
     "planning",
     "question",

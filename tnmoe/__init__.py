@@ -42,6 +42,7 @@ from tnmoe.factorizations import (
     Tucker,
 )
 from tnmoe.files import load
+from tnmoe.fit_ranks import FittedRanks, fit_ranks
 from tnmoe.hardware import DeviceProfile, Prediction, predict
 from tnmoe.layer import Layer
 from tnmoe.layers import MLP, DenseMoE, FactorizedLinear, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, declare
@@ -71,6 +72,7 @@ __all__ = [
     "EmitError",
     "FactorizedLinear",
     "FileError",
+    "FittedRanks",
     "Gate",
     "HierarchicalTucker",
     "Kronecker",
@@ -104,6 +106,7 @@ __all__ = [
     "declare",
     "emit",
     "explain",
+    "fit_ranks",
     "from_reference",
     "load",
     "pareto",

@@ -28,6 +28,8 @@ from tnmoe.cost_report import COMPARED, CostReport, comparison
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
 from tnmoe.explain import explain
 from tnmoe.figures import FIGURES
+from tnmoe.fit_ranks import fit_ranks
+from tnmoe.fit_table import published
 from tnmoe.goals import OBJECTIVES, SHORTLISTED
 from tnmoe.hardware import DeviceProfile, default_path, predict
 from tnmoe.html_report import html_report
@@ -181,6 +183,21 @@ def parser() -> argparse.ArgumentParser:
     report_command.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: print)")
     report_command.add_argument("--title", default="Layers and their costs", help="of the page")
 
+    summary = "Find the ranks that a budget allows: of a file's open symbols, or of the paper's layers."
+    fit: _Parser = commands.add_parser("fit", help=summary, description=summary)
+    fit.set_defaults(run=_fit)
+    fit.add_argument("what", nargs="+", metavar="PRESET|FILE", help=f"{', '.join(presets.FAMILIES)}, or a TOML file")
+    for figure in ("parameters", "flops", "bytes"):
+        fit.add_argument(f"--{figure}", type=int, metavar="N", help=f"the budget in {figure} (files)")
+    for bound, word in (("--at-least", "floor"), ("--at-most", "ceiling")):
+        fit.add_argument(
+            bound, action="append", default=[], metavar="NAME=N", help=f"{word} of a rank; may be repeated"
+        )
+    fit.add_argument("--nearest", action="store_true", help="exceed the budget where that comes closer")
+    fit.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, metavar="T", help="rows of input, for --flops")
+    fit.add_argument("--dtype", choices=list(DTYPE_BYTES), default="float32", help="for --bytes; default: float32")
+    formatted(fit, list(FORMATS))
+
     check_command = command(
         "check", _check, "Compare the emitted module with dense einsum and torch's FLOP counter.", several=True
     )
@@ -324,6 +341,30 @@ def _report_page(options: argparse.Namespace) -> int:
     return 0
 
 
+def _fit(options: argparse.Namespace) -> int:
+    tables = []
+    for what in options.what:
+        if what in presets.FAMILIES:
+            tables.append(published(what, nearest=options.nearest))
+            continue
+        fitted = fit_ranks(
+            files.load(what).layer,
+            parameters=options.parameters,
+            flops=options.flops,
+            bytes=options.bytes,
+            at_least=_sizes(options.at_least, "--at-least"),
+            at_most=_sizes(options.at_most, "--at-most"),
+            nearest=options.nearest,
+            tokens=options.tokens,
+            dtype=options.dtype,
+        )
+        tables.append(fitted.table())
+    if options.format in ("csv", "json") and len({t.columns for t in tables}) == 1:  # one document
+        tables = [replace(tables[0], rows=tuple(row for t in tables for row in t.rows))]
+    _print(tables, options.format)
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     rows = [row for what in options.what for row in _rows(what, options)[1]]
     chosen = [row for row in rows if row.emitted]
@@ -421,13 +462,13 @@ def _report(row: Row, options: argparse.Namespace) -> CostReport:
     return cost(row.planned, dtype=options.dtype)
 
 
-def _sizes(given: Iterable[str]) -> dict[str, int]:
+def _sizes(given: Iterable[str], flag: str = "--size") -> dict[str, int]:
     found: dict[str, int] = {}
     for item in given:
         name, equals, number = item.partition("=")
         if not equals or not re.fullmatch(r"\s*[0-9]{1,19}\s*", number):
             shown = item if len(item) <= 80 else item[:80] + "…"
-            raise DeclarationError(f"--size takes NAME=N, e.g. --size d=768; got {shown!r}")
+            raise DeclarationError(f"{flag} takes NAME=N, e.g. {flag} d=768; got {shown!r}")
         found[name.strip()] = int(number)
     return found
 
