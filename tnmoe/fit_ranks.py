@@ -15,7 +15,8 @@ from tnmoe.errors import CostError, DeclarationError, unknown
 from tnmoe.layer import Layer
 from tnmoe.layers import Spec
 from tnmoe.network import Role
-from tnmoe.planning import DEFAULT_TOKENS, as_layer, plan
+from tnmoe.planning import plan
+from tnmoe.question import DEFAULT_TOKENS, as_layer
 from tnmoe.rank import layer_rank
 from tnmoe.report import Table, grouped
 
