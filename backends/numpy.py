@@ -18,6 +18,7 @@ from tnmoe.ops import (
     ContractAdd,
     Entmax15,
     Gelu,
+    GeluBackward,
     LayerNorm,
     Merge,
     Multiply,
@@ -130,6 +131,9 @@ def run_op(op: Op, env: dict[str, Array], declared: Mapping[str, Dim], training:
             env[out.name] = 1 / (1 + np.exp(-get(x)))
         case Gelu(_, x):
             env[out.name] = get(x) * 0.5 * (1 + _erf(get(x) / math.sqrt(2)))
+        case GeluBackward(_, grad, x):
+            density = np.exp(-(get(x) ** 2) / 2) / math.sqrt(2 * math.pi)
+            env[out.name] = get(grad) * (0.5 * (1 + _erf(get(x) / math.sqrt(2))) + get(x) * density)
         case LayerNorm(_, x, index, weight, shift):
             axis = x.indices.index(index)
             mean, var = get(x).mean(axis, keepdims=True), get(x).var(axis, keepdims=True)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import ast
 import re
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tnmoe.backends.torch_function import FunctionUnit, call_statements, function_source
 from tnmoe.backends.torch_names import CLASSES, LOCALS, attribute
-from tnmoe.backends.torch_statements import WIDTH, Writer, axes_comment, broken, indented
+from tnmoe.backends.torch_statements import (
+    WIDTH,
+    Writer,
+    axes_comment,
+    broken,
+    docstring,
+    indented,
+)
 from tnmoe.dims import check_name
 from tnmoe.errors import EmitError
 from tnmoe.initialise import DiagonalNormal, Init, Normal, Ones, SharedUniform, Uniform, Zeros
@@ -41,6 +48,7 @@ class Unit:
         summary: what `extra_repr` returns.
         notes: further lines of the docstring, e.g. the declaration and the plan.
         batched: the single input takes any leading axes.
+        function: the end of the program as a function with a backward pass of its own, if it is to have one.
     """
 
     program: Program
@@ -49,6 +57,7 @@ class Unit:
     summary: str
     notes: Sequence[str] = ()
     batched: bool = True
+    function: FunctionUnit | None = None
 
 
 def emit(units: Sequence[Unit], heading: str) -> str:
@@ -75,8 +84,12 @@ def emit(units: Sequence[Unit], heading: str) -> str:
     imports = ["import torch", "from torch import Tensor, nn"]
     if functional:
         imports.append("from torch.nn import functional as F")
+    functions = [u.function for u in units if u.function is not None]
+    if functions:
+        imports.insert(2, "from torch.autograd.function import once_differentiable")
+    helpers = dict.fromkeys(helper for f in functions for helper in f.helpers)
+    bodies = [_gate_source(gate) for gate in gates] + [*helpers] + [_class(u) for u in units]
     blocks = [f'"""{heading}"""', "\n".join(imports)]
-    bodies = [_gate_source(gate) for gate in gates] + [_class(u) for u in units]
     return "\n\n".join(blocks) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
 
 
@@ -98,7 +111,7 @@ _STARTS = "Draw fresh weights; the layer starts with the variance of nn.Linear."
 
 def _class(unit: Unit) -> str:
     program = unit.program
-    lines = [f"class {unit.name}(nn.Module):", *_docstring([unit.title, *unit.notes], 4), ""]
+    lines = [f"class {unit.name}(nn.Module):", *docstring([unit.title, *unit.notes], 4), ""]
     lines += [*_init(program), "", *_reset(program, _STARTS if unit.batched else "Draw fresh weights.")]
     writer = Writer(program)
     gates = gate_ops(program)
@@ -108,23 +121,13 @@ def _class(unit: Unit) -> str:
         lines += ["", *_coefficients(unit, writer, gates)]
     lines += ["", *_forward(unit, writer, gates)]
     lines += ["", "    def extra_repr(self) -> str:", *_extra_repr(unit.summary)]
+    if unit.function is not None:
+        return function_source(unit.function, _function_name(unit)) + "\n\n\n" + "\n".join(lines)
     return "\n".join(lines)
 
 
-def _docstring(lines: Sequence[str], indent: int) -> list[str]:
-    pad = " " * indent
-    clean = [
-        part.replace("\\", "\\\\").replace('"""', "'''")
-        for line in lines
-        for part in textwrap.wrap(line, WIDTH - indent, subsequent_indent=_margin(line) + "    ") or [""]
-    ]
-    if len(clean) == 1:
-        return [f'{pad}"""{clean[0]}"""']
-    return [f'{pad}"""{clean[0]}', *((pad + line).rstrip() for line in clean[1:]), f'{pad}"""']
-
-
-def _margin(line: str) -> str:
-    return line[: len(line) - len(line.lstrip())]
+def _function_name(unit: Unit) -> str:
+    return f"_{unit.name}Function"
 
 
 def _extra_repr(summary: str) -> list[str]:
@@ -262,16 +265,17 @@ def _forward(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
         lines.append(f"        {x.name} = self._rows({x.name}){axes_comment(x.indices)}")
     else:
         shapes = ", ".join(f"{writer.ref(v.name)} ({' '.join(v.indices)})" for v in program.inputs)
-        lines += _docstring([f"Contract {shapes or 'the weights'} to ({' '.join(program.output.indices)})."], 8)
+        lines += docstring([f"Contract {shapes or 'the weights'} to ({' '.join(program.output.indices)})."], 8)
     if gates:
         names = [writer.ref(n) for n in program.coefficients]
         comment = ", ".join(" ".join(op.out.indices) for op in gates if op.out.name in program.coefficients)
         lines.append(f"        {_tuple(names)} = self._coefficients({x.name})  # {comment}")
-    for name, where in writer.runtime_sizes(program.ops).items():
+    ops = program.ops if unit.function is None else unit.function.adjoint.before
+    for name, where in writer.runtime_sizes(ops).items():
         lines.append(f"        {name} = {where}")
     done = set(gates)
-    part = "gate" if gates else program.ops[0].out.part if program.ops else ""
-    for op in program.ops:
+    part = "gate" if gates else ops[0].out.part if ops else ""
+    for op in ops:
         if op in done:
             continue
         lines += indented(writer.drops(op))
@@ -279,6 +283,8 @@ def _forward(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
             part = op.out.part
             lines.append("")
         lines += indented(writer.statement(op))
+    if unit.function is not None:
+        lines += ["", *indented(call_statements(unit.function, _function_name(unit), writer))]
     result = writer.ref(program.output.name)
     if unit.batched:
         lines.append(f"        return {result}.reshape(*lead, {width_out})")

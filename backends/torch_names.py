@@ -27,6 +27,12 @@ LOCALS = frozenset(
         "update",
         "mean",
         "var",
+        "ctx",
+        "inputs",
+        "output",
+        "operands",
+        "needs",
+        "_",
     }
 )
 """Names that the emitted code uses itself; a value called so gets a trailing underscore."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from tnmoe.ops import (
     ContractAdd,
     Entmax15,
     Gelu,
+    GeluBackward,
     LayerNorm,
     Merge,
     Multiply,
@@ -45,7 +47,7 @@ def axes_comment(indices: Sequence[str]) -> str:
 
 def indented(lines: Sequence[str]) -> list[str]:
     """Lines of a method's body."""
-    return [f"        {line}" for line in lines]
+    return [f"        {line}" if line else "" for line in lines]
 
 
 def broken(line: str, comment: str = "") -> list[str]:
@@ -66,19 +68,45 @@ def broken(line: str, comment: str = "") -> list[str]:
     return [line[: start + 1], *(f"    {line[i:j].strip()}," for i, j in zip(begins, ends, strict=True)), f"){comment}"]
 
 
+def docstring(lines: Sequence[str], indent: int) -> list[str]:
+    """A docstring of these lines, each wrapped to the width."""
+    pad = " " * indent
+    clean = [
+        part.replace("\\", "\\\\").replace('"""', "'''")
+        for k, line in enumerate(lines)
+        for part in textwrap.wrap(line, WIDTH - indent - (0 if k else 6), subsequent_indent=_margin(line) + "    ")
+        or [""]
+    ]
+    if len(clean) == 1:
+        return [f'{pad}"""{clean[0]}"""']
+    return [f'{pad}"""{clean[0]}', *((pad + line).rstrip() for line in clean[1:]), f'{pad}"""']
+
+
+def _margin(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
+
+
 @dataclass
 class Writer:
     """Writes the ops of a program.
+
+    Attributes:
+        program: laid out.
+        attributes: stored values are attributes of a module; else they are arguments of a function.
+        product: function that multiplies two matrices; by default the operator.
 
     Raises:
         EmitError: two values that would be written alike, or an op without a torch form.
     """
 
     program: Program
+    attributes: bool = True
+    product: str = "@"
     stored: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.stored = frozenset(p.name for p in (*self.program.parameters, *self.program.buffers))
+        stored = (*self.program.parameters, *self.program.buffers)
+        self.stored = frozenset(p.name for p in stored if self.attributes)
         names = [v.name for v in self.program.leaves] + [v.name for op in self.program.ops for v in results(op)]
         written = Counter(self.ref(name) for name in names)
         clash = [name for name in names if written[self.ref(name)] > 1]
@@ -126,10 +154,7 @@ class Writer:
             statistics = f"mean, var = {self.ref(op.mean.name)}, {self.ref(op.var.name)}"
             return [statistics, f"{target} = {self._elementwise(op)}{comment}"]
         expression, views = self.expression(op)
-        if views and isinstance(op, Contract):
-            whole = f"{target} = ({expression}){views}{comment}"
-        else:
-            whole = f"{target} = {expression}{views}{comment}"
+        whole = f"{target} = {self.viewed(op)}{comment}"
         if len(whole) + 8 <= WIDTH:
             return [whole]
         if views and isinstance(op, Contract | ContractAdd):
@@ -142,6 +167,12 @@ class Writer:
         if isinstance(op, Contract | ContractAdd):
             return self._product(op), self._result_view(op)
         return self._elementwise(op), ""
+
+    def viewed(self, op: Op) -> str:
+        """What the op computes, with the axes of its result."""
+        expression, views = self.expression(op)
+        operator = isinstance(op, Contract) and not expression.startswith(f"{self.product}(")
+        return f"({expression}){views}" if views and operator else f"{expression}{views}"
 
     def _elementwise(self, op: Op) -> str:
         x = self.ref(operands(op)[0].name)
@@ -180,6 +211,8 @@ class Writer:
                 return f"torch.sigmoid({x})"
             case Gelu():
                 return f"F.gelu({x})"
+            case GeluBackward(_, grad, value):
+                return f"torch.ops.aten.gelu_backward({self.ref(grad.name)}, {self.ref(value.name)})"
             case LayerNorm(_, _, index, weight, bias):
                 affine = "".join(f", {self.ref(v.name)}" for v in (weight, bias) if v)
                 return f"F.layer_norm({x}, ({self.program.sizes[index]},){affine})"
@@ -196,7 +229,12 @@ class Writer:
         rhs = self._matrix(op.rhs, g.batch, g.inner, g.cols)
         if isinstance(op, ContractAdd):
             groups = (g.cols,) if set(op.bias.indices) == set(g.cols) else (g.rows, g.cols)
-            return f"torch.addmm({self._view(op.bias, groups)}, {lhs}, {rhs})"
+            bias = self._view(op.bias, groups)
+            if self.product != "@" and groups == (g.cols,):
+                return f"{self.product}({lhs}, {rhs}, {bias})"
+            return f"torch.addmm({bias}, {lhs}, {rhs})"
+        if self.product != "@" and not g.batch:
+            return f"{self.product}({lhs}, {rhs})"
         return f"{lhs} @ {rhs}"
 
     def _result_view(self, op: Contract | ContractAdd) -> str:

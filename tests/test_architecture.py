@@ -35,6 +35,9 @@ ALLOWED = {
     "memory": {"allocations", "backward", "dims", "ops", "program"},
     "release": {"errors", "memory", "ops", "program"},
     "backward": {"cost", "dims", "errors", "network", "ops", "program"},
+    "adjoint": {"backward", "cost", "dims", "errors", "ops", "program"},
+    "rematerialise": {"cost", "errors", "ops"},
+    "function": {"adjoint", "dims", "errors", "program", "rematerialise"},
     "hardware": {"cache", "cost", "dims", "errors", "ops", "program", "report"},
     "rank": {"cost", "dims", "errors", "layer", "network", "ops"},
     "factorizations": {"dims", "errors", "initialise", "layer", "network", "factorizations"},
@@ -47,6 +50,8 @@ ALLOWED = {
     "traffic": {"backward", "cost", "dims", "ops", "program"},
     "optimizers": {"cost", "dims", "errors", "network", "program", "traffic"},
     "figures": {
+        "adjoint",
+        "function",
         "backward",
         "cost",
         "dims",
@@ -60,6 +65,7 @@ ALLOWED = {
     },
     "cost_report": {"backward", "cost", "figures", "ops", "optimizers", "program", "report", "traffic"},
     "plan": {
+        "adjoint",
         "backward",
         "cost",
         "cost_report",
@@ -74,6 +80,7 @@ ALLOWED = {
         "path",
         "program",
         "release",
+        "function",
         "report",
         "shortlist",
     },
@@ -92,7 +99,7 @@ ALLOWED = {
         "path",
         "planners",
     },
-    "backends": {"backends", "dims", "errors", "initialise", "layer", "network", "ops", "program"},
+    "backends": {"adjoint", "backends", "dims", "errors", "initialise", "layer", "network", "ops", "program"},
 }
 """Module or package: what it may import of tnmoe. The api, the command line, `check` and `__init__` are above all."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tnmoe._version import __version__
 from tnmoe.backends import torch as torch_backend
+from tnmoe.backends.torch_function import FunctionUnit
 from tnmoe.cost_report import CostReport
 from tnmoe.errors import DeclarationError
 from tnmoe.plan import Plan
@@ -42,7 +43,7 @@ def cost(what: Plan | Planable, *, tokens: int | None = None, dtype: str = "floa
         planned = what if tokens is None else with_tokens(what, tokens)
     else:
         planned = plan(what, tokens=DEFAULT_TOKENS if tokens is None else tokens)
-    return CostReport(planned.layer, planned.program, planned.values, dtype, planned.input_gradients)
+    return CostReport(planned.layer, planned.program, planned.values, dtype, planned.input_gradients, planned.function)
 
 
 def emit(what: Plan | Sequence[Plan], *, name: str | Sequence[str] | None = None) -> str:
@@ -87,7 +88,13 @@ def _unit(planned: Plan, name: str) -> torch_backend.Unit:
         title = f"Maps (..., {width_in}) to (..., {width_out})."
     else:
         title = f"Contracts {planned.layer.summary}."
-    return torch_backend.Unit(planned.bound, name, title, planned.layer.summary, notes, planned.layer.batched)
+    adjoint = planned.adjoint
+    function = (
+        None
+        if adjoint is None or planned.function is None
+        else FunctionUnit(adjoint, planned.function.flavour, planned.function.chunk)
+    )
+    return torch_backend.Unit(planned.bound, name, title, planned.layer.summary, notes, planned.layer.batched, function)
 
 
 def _toml(value: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import cast
 
-from tnmoe.cost import Cost, elements, is_view, joint_indices, op_cost
+from tnmoe.cost import GELU_BACKWARD, Cost, elements, is_view, joint_indices, op_cost
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
 from tnmoe.network import Role
@@ -84,8 +84,8 @@ def _special_per_element(op: Op, needing: Set[str]) -> int:
             return 8
         case Sparsemax():  # mask, sum, product, difference
             return 4
-        case Gelu():  # Φ in four, the density in four, product with x, sum, product with the gradient
-            return 11
+        case Gelu():
+            return GELU_BACKWARD
         case LayerNorm(_, x, _, weight, bias):
             normal = 10 if x.name in needing else 0  # x̂ in two, product, two sums with a product, four to combine
             affine = 2 * (weight is not None and weight.name in needing) + (bias is not None and bias.name in needing)

@@ -26,6 +26,7 @@ from tnmoe.ops import (
     ContractAdd,
     Entmax15,
     Gelu,
+    GeluBackward,
     LayerNorm,
     Merge,
     Multiply,
@@ -44,6 +45,9 @@ from tnmoe.ops import (
 from tnmoe.program import Program
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "int8": 1}
+
+GELU_BACKWARD = 11
+"""FLOPs for each element: Φ in four, the density in four, product with x, sum, product with the gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,8 @@ def _special(op: Op, sizes: Mapping[str, Dim]) -> Dim:
             return 4 * elements(x.indices, sizes)
         case Gelu(_, x):  # over √2, erf, 1 +, half, times x
             return 5 * elements(x.indices, sizes)
+        case GeluBackward(_, _, x):
+            return GELU_BACKWARD * elements(x.indices, sizes)
         case LayerNorm(_, x, _, weight, bias):  # sum, difference, square, sum, times 1/σ
             affine = (weight is not None) + (bias is not None)
             return (5 + affine) * elements(x.indices, sizes)

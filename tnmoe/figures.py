@@ -9,11 +9,13 @@ from typing import Any, Self, overload
 
 import sympy
 
+from tnmoe.adjoint import Adjoint
 from tnmoe.backward import gradient_names, saved_elements, training_cost
 from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements, estimate
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError, unknown
 from tnmoe.formulas import simplify
+from tnmoe.function import Function
 from tnmoe.layer import Layer
 from tnmoe.network import Role
 from tnmoe.program import Program, bind
@@ -29,6 +31,7 @@ class Counted:
     program: Program
     width: int
     input_gradients: tuple[str, ...]
+    function: Function | None = None
 
     @cached_property
     def estimate(self) -> Estimate:
@@ -48,7 +51,21 @@ class Counted:
     @cached_property
     def training(self) -> Cost:
         """Of forward and backward."""
+        if self.adjoint is not None:
+            return self.adjoint.training_cost()
         return training_cost(self.program.ops, self.program.sizes, self.needing)
+
+    @cached_property
+    def adjoint(self) -> Adjoint | None:
+        """The backward pass of the emitted function; None if autograd does it."""
+        return None if self.function is None else self.function.adjoint(self.program, self.needing)
+
+    @property
+    def saved(self) -> Dim:
+        """Elements kept for the backward pass."""
+        if self.adjoint is not None:
+            return self.adjoint.saved_elements()
+        return saved_elements(self.program, self.needing)
 
     @property
     def trained(self) -> Dim:
@@ -95,6 +112,7 @@ class Figures:
         values: the integer of every symbol, the tokens `T` included.
         dtype: of weights and activations, for the byte counts.
         input_gradients: names of the inputs that need a gradient, for the figures about training.
+        function: what the emitted module computes with a backward pass of its own; None if autograd does it.
 
     Raises:
         CostError: an unknown dtype, or a symbol without a value.
@@ -105,6 +123,7 @@ class Figures:
     values: Mapping[str, int]
     dtype: str = "float32"
     input_gradients: tuple[str, ...] = ()
+    function: Function | None = None
 
     parameters = Figure("parameters", "Stored weights, biases included, buffers not.", lambda c: c.estimate.parameters)
     trained_parameters = Figure("trained", "Stored weights that are not frozen.", lambda c: c.trained)
@@ -165,7 +184,7 @@ class Figures:
     saved_bytes = Figure(
         "saved bytes",
         "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see.",
-        lambda c: c.width * saved_elements(c.program, c.needing),
+        lambda c: c.width * c.saved,
     )
     gradient_bytes = Figure("gradient bytes", "Bytes of the trained weights' gradients.", lambda c: c.width * c.trained)
 
@@ -180,11 +199,11 @@ class Figures:
 
     @cached_property
     def _integers(self) -> Counted:
-        return Counted(self.layer, self.bound, DTYPE_BYTES[self.dtype], self.input_gradients)
+        return Counted(self.layer, self.bound, DTYPE_BYTES[self.dtype], self.input_gradients, self.function)
 
     @cached_property
     def _symbols(self) -> Counted:
-        return Counted(self.layer, self.program, DTYPE_BYTES[self.dtype], self.input_gradients)
+        return Counted(self.layer, self.program, DTYPE_BYTES[self.dtype], self.input_gradients, self.function)
 
     @property
     def numbers(self) -> Estimate:

@@ -157,6 +157,15 @@ class Gelu:
 
 
 @dataclass(frozen=True, slots=True)
+class GeluBackward:
+    """`grad` times the derivative of `Gelu` at `x`: Φ(x) + x φ(x)."""
+
+    out: Value
+    grad: Value
+    x: Value
+
+
+@dataclass(frozen=True, slots=True)
 class LayerNorm:
     """Zero mean and unit variance over `index`; then, if given, times `weight` plus `bias`."""
 
@@ -227,6 +236,7 @@ Op = (
     | Sparsemax
     | Sigmoid
     | Gelu
+    | GeluBackward
     | LayerNorm
     | BatchNorm
     | TopK

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from tnmoe.adjoint import Adjoint
 from tnmoe.backward import gradient_names, saved_elements, training_cost
 from tnmoe.cost import Estimate, estimate, op_cost
 from tnmoe.cost_report import step_table
 from tnmoe.dims import LARGEST, check_name
 from tnmoe.drawing import Scene, contraction_tree
 from tnmoe.errors import PlanError
+from tnmoe.function import Function
 from tnmoe.goals import as_objective
 from tnmoe.layer import Layer
 from tnmoe.layers import declare
@@ -38,6 +40,7 @@ class Plan:
         values: the integer of every symbol, declared or assumed while planning (the tokens are `T`).
         objective: what was minimised, as text: see `tnmoe.goals`.
         input_gradients: names of the inputs that need a gradient, for the figures about training.
+        function: what the emitted module computes with a backward pass of its own; None leaves that to autograd.
         shortlist: what it was chosen among, under the objectives "time" and "layout".
     """
 
@@ -47,6 +50,7 @@ class Plan:
     objective: str = "flops"
     input_gradients: tuple[str, ...] = ()
     shortlist: Shortlist | None = None
+    function: Function | None = None
 
     @cached_property
     def program(self) -> Program:
@@ -108,12 +112,20 @@ class Plan:
     @property
     def training_flops(self) -> int:
         """FLOPs of one forward and backward pass, all classes."""
-        return int(training_cost(self.bound.ops, self.bound.sizes, self._needing).flops)
+        own = self.adjoint
+        found = training_cost(self.bound.ops, self.bound.sizes, self._needing) if own is None else own.training_cost()
+        return int(found.flops)
 
     @property
     def saved(self) -> int:
         """Elements that one forward pass keeps for the backward pass, besides parameters and inputs."""
-        return int(saved_elements(self.bound, self._needing))
+        own = self.adjoint
+        return int(saved_elements(self.bound, self._needing) if own is None else own.saved_elements())
+
+    @cached_property
+    def adjoint(self) -> Adjoint | None:
+        """The backward pass of the emitted function, with integer sizes; None if autograd does it."""
+        return None if self.function is None else self.function.adjoint(self.bound, self._needing)
 
     @cached_property
     def _needing(self) -> frozenset[str]:
@@ -199,6 +211,7 @@ class Plan:
                 "input_gradients": list(self.input_gradients),
                 "paths": paths,
                 **chosen,
+                **({} if self.function is None else {"function": self.function.to_mapping()}),
             }
         )
 
@@ -229,14 +242,11 @@ class Plan:
         _same_names("paths", paths, {node.out.name for node in layer.contractions})
         for node in layer.contractions:
             paths[node.out.name].check(len(node.network.tensors))
-        return cls(
-            layer,
-            paths,
-            values,
-            _objective(data["objective"]),
-            _inputs(layer, data["input_gradients"]),
-            _shortlist(data),
-        )
+        inputs = _inputs(layer, data["input_gradients"])
+        plan = cls(layer, paths, values, _objective(data["objective"]), inputs, _shortlist(data))
+        if data.get("function") is None:
+            return plan
+        return replace(plan, function=Function.from_mapping(data["function"], plan.bound, plan._needing))
 
 
 def _objective(text: Any) -> str:

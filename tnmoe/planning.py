@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from tnmoe.backward import gradient_names
 from tnmoe.candidates import Profile, choose
 from tnmoe.errors import DeclarationError, PlanError, unknown
+from tnmoe.function import plan_function
 from tnmoe.goals import SHORTLISTED, Goal, as_objective
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
@@ -27,6 +29,9 @@ def plan(
     profile: Profile | None = None,
     input_gradients: bool | Collection[str] = True,
     budget: float | None = None,
+    memory: str | int | None = None,
+    flavour: str = "portable",
+    chunk: int | None = None,
 ) -> Plan:
     """Choose the order in which every network of a layer is contracted.
 
@@ -50,9 +55,18 @@ def plan(
         input_gradients: whether the inputs need a gradient, as they do inside a model; or the names of those that do.
         budget: seconds that the search may take for each network; None for a fixed amount of work, which gives the
             same plan on every machine.
+        memory: what the emitted module keeps for its backward pass. None leaves it to autograd. Else the module has a
+            backward pass of its own, planned by the exact front of bytes kept against FLOPs repeated: "save" repeats
+            what costs next to nothing (Hadamards, GELU), "recompute" up to 15 % of the FLOPs of training, and an
+            integer is a budget in bytes (float32, at `tokens`) that is met with the fewest FLOPs.
+        flavour: "portable" calls torch's public products; "fast" calls oneDNN's on float32 CPU tensors where this
+            torch has them, and the public ones else. It needs its own backward pass: `memory` is "save" if not given.
+        chunk: tokens that the emitted function takes at once, forward and backward, which bounds its temporaries;
+            `memory` is "save" if not given.
 
     Raises:
-        PlanError: unknown objective or planner, a network the planner cannot take, or a budget that is none.
+        PlanError: unknown objective, planner, memory policy or flavour, a network the planner cannot take, a budget
+            that is none or cannot be met, or a layer that has no end with an adjoint, or cannot run in chunks.
         DeclarationError: a symbol without a value, an unknown size name, or sizes that are no sizes.
     """
     goal = as_objective(objective, calls)
@@ -65,12 +79,17 @@ def plan(
     if goal in SHORTLISTED:
         if planner != "auto":
             raise PlanError(f"the objective {goal!r} chooses from a ranking of its own; leave planner out")
-        return choose(asked, goal, profile)
+        return _with_function(choose(asked, goal, profile), memory, flavour, chunk)
     paths: dict[str, ContractionPath] = {}
     for node in asked.layer.contractions:
         search = planner_of(planner, node.network, budget)
         paths[node.out.name] = search(node.network, asked.sizes, goal, asked.needing(node, goal))
-    return Plan(asked.layer, paths, asked.values, goal, asked.inputs)
+    return _with_function(Plan(asked.layer, paths, asked.values, goal, asked.inputs), memory, flavour, chunk)
+
+
+def _with_function(planned: Plan, memory: str | int | None, flavour: str, chunk: int | None) -> Plan:
+    needing = gradient_names(planned.bound, planned.input_gradients)
+    return replace(planned, function=plan_function(planned.bound, needing, memory, flavour, chunk))
 
 
 def pareto(

@@ -13,6 +13,7 @@ from tnmoe.ops import (
     Add,
     Contract,
     ContractAdd,
+    GeluBackward,
     Merge,
     Multiply,
     Op,
@@ -173,6 +174,8 @@ def verify(program: Program, *, laid_out: bool = False) -> Program:
             case RoutedContract(_, _, rhs, _, positions, index):
                 require(index in rhs.indices, op, "the routed index is not in the weight")
                 require(set(positions.indices) <= set(out), op, "the slots are lost")
+            case GeluBackward(_, grad, x):
+                require(grad.indices == x.indices == out, op, "a pointwise op must keep its indices")
             case _:
                 kept = op.x.indices == out or (not laid_out and sorted(op.x.indices) == sorted(out))
                 require(kept, op, "a pointwise op must keep its indices")

@@ -1,0 +1,294 @@
+"""The adjoint of a program: its backward pass as ops of the same closed set, with what is kept and what is repeated.
+
+Reverse mode along the planned order. Layouts are settled: where the forward product is a matrix product over views, so
+are those of both gradients, and each gradient has the layout of its value. So nothing is copied, and `op_cost` prices
+the backward pass as it prices the forward one.
+
+Gates and norms have no adjoint here: they, and all that they depend on, stay with torch's autograd. What remains is
+the end of the program, from the gates on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
+
+from tnmoe.backward import saved_elements, saved_values, training_cost
+from tnmoe.cost import Cost, elements, is_view, op_cost
+from tnmoe.dims import Dim
+from tnmoe.errors import PlanError, ProgramError
+from tnmoe.ops import (
+    Add,
+    Contract,
+    ContractAdd,
+    Gelu,
+    GeluBackward,
+    Merge,
+    Multiply,
+    Op,
+    Permute,
+    Reduce,
+    Split,
+    Value,
+    is_matmul,
+    operands,
+)
+from tnmoe.program import Program, verify
+
+DIFFERENTIABLE = (Contract, ContractAdd, Multiply, Add, Permute, Split, Merge, Gelu)
+"""Ops with an adjoint in the op set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adjoint:
+    """A program whose end runs as one function with a backward pass of its own.
+
+    Attributes:
+        program: the whole forward program.
+        needing: names of all values that need a gradient.
+        before: ops that stay with autograd.
+        ops: ops of the function; the last one defines the program's output.
+        inputs: what the function reads: data, then stored values.
+        gradients: the backward ops, from the gradient `seed` of the output to those of the inputs.
+        seed: the gradient of the output.
+        wanted: the gradient of each input that needs one, by the input's name.
+        kept: names of the results of `ops` that are kept for the backward pass.
+    """
+
+    program: Program
+    needing: frozenset[str]
+    before: tuple[Op, ...]
+    ops: tuple[Op, ...]
+    inputs: tuple[Value, ...]
+    gradients: tuple[Op, ...]
+    seed: Value
+    wanted: Mapping[str, Value]
+    kept: frozenset[str]
+
+    @property
+    def reads(self) -> tuple[Value, ...]:
+        """Values of the forward pass that the gradients are made from."""
+        made = {op.out.name for op in self.gradients} | {self.seed.name}
+        return tuple({v.name: v for op in self.gradients for v in operands(op) if v.name not in made}.values())
+
+    @property
+    def repeated(self) -> tuple[Op, ...]:
+        """Forward ops that the backward pass runs again: what it reads and has not kept."""
+        missing = {v.name for v in self.reads}
+        found: list[Op] = []
+        for op in reversed(self.ops):
+            if op.out.name in missing and op.out.name not in self.kept:
+                found.append(op)
+                missing |= {v.name for v in operands(op)}
+        return tuple(reversed(found))
+
+    @property
+    def backward(self) -> tuple[Op, ...]:
+        """Everything that the backward pass runs, each repeated op right before its first use."""
+        waiting = {op.out.name: op for op in self.repeated}
+        found: list[Op] = []
+
+        def make(op: Op) -> None:
+            for value in operands(op):
+                if value.name in waiting:
+                    make(waiting.pop(value.name))
+            found.append(op)
+
+        for op in self.gradients:
+            make(op)
+        return tuple(found)
+
+    @property
+    def saved(self) -> tuple[Value, ...]:
+        """Inputs and results of the function that are kept for its backward pass, in order of their definition."""
+        used = {v.name for op in self.backward for v in operands(op)}
+        results = tuple(op.out for op in self.ops if op.out.name in self.kept)
+        return tuple(v for v in self.inputs + results if v.name in used)
+
+    def as_program(self) -> Program:
+        """The backward pass as a program; its inputs are what was saved and the gradient of the output."""
+        stored = {p.name for p in (*self.program.parameters, *self.program.buffers)}
+        data = tuple(v for v in self.saved if v.name not in stored)
+        ops = self.backward
+        return verify(replace(self.program, inputs=(*data, self.seed), ops=ops, output=ops[-1].out), laid_out=True)
+
+    def training_cost(self) -> Cost:
+        """Work of forward and backward together, what is repeated included."""
+        sizes = self.program.sizes
+        own = sum((op_cost(op, sizes) for op in self.ops + self.backward), start=Cost())
+        return own + training_cost(self.before, sizes, self.needing)
+
+    def saved_elements(self) -> Dim:
+        """Elements kept by autograd and by the function, parameters, buffers and inputs aside."""
+        views = _views(self.before)
+        there = {v.name for v in self.program.leaves}
+        there |= {_root(v.name, views) for op in self.before for v in saved_values(op, self.needing)}
+        own = [elements(v.indices, self.program.sizes) for v in self.saved if _root(v.name, views) not in there]
+        return sum(own, start=saved_elements(replace(self.program, ops=self.before), self.needing))
+
+
+def adjoint(program: Program, needing: Set[str], kept: Set[str] | None = None) -> Adjoint:
+    """The adjoint of the end of a program.
+
+    Args:
+        program: laid out; sizes may be symbolic.
+        needing: names of all values that need a gradient, as `gradient_names` returns them.
+        kept: names of intermediate results to keep; the rest is computed again, views always. By default all that is
+            read is kept.
+
+    Raises:
+        PlanError: if nothing at the end of the program has an adjoint, or nothing there needs a gradient.
+    """
+    before, ops = split(program)
+    if not ops or program.output.name not in needing:
+        raise PlanError(
+            "no backward pass can be written for this layer: its output comes straight from "
+            f"{type(before[-1]).__name__ if before else 'its inputs'} or needs no gradient; leave memory= out"
+        )
+    made = {op.out.name for op in ops}
+    read = {v.name: v for op in ops for v in operands(op) if v.name not in made}
+    stored = [v for v in program.leaves if v not in program.inputs]
+    data = [v for v in read.values() if v not in stored]
+    inputs = (*data, *(v for v in stored if v.name in read))
+    seed = replace(program.output, name=_fresh(program, f"{program.output.name}_grad"))
+    gradients, known = _gradients(program, ops, seed, needing)
+    wanted = {v.name: known[v.name] for v in inputs if v.name in known}
+    found = Adjoint(
+        program,
+        frozenset(needing),
+        before,
+        ops,
+        inputs,
+        gradients,
+        seed,
+        wanted,
+        frozenset(kept or ()) - {op.out.name for op in ops if is_view(op)},
+    )
+    if kept is None:
+        views = _views(ops)
+        roots = {_root(v.name, views) for v in found.reads}
+        found = replace(found, kept=frozenset(roots & made))
+    found.as_program()
+    return found
+
+
+def _views(ops: Sequence[Op]) -> Mapping[str, str]:
+    """Of each result that is a view: the operand whose memory it is."""
+    return {op.out.name: op.x.name for op in ops if isinstance(op, Split | Merge) and is_view(op)}
+
+
+def _root(name: str, views: Mapping[str, str]) -> str:
+    """The value whose memory the value `name` is a view of."""
+    while name in views:
+        name = views[name]
+    return name
+
+
+def split(program: Program) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
+    """The ops that stay with autograd, and the end of the program, of which every op has an adjoint."""
+    outside, live = set(program.coefficients), {program.output.name}
+    before: list[Op] = []
+    ops: list[Op] = []
+    for op in reversed(program.ops):
+        if op.out.name in outside or not isinstance(op, DIFFERENTIABLE):
+            before.insert(0, op)
+            outside |= {v.name for v in operands(op)}
+        elif op.out.name in live:
+            ops.insert(0, op)
+            live |= {v.name for v in operands(op)}
+    return tuple(before), tuple(ops)
+
+
+def _gradients(
+    program: Program, ops: Sequence[Op], seed: Value, needing: Set[str]
+) -> tuple[tuple[Op, ...], Mapping[str, Value]]:
+    """The ops of reverse mode, and the gradient of each value; those of several uses of a value are added up."""
+    uses = Counter(v.name for op in ops for v in operands(op) if v.name in needing)
+    if uses[program.output.name]:
+        raise ProgramError(f"the output {program.output.name!r} is read by another op")
+    found: list[Op] = []
+    known = {program.output.name: seed}
+    seen: Counter[str] = Counter()
+    for op in reversed(ops):
+        if op.out.name not in needing:
+            continue
+        for value, make in _contributions(op, known[op.out.name]):
+            if value.name not in needing:
+                continue
+            whole = replace(value, name=_fresh(program, f"{value.name}_grad"), part=op.out.part)
+            count, several = seen[value.name], uses[value.name] > 1
+            part = replace(whole, name=_fresh(program, f"{whole.name}_{count + 1}")) if several else whole
+            made, result = make(part)
+            found += made
+            if count:
+                last = count + 1 == uses[value.name]
+                total = whole if last else replace(whole, name=_fresh(program, f"{whole.name}_to_{count + 1}"))
+                found.append(Add(total, known[value.name], result))
+                result = total
+            known[value.name] = result
+            seen[value.name] += 1
+    return tuple(found), known
+
+
+Make = Callable[[Value], tuple[tuple[Op, ...], Value]]
+"""From what a gradient is to be called to the ops that make it, and the value that holds it."""
+
+
+def _contributions(op: Op, grad: Value) -> Iterator[tuple[Value, Make]]:
+    """Each operand, and how its gradient is made from that of the result."""
+    match op:
+        case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
+            yield lhs, partial(_product, grad, rhs)
+            yield rhs, partial(_product, lhs, grad)
+            if isinstance(op, ContractAdd):
+                yield op.bias, partial(_summed, grad)
+        case Multiply(_, lhs, rhs):
+            yield lhs, partial(_hadamard, grad, rhs)
+            yield rhs, partial(_hadamard, grad, lhs)
+        case Add(_, lhs, rhs):
+            yield lhs, partial(_summed, grad)
+            yield rhs, partial(_summed, grad)
+        case Permute(_, x):
+            yield x, lambda out: ((Permute(out, grad),), out)
+        case Split(_, x, index, parts, padded):
+            yield x, lambda out: ((Merge(out, grad, index, parts, padded),), out)
+        case Merge(_, x, index, parts, padded):
+            yield x, lambda out: ((Split(out, grad, index, parts, padded),), out)
+        case Gelu(_, x):
+            yield x, lambda out: ((GeluBackward(out, grad, x),), out)
+        case _:
+            raise ProgramError(f"op {type(op).__name__} has no adjoint; add one to tnmoe/adjoint.py")
+
+
+def _product(lhs: Value, rhs: Value, out: Value) -> tuple[tuple[Op, ...], Value]:
+    """The gradient of one factor of a contraction: the product of the other one and of the result's gradient.
+
+    Either order of the two gives a matrix product over views; `out` decides which.
+    """
+    if set(out.indices) == set(lhs.indices) | set(rhs.indices):
+        return (Multiply(out, lhs, rhs),), out
+    op = Contract(out, lhs, rhs)
+    return (op if is_matmul(op) else Contract(out, rhs, lhs),), out
+
+
+def _hadamard(grad: Value, other: Value, out: Value) -> tuple[tuple[Op, ...], Value]:
+    """The gradient of one factor of a broadcasting product."""
+    if out.indices == grad.indices:
+        return (Multiply(out, grad, other),), out
+    spread = replace(grad, name=f"{out.name}_spread")
+    return (Multiply(spread, grad, other), Reduce(out, spread)), out
+
+
+def _summed(grad: Value, out: Value) -> tuple[tuple[Op, ...], Value]:
+    """The gradient of a term of a broadcasting sum."""
+    return ((Reduce(out, grad),), out) if out.indices != grad.indices else ((), grad)
+
+
+def _fresh(program: Program, name: str) -> str:
+    """`name`, lengthened until no value of the program has it."""
+    taken = {v.name for v in program.leaves} | {op.out.name for op in program.ops}
+    while name in taken:
+        name += "_"
+    return name
