@@ -1,6 +1,6 @@
 """Factorizations of a weight tensor, one file each; the file name is the public name."""
 
-from tnmoe.factorizations.base import Factorization, Factors, Modes, Sizes
+from tnmoe.factorizations.base import Declared, Factorization, Factors, Modes, Sizes
 from tnmoe.factorizations.block_term import BlockTerm
 from tnmoe.factorizations.cp import CP
 from tnmoe.factorizations.custom import Custom
@@ -35,6 +35,7 @@ __all__ = [
     "AnyFactorization",
     "BlockTerm",
     "Custom",
+    "Declared",
     "Dense",
     "Factorization",
     "Factors",

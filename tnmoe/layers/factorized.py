@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from tnmoe.dims import Dim, Size
 from tnmoe.errors import DeclarationError
-from tnmoe.factorizations import AnyFactorization, Factorization, Factors, Modes, Sizes
+from tnmoe.factorizations import FACTORIZATIONS, Declared, Factorization, Factors, Modes, Sizes
 from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Node, Parameter
 from tnmoe.layers.parts import Declaration
 from tnmoe.network import FoldedBias, Network, Role, Tensor
@@ -93,8 +93,8 @@ def _added(bias: Parameter, coefficients: tuple[Value, ...], linear: Value, out:
 
 def check_factorization(factorization: object, levels: int) -> None:
     """Raise `DeclarationError` unless it is a factorization whose ranks fit that many levels of experts."""
-    if not isinstance(factorization, AnyFactorization):
-        known = ", ".join(c.__name__ for c in AnyFactorization.__args__)
+    if not isinstance(factorization, Declared):  # of the package or a user's own
+        known = ", ".join(c.__name__ for c in FACTORIZATIONS.values())
         raise DeclarationError(
             f"factorization must be one of {known}, with its ranks, e.g. CP(rank=64); got {factorization!r}"
         )
