@@ -121,6 +121,7 @@ TOP = {
     "planning",
     "question",
     "sweep",
+    "tune",
 }
 
 

@@ -53,6 +53,7 @@ from tnmoe.planners.atlas_orders import Atlas
 from tnmoe.planning import pareto, plan
 from tnmoe.program import Program
 from tnmoe.sweep import sweep
+from tnmoe.tune import Tuned, tune
 from tnmoe.writing import save
 
 __all__ = [
@@ -96,6 +97,7 @@ __all__ = [
     "TnmoeError",
     "TokenRange",
     "Tucker",
+    "Tuned",
     "__version__",
     "atlas",
     "build",
@@ -118,4 +120,5 @@ __all__ = [
     "symbol",
     "to_reference",
     "token_range",
+    "tune",
 ]

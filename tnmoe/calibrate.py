@@ -118,7 +118,7 @@ def calibrate(
     if device == "cuda":
         name, threads = torch.cuda.get_device_name(), ""
     else:
-        name, threads = _processor(), f", {torch.get_num_threads()} threads"
+        name, threads = processor(), f", {torch.get_num_threads()} threads"
     return DeviceProfile(name, f"calibrated with torch {torch.__version__}{threads}", device, rates)
 
 
@@ -126,7 +126,7 @@ def _nothing() -> None:
     pass
 
 
-def _processor() -> str:
+def processor() -> str:
     """Model of the processor, as well as the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

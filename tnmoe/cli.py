@@ -39,6 +39,7 @@ from tnmoe.plan import Plan
 from tnmoe.planning import plan, with_tokens
 from tnmoe.question import DEFAULT_TOKENS, PLANNERS
 from tnmoe.report import FORMATS, Cell, Table, grouped
+from tnmoe.tune import DTYPES, tune
 
 T = TypeVar("T")
 
@@ -73,6 +74,7 @@ examples:
   tnmoe calibrate -o here.json              measure this machine, in under a minute
   tnmoe plan gpt2-tr --objective time --profile here.json   the order with the least predicted time
   tnmoe cost gpt2-tr --profile here.json    predicted time of each step on it
+  tnmoe tune gpt2-tr --tokens 1             time its cheapest orders here, and keep the fastest
   tnmoe check gpt2                          the emitted modules against dense einsum and torch's FLOP counter
 
 exit codes: 0 fine, 1 a check failed, 2 bad input
@@ -202,6 +204,18 @@ def parser() -> argparse.ArgumentParser:
         "check", _check, "Compare the emitted module with dense einsum and torch's FLOP counter.", several=True
     )
     formatted(check_command, list(FORMATS))
+
+    tune_command = command(
+        "tune", _tune, "Time the cheapest orders on this machine; choose the fastest.", several=False
+    )
+    formatted(tune_command, list(FORMATS))
+    tune_command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    tune_command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    tune_command.add_argument("--training", action="store_true", help="forward and backward pass")
+    tune_command.add_argument("--count", type=int, default=4, metavar="N", help="orders to measure (default: 4)")
+    tune_command.add_argument("--rounds", type=int, default=15, metavar="N", help="measurements of each (default: 15)")
+    tune_command.add_argument("--fresh", action="store_true", help="measure anew, even what the cache knows")
+    tune_command.add_argument("-o", "--output", metavar="FILE", help="write the winner there, as a plan in JSON")
 
     summary = "Measure this machine's speed, for predicted times."
     calibrate_command: _Parser = commands.add_parser("calibrate", help=summary, description=summary)
@@ -362,6 +376,25 @@ def _fit(options: argparse.Namespace) -> int:
     if options.format in ("csv", "json") and len({t.columns for t in tables}) == 1:  # one document
         tables = [replace(tables[0], rows=tuple(row for t in tables for row in t.rows))]
     _print(tables, options.format)
+    return 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    rows = [row for what in options.what for row in _rows(what, options)[1] if row.emitted]
+    if len(rows) != 1:
+        raise DeclarationError(f"tune takes one layer that can be emitted, this names {len(rows)}; e.g. gpt2-cp")
+    tuned = tune(
+        rows[0].planned,
+        device=options.device,
+        dtype=options.dtype,
+        training=options.training,
+        count=options.count,
+        rounds=options.rounds,
+        fresh=options.fresh,
+    )
+    _print([tuned.table()], options.format)
+    if options.output is not None:
+        _deliver(tuned.plan.to_json() + "\n", options.output)
     return 0
 
 
