@@ -278,7 +278,7 @@ def _forward(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
     for op in ops:
         if op in done:
             continue
-        lines += indented(writer.drops(op))
+        lines += indented(writer.drops(op) if unit.function is None else [])
         if op.out.part != part:
             part = op.out.part
             lines.append("")

@@ -5,8 +5,9 @@ The forward and the backward pass are the ops of `tnmoe.adjoint`, one statement 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tnmoe.adjoint import Adjoint
 from tnmoe.backends.torch_statements import (
@@ -79,7 +80,10 @@ class FunctionUnit:
 def function_source(unit: FunctionUnit, name: str) -> str:
     """The class of the function, called `name`."""
     a = unit.adjoint
-    writer = Writer(a.program, attributes=False, product=PRODUCTS[unit.flavour])
+    own = {op.out.name for op in a.ops} - a.kept
+    drops = {name: tuple(v for v in dead if v in own) for name, dead in a.program.drops.items()}
+    program = replace(a.program, drops={name: dead for name, dead in drops.items() if dead})
+    writer = Writer(program, attributes=False, product=PRODUCTS[unit.flavour])
     kept = [op.out for op in a.ops if op.out.name in a.kept and op.out in a.saved]
     lines = [f"class {name}(torch.autograd.Function):", *_docstring(unit), "", "    generate_vmap_rule = True", ""]
     names = [writer.ref(v.name) for v in a.inputs]
@@ -155,6 +159,7 @@ def _statements(writer: Writer, ops: Sequence[Op], conditions: Mapping[Op, str])
         if op.out.part != part:
             part = op.out.part
             lines.append("")
+        lines += writer.drops(op)
         lines += _conditional(writer, op, conditions[op]) if op in conditions else writer.statement(op)
     return lines
 
@@ -180,7 +185,7 @@ def _docstring(unit: FunctionUnit) -> list[str]:
     text = f"From {_listed([v.name for v in a.inputs if v.name not in stored]) or 'the weights'} to the output."
     text += f" Keeps {_listed(kept)}" if kept else " Keeps nothing but its inputs"
     text += f"; the backward pass computes {_listed(repeated)} again." if repeated else "."
-    return docstring([text], 4)
+    return docstring(textwrap.wrap(text, WIDTH - 10), 4)
 
 
 def _listed(names: Sequence[str]) -> str:

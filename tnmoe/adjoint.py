@@ -112,7 +112,8 @@ class Adjoint:
         stored = {p.name for p in (*self.program.parameters, *self.program.buffers)}
         data = tuple(v for v in self.saved if v.name not in stored)
         ops = self.backward
-        return verify(replace(self.program, inputs=(*data, self.seed), ops=ops, output=ops[-1].out), laid_out=True)
+        program = replace(self.program, inputs=(*data, self.seed), ops=ops, output=ops[-1].out, drops={})
+        return verify(program, laid_out=True)
 
     def training_cost(self) -> Cost:
         """Work of forward and backward together, what is repeated included."""
