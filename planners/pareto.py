@@ -16,7 +16,7 @@ from tnmoe.cost import elements, op_cost
 from tnmoe.errors import PlanError, unknown
 from tnmoe.lower import Operand, leaf_operands, lower_step
 from tnmoe.network import Network
-from tnmoe.objective import price
+from tnmoe.objective import Prices, price
 from tnmoe.ops import Op, Value, propagate
 from tnmoe.path import ContractionPath, Tree
 
@@ -26,7 +26,8 @@ OBJECTIVES = ("flops", "training", "saved", "peak")
 """FLOPs forward; FLOPs of forward, recomputation and backward; elements saved for the backward; elements of all
 intermediates that are alive at once in a forward pass that saves nothing."""
 
-Values = tuple[int, int, int, int]
+Values = tuple[int, ...]
+"""By place in `OBJECTIVES`, then those of further prices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Tradeoff:
     """A point of the front.
 
     Attributes:
-        values: by objective, all four of them; the front is minimal in those that were asked for.
+        values: by objective, all of `OBJECTIVES` and any further ones; the front is minimal in those asked for.
         path: the order.
         recomputed: the tensors (by name) whose product is recomputed in the backward pass, not saved.
     """
@@ -80,7 +81,7 @@ def plan(
     Args:
         network: up to 9 tensors. Its leaves are there during the backward pass at no charge.
         sizes: an integer for every index.
-        objectives: some of `OBJECTIVES`.
+        objectives: some of `OBJECTIVES`; without recomputation also text that `tnmoe.goals.parse` reads.
         needing: names of the tensors that need a gradient.
         recompute: allow recomputation; else everything that is read is saved.
         saved_limit, peak_limit: leave out what saves, or holds at once, more elements.
@@ -88,16 +89,17 @@ def plan(
     Raises:
         PlanError: more than 9 tensors, an unknown objective, or limits that no order meets (with the least there is).
     """
-    for objective in objectives:
-        if objective not in OBJECTIVES:
-            raise PlanError(unknown("objective of a front", objective, OBJECTIVES))
+    further = [o for o in dict.fromkeys(objectives) if o not in OBJECTIVES]
+    if further and recompute:
+        raise PlanError(unknown("objective of a front", further[0], OBJECTIVES))
+    names = (*OBJECTIVES, *further)
     n = len(network.tensors)
     if n > MAX_TENSORS or not objectives:
         raise PlanError(f"a front takes at least one objective and up to {MAX_TENSORS} tensors, got {n}")
     limits = {"saved": saved_limit, "peak": peak_limit}
     limited = [o for o, limit in limits.items() if limit is not None]
-    axes = [OBJECTIVES.index(o) for o in dict.fromkeys((*objectives, *limited))]
-    front = _front(network, sizes, axes, needing, recompute)
+    axes = [names.index(o) for o in dict.fromkeys((*objectives, *limited))]
+    front = _front(network, sizes, axes, needing, recompute, [Prices(network, sizes, o, needing) for o in further])
     for objective in limited:
         axis, limit = OBJECTIVES.index(objective), limits[objective]
         assert limit is not None
@@ -105,20 +107,27 @@ def plan(
         front = [p for p in front if p.values[axis] <= limit]
         if not front:
             raise PlanError(f"no order has {objective} ≤ {limit:,} elements; the least is {least:,}")
-    wanted = [OBJECTIVES.index(o) for o in dict.fromkeys(objectives)]
+    wanted = [names.index(o) for o in dict.fromkeys(objectives)]
     points = _minimal(front, wanted)
     points.sort(key=lambda p: tuple(p.values[a] for a in wanted))
-    return tuple(_tradeoff(p, network) for p in points)
+    return tuple(_tradeoff(p, network, names) for p in points)
 
 
 def _front(
-    network: Network, sizes: Mapping[str, int], axes: Sequence[int], needing: Set[str], recompute: bool
+    network: Network,
+    sizes: Mapping[str, int],
+    axes: Sequence[int],
+    needing: Set[str],
+    recompute: bool,
+    further: Sequence[Prices] = (),
 ) -> list[_Point]:
     n = len(network.tensors)
     leaves, live = network.leaf_names, set(needing)
     operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
     # Points that only deliver the product, and points whose product can be had again in the backward pass.
-    plain: dict[int, list[_Point]] = {1 << k: [_Point((0, 0, 0, 0), None, 1 << k)] for k in range(n)}
+    plain: dict[int, list[_Point]] = {
+        1 << k: [_Point((0,) * (len(OBJECTIVES) + len(further)), None, 1 << k)] for k in range(n)
+    }
     again: dict[int, list[_Point]] = dict(plain)
     for subset in range(1, 1 << n):
         if subset in plain:
@@ -134,9 +143,11 @@ def _front(
             kept = {v.name: v for op in ops for v in saved_values(op, gradients) if v.name not in leaves}
             sides = tuple(_side(s, operand[s], kept, sizes, leaves) for s in (other, part))
             inner = _total((v for v in kept.values() if v.name not in _names(operand[other], operand[part])), sizes)
-            steps.append(_Step(ops, sizes, live, leaves, sides, inner))
+            steps.append(_Step(ops, sizes, live, leaves, sides, inner, tuple(prices.of(ops) for prices in further)))
             part = (part - 1) & rest
         live |= propagate(ops, live)
+        for prices in further:
+            prices.follow(ops)
         plain[subset] = _points(subset, steps, axes, plain, again, recompute, everything=False)
         again[subset] = _points(subset, steps, axes, plain, again, recompute, everything=True) if recompute else []
     return plain[(1 << n) - 1]
@@ -189,9 +200,8 @@ def _choices(
 
 def _ideal(choices: Sequence[Choice]) -> Choice:
     """A choice that would be as good as any of these in each value."""
-    added = [(*p.values[:2], p.values[2] + saved, p.values[3]) for p, saved, _ in choices]
-    flops, training, saved, peak = (min(column) for column in zip(*added, strict=True))
-    return _Point((flops, training, saved, peak), None, 0), 0, False
+    added = [(*p.values[:2], p.values[2] + saved, *p.values[3:]) for p, saved, _ in choices]
+    return _Point(tuple(min(column) for column in zip(*added, strict=True)), None, 0), 0, False
 
 
 class _Step:
@@ -205,12 +215,14 @@ class _Step:
         leaves: Set[str],
         sides: tuple[_Side, ...],
         inner: int,
+        further: tuple[int, ...],
     ) -> None:
         self.flops = price(ops, sizes, "flops")
         self.training = price(ops, sizes, "training", live, leaves)
         self.written = sum(int(op_cost(op, sizes).activations) for op in ops)
         self.sides = sides
         self.inner = inner
+        self.further = further
 
     def point(self, subset: int, left: Choice, right: Choice, *, recomputed: bool) -> _Point:
         (a, saved_a, again_a), (b, saved_b, again_b) = left, right
@@ -222,6 +234,7 @@ class _Step:
             a.values[1] + b.values[1] + self.training + (self.flops if recomputed else 0),
             a.values[2] + b.values[2] + saved_a + saved_b + self.inner,
             max(waiting, size_a + size_b + self.written),
+            *(x + y + z for x, y, z in zip(a.values[4:], b.values[4:], self.further, strict=True)),
         )
         return _Point(values, (a, b), subset, (again_a, again_b))
 
@@ -253,7 +266,7 @@ def _minimal(points: list[_Point], axes: Sequence[int]) -> list[_Point]:
     return [p for _, p in found]
 
 
-def _tradeoff(point: _Point, network: Network) -> Tradeoff:
+def _tradeoff(point: _Point, network: Network, names: Sequence[str]) -> Tradeoff:
     recomputed: list[tuple[str, ...]] = []
 
     def nested(p: _Point) -> Tree:
@@ -266,4 +279,4 @@ def _tradeoff(point: _Point, network: Network) -> Tradeoff:
         return left, right
 
     path = ContractionPath.from_tree(nested(point), len(network.tensors), "pareto")
-    return Tradeoff(dict(zip(OBJECTIVES, point.values, strict=True)), path, tuple(recomputed))
+    return Tradeoff(dict(zip(names, point.values, strict=True)), path, tuple(recomputed))

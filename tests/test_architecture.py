@@ -118,6 +118,7 @@ TOP = {
     "fit_ranks",
     "fit_table",
     "html_report",
+    "limits",
     "planning",
     "question",
     "sweep",

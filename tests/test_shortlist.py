@@ -197,7 +197,7 @@ def test_profiles_by_file_and_from_the_cache(tmp_path: Path, monkeypatch: pytest
         ({"objective": "time", "calls": 3}, "stands alone"),
         ({"objective": "time + flops"}, "stands alone"),
         ({"objective": ("layout", "flops")}, "stands alone"),
-        ({"objective": "layout", "planner": "greedy"}, "a ranking of its own"),
+        ({"objective": "layout", "planner": "greedy"}, "a search of its own"),
         ({"objective": "flops", "profile": "x.json"}, "a profile goes with"),
     ],
 )

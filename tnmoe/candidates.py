@@ -68,12 +68,12 @@ def shortlist(
     if type(count) is not int or not 1 <= count <= 1000:
         raise PlanError(f"count must be an integer from 1 to 1000, got {count!r}")
     asked = question(what, tokens, sizes, input_gradients)
-    plans = [plan for _, plan in _cheapest(asked, goal, count)]
+    plans = [plan for _, plan in cheapest(asked, goal, count)]
     device = None if profile is None else _profile(profile)
     return tuple(Candidate(p, None if device is None else _seconds(p, device)) for p in plans)
 
 
-def _cheapest(asked: Question, goal: str, count: int) -> list[tuple[int, Plan]]:
+def cheapest(asked: Question, goal: str, count: int) -> list[tuple[int, Plan]]:
     """The `count` cheapest combinations of the orders of all networks, with the price of each."""
     found: list[tuple[int, dict[str, ContractionPath]]] = [(0, {})]
     for node in asked.layer.contractions:
@@ -89,7 +89,7 @@ def _cheapest(asked: Question, goal: str, count: int) -> list[tuple[int, Plan]]:
 
 def choose(asked: Question, goal: str, profile: Profile | None) -> Plan:
     """The plan for an objective that looks at whole programs: of the cheapest orders the best one."""
-    ranking = _cheapest(asked, "flops", COUNT)
+    ranking = cheapest(asked, "flops", COUNT)
     complete, source = False, ""
     if goal == "time":
         plans = [plan for _, plan in ranking]

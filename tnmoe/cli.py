@@ -130,6 +130,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--calls", type=int, metavar="N", help="forward passes between updates of the weights, for inference"
         )
+        sub.add_argument(
+            "--saved-limit", type=int, metavar="N", help="elements that may be kept for the backward pass at most"
+        )
         if name != "cost":  # which has its own use for it
             sub.add_argument("--profile", metavar="FILE", help="a calibration, for --objective time")
         sub.add_argument("--planner", choices=["auto", *PLANNERS], help="default: auto")
@@ -465,6 +468,7 @@ def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], t
         sizes=sizes,
         objective=options.objective or "flops",
         calls=options.calls,
+        saved_limit=options.saved_limit,
         profile=options.profile if options.objective == "time" or options.command != "cost" else None,
         planner=options.planner or "auto",
         budget=options.budget,
@@ -472,8 +476,8 @@ def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], t
 
 
 def _read_plan(path: str, options: argparse.Namespace) -> Plan:
-    for flag in ("size", "objective", "calls", "planner", "budget"):
-        if getattr(options, flag):
+    for flag in ("size", "objective", "calls", "saved-limit", "planner", "budget"):
+        if getattr(options, flag.replace("-", "_")):
             raise DeclarationError(f"{path} is a plan already: --{flag} goes with a preset or a TOML file")
     planned = _read(path, Plan.from_json)
     return planned if options.tokens is None else with_tokens(planned, options.tokens)

@@ -10,6 +10,7 @@ from tnmoe.candidates import Profile, choose
 from tnmoe.errors import DeclarationError, PlanError, unknown
 from tnmoe.function import plan_function
 from tnmoe.goals import SHORTLISTED, Goal, as_objective
+from tnmoe.limits import within
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import pareto as front
@@ -32,6 +33,7 @@ def plan(
     memory: str | int | None = None,
     flavour: str = "portable",
     chunk: int | None = None,
+    saved_limit: int | None = None,
 ) -> Plan:
     """Choose the order in which every network of a layer is contracted.
 
@@ -63,10 +65,13 @@ def plan(
             torch has them, and the public ones else. It needs its own backward pass: `memory` is "save" if not given.
         chunk: tokens that the emitted function takes at once, forward and backward, which bounds its temporaries;
             `memory` is "save" if not given.
+        saved_limit: elements that may be kept for the backward pass at most (`Plan.saved`), up to 9 tensors a network;
+            `pareto` also says what recomputing instead would cost.
 
     Raises:
         PlanError: unknown objective, planner, memory policy or flavour, a network the planner cannot take, a budget
-            that is none or cannot be met, or a layer that has no end with an adjoint, or cannot run in chunks.
+            or limit that is none or cannot be met (with the least that there is), or a layer that has no end with an
+            adjoint, or cannot run in chunks.
         DeclarationError: a symbol without a value, an unknown size name, or sizes that are no sizes.
     """
     goal = as_objective(objective, calls)
@@ -76,15 +81,24 @@ def plan(
     if profile is not None and goal != "time":
         raise PlanError(f"a profile goes with the objective 'time', not with {goal!r}")
     asked = question(what, tokens, sizes, input_gradients)
-    if goal in SHORTLISTED:
-        if planner != "auto":
-            raise PlanError(f"the objective {goal!r} chooses from a ranking of its own; leave planner out")
+    if goal not in SHORTLISTED and saved_limit is None:
+        paths: dict[str, ContractionPath] = {}
+        for node in asked.layer.contractions:
+            search = planner_of(planner, node.network, budget)
+            paths[node.out.name] = search(node.network, asked.sizes, goal, asked.needing(node, goal))
+        return _with_function(Plan(asked.layer, paths, asked.values, goal, asked.inputs), memory, flavour, chunk)
+    if planner != "auto":
+        searched = f"the objective {goal!r}" if goal in SHORTLISTED else "a limit"
+        raise PlanError(f"{searched} needs a search of its own; leave planner out")
+    if saved_limit is None:
         return _with_function(choose(asked, goal, profile), memory, flavour, chunk)
-    paths: dict[str, ContractionPath] = {}
-    for node in asked.layer.contractions:
-        search = planner_of(planner, node.network, budget)
-        paths[node.out.name] = search(node.network, asked.sizes, goal, asked.needing(node, goal))
-    return _with_function(Plan(asked.layer, paths, asked.values, goal, asked.inputs), memory, flavour, chunk)
+    if goal in SHORTLISTED:
+        raise PlanError(f"the objective {goal!r} takes no limit; plan by a price, or measure a shortlist")
+    if (memory, flavour, chunk) != (None, "portable", None):
+        raise PlanError(
+            "saved_limit is for modules whose backward pass is autograd's; memory= sets a budget for others"
+        )
+    return within(asked, goal, saved_limit)
 
 
 def _with_function(planned: Plan, memory: str | int | None, flavour: str, chunk: int | None) -> Plan:
