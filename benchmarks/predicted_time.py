@@ -70,7 +70,7 @@ class Run:
         return self.predicted / self.measured
 
 
-def prepare(label: str, spec: object, tokens: int, profile: hardware.DeviceProfile) -> Run:
+def prepare(label: str, spec: object, tokens: int, profile: tnmoe.DeviceProfile) -> Run:
     """Plan, predict and build."""
     plan = tnmoe.plan(spec, tokens=tokens)  # type: ignore[arg-type]
     module = tnmoe.build(plan).eval()

@@ -15,20 +15,10 @@ import pytest
 import tnmoe
 from tnmoe import ops
 from tnmoe.calibrate import calibrate
-from tnmoe.hardware import (
-    OVERHEADS,
-    ROWWISE,
-    STREAMS,
-    DeviceProfile,
-    Grid,
-    Rates,
-    default_path,
-    load_cached,
-    op_seconds,
-    predict,
-    working_set,
-)
+from tnmoe.device_profile import DeviceProfile, default_path, load_cached
+from tnmoe.hardware import op_seconds, predict, working_set
 from tnmoe.ops import Value
+from tnmoe.rates import OVERHEADS, ROWWISE, STREAMS, Grid, Rates
 
 OVERHEAD = {kind: (k + 1) * 1e-6 for k, kind in enumerate(OVERHEADS)}
 

@@ -14,7 +14,7 @@ import sympy
 
 import tnmoe
 from tnmoe.figures import FIGURES
-from tnmoe.grid import Grid
+from tnmoe.frame import Frame
 from tnmoe.vectorised import Columns, column
 
 CP = tnmoe.MuMoE(768, 3072, 256, tnmoe.CP(556))
@@ -125,8 +125,8 @@ def test_ratios() -> None:
 # ---- filters -------------------------------------------------------------------------------------------------
 
 
-def grid_of(rows: list[tuple[int, ...]]) -> Grid:
-    return Grid("numbers", {f"c{k}": column(c) for k, c in enumerate(zip(*rows, strict=True))})
+def grid_of(rows: list[tuple[int, ...]]) -> Frame:
+    return Frame("numbers", {f"c{k}": column(c) for k, c in enumerate(zip(*rows, strict=True))})
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 4])

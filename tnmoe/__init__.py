@@ -17,6 +17,8 @@ from tnmoe.candidates import Candidate, shortlist
 from tnmoe.check import check
 from tnmoe.cost_report import CostReport
 from tnmoe.crossover import Crossover, crossover
+from tnmoe.datasheet import Datasheet, datasheet
+from tnmoe.device_profile import DeviceProfile
 from tnmoe.dims import symbol
 from tnmoe.errors import (
     CostError,
@@ -43,7 +45,7 @@ from tnmoe.factorizations import (
 )
 from tnmoe.files import load
 from tnmoe.fit_ranks import FittedRanks, fit_ranks
-from tnmoe.hardware import DeviceProfile, Prediction, predict
+from tnmoe.hardware import Prediction, predict
 from tnmoe.layer import Layer
 from tnmoe.layers import MLP, DenseMoE, FactorizedLinear, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, declare
 from tnmoe.network import Network, Role, Tensor
@@ -66,6 +68,7 @@ __all__ = [
     "CostReport",
     "Crossover",
     "Custom",
+    "Datasheet",
     "DeclarationError",
     "Dense",
     "DenseMoE",
@@ -105,6 +108,7 @@ __all__ = [
     "check",
     "cost",
     "crossover",
+    "datasheet",
     "declare",
     "emit",
     "explain",

@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tnmoe.device_profile import DeviceProfile, default_path, load_cached
 from tnmoe.errors import FileError, PlanError, TnmoeError
 from tnmoe.goals import SHORTLISTED, Goal, as_objective
-from tnmoe.hardware import DeviceProfile, default_path, load_cached, predict
+from tnmoe.hardware import predict
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import ranked

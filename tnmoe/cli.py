@@ -25,13 +25,15 @@ from tnmoe.calibrate import BUDGET, calibrate
 from tnmoe.check import check
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.cost_report import COMPARED, CostReport, comparison
+from tnmoe.datasheet import Datasheet, datasheet, datasheet_names
+from tnmoe.device_profile import DeviceProfile, default_path
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
 from tnmoe.explain import explain
 from tnmoe.figures import FIGURES
 from tnmoe.fit_ranks import fit_ranks
 from tnmoe.fit_table import published
 from tnmoe.goals import OBJECTIVES, SHORTLISTED
-from tnmoe.hardware import DeviceProfile, default_path, predict
+from tnmoe.hardware import Device, predict
 from tnmoe.html_report import html_report
 from tnmoe.layer import Layer
 from tnmoe.optimizers import PRECISIONS
@@ -176,7 +178,11 @@ def parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--formulas", action="store_true", help="every figure as a formula and a number")
 
-    group.add_argument("--profile", metavar="FILE", help="predicted time of each step, from a calibration")
+    group.add_argument(
+        "--profile",
+        metavar="DEVICE|FILE",
+        help=f"predicted time of each step: {', '.join(datasheet_names())} by data sheet, or a calibration's file",
+    )
 
     emit_command = command("emit", _emit, "Write a standalone torch module.", several=True)
     emit_command.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: print)")
@@ -308,12 +314,12 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _cost(options: argparse.Namespace) -> int:
     tables = []
-    profile = None if options.profile is None else _read(options.profile, DeviceProfile.from_json)
+    profile = None if options.profile is None else _device(options.profile)
     for what in options.what:
         for row in _rows(what, options)[1]:
             report = _report(row, options)
             if profile is not None:
-                if row.emitted:  # routed layers have no time model
+                if row.emitted or isinstance(profile, Datasheet):  # routed layers cannot be measured
                     tables.append(predict(report.bound, profile, options.dtype).table(row.label))
                 continue
             tables.append(_view(report, options))
@@ -325,6 +331,12 @@ def _cost(options: argparse.Namespace) -> int:
         tables = [replace(tables[0], columns=(("layer", "layer"), *tables[0].columns), rows=rows)]
     _print(tables, options.format)
     return 0
+
+
+def _device(name: str) -> Device:
+    """A device that comes with the package, or the one of a file."""
+    known = name in datasheet_names() or not (os.path.exists(name) or os.sep in name or "." in name)
+    return datasheet(name) if known else _read(name, DeviceProfile.from_json)
 
 
 def _view(report: CostReport, options: argparse.Namespace) -> Table:

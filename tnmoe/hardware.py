@@ -1,25 +1,22 @@
-"""How long a program should take: a device's measured rates, and a roofline over the ops of a program.
+"""How long a program should take on a device: a roofline over its ops.
 
-The work of an op comes from `tnmoe.cost`; this module only divides it by rates. A prediction ranks programs and
-shortlists them; near-ties are for a measurement to decide. `tnmoe.calibrate` makes profiles.
+The work of an op comes from `tnmoe.cost`; this module only divides it by rates, measured ones (`tnmoe calibrate`) or
+those of a data sheet (`tnmoe.datasheet`). A prediction ranks programs and shortlists them; near-ties are for a
+measurement to decide.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import os
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from tnmoe import cache
 from tnmoe.cost import DTYPE_BYTES, elements, op_cost
+from tnmoe.datasheet import Datasheet, roofline
+from tnmoe.device_profile import DeviceProfile
 from tnmoe.dims import Dim
-from tnmoe.errors import CostError, DeclarationError, TnmoeError
+from tnmoe.errors import CostError
 from tnmoe.ops import (
     Add,
     BatchNorm,
@@ -43,261 +40,36 @@ from tnmoe.ops import (
     results,
 )
 from tnmoe.program import Program
-from tnmoe.report import Cell, Table, json_text
+from tnmoe.rates import Rates
+from tnmoe.report import Cell, Table
 
-FORMAT = "tnmoe-profile-1"
-
-STREAMS = ("Multiply", "Add", "Reduce", "Permute", "Sigmoid", "Gelu")
-"""Kinds of op whose time follows the bytes they move, whatever the shape."""
-
-ROWWISE = ("Softmax", "Entmax15", "Sparsemax", "LayerNorm", "BatchNorm")
-"""Kinds of op that work along one index: sorting and reductions make the row's length matter."""
-
-OVERHEADS = ("matmul", "batched", "bias", "merge", "split", "parameter", "switch", "call", *STREAMS, *ROWWISE)
-"""What has a fixed time: a matrix product, a batched one, a bias on top of either, a view that merges axes, one that
-splits an axis, a use of a parameter, going from one op to another, a module's call, and each other kind of op."""
-
-LARGEST_AXIS = 2**40
-MOST_POINTS = 100_000
+Device = DeviceProfile | Datasheet
+"""What a time can be predicted for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A positive figure, measured on a grid of sizes.
-
-    Attributes:
-        axes: for each size its grid points, ascending.
-        values: the last axis varies fastest.
-    """
-
-    axes: tuple[tuple[int, ...], ...]
-    values: tuple[float, ...]
-
-    def at(self, *point: float) -> float:
-        """The figure at a point: multilinear in the logarithms, the nearest edge's value outside the grid.
-
-        Raises:
-            CostError: a point of another dimension, or a size below 1.
-        """
-        if len(point) != len(self.axes) or any(size < 1 for size in point):
-            raise CostError(f"a grid over {len(self.axes)} sizes has no point {point}")
-        corners = [(0, 1.0)]
-        for axis, size in zip(self.axes, point, strict=True):
-            low, share = _bracket(axis, size)
-            steps = [(low, 1 - share), (low + 1, share)] if share else [(low, 1.0)]
-            corners = [(offset * len(axis) + k, w * weight) for offset, w in corners for k, weight in steps]
-        return math.exp(math.fsum(w * math.log(self.values[k]) for k, w in corners))
-
-
-def _bracket(axis: Sequence[int], size: float) -> tuple[int, float]:
-    """Position of the grid point below `size`, and how far (0 … 1, in logarithms) it is on the way to the next."""
-    if size <= axis[0]:
-        return 0, 0.0
-    if size >= axis[-1]:
-        return len(axis) - 1, 0.0
-    low = bisect_right(axis, size) - 1
-    return low, math.log(size / axis[low]) / math.log(axis[low + 1] / axis[low])
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What one device does with one dtype; every rate is the op's own, its overhead taken off.
-
-    Attributes:
-        gemm: FLOP/s of a matrix product, over (rows, inner, columns).
-        batched: FLOP/s of a batched one, over (batch, rows, inner, columns). Small matrices run far below the peak.
-        streams: bytes/s of each kind in `STREAMS`, over (bytes read and written): caches make it fall with size.
-        rowwise: elements/s of each kind in `ROWWISE`, over (rows, length of the index it works along).
-        bandwidth: bytes/s that nothing exceeds; the bound where a grid ends.
-        memory: bytes/s of reading weights in turn, over (bytes of all of them): past each cache's size it drops.
-        fresh: bytes/s of filling a new tensor, over (its bytes): large ones are pages that the system clears first.
-        overhead: seconds of each of `OVERHEADS`.
-    """
-
-    gemm: Grid
-    batched: Grid
-    streams: Mapping[str, Grid]
-    rowwise: Mapping[str, Grid]
-    bandwidth: float
-    memory: Grid
-    fresh: Grid
-    overhead: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceProfile:
-    """Measured rates of one device.
-
-    Attributes:
-        name: of the device, e.g. the processor's model.
-        source: where the figures come from: a calibration with its versions and threads, or a data sheet.
-        device: the kind, "cpu" or "cuda".
-        rates: by dtype.
-    """
-
-    name: str
-    source: str
-    device: str
-    rates: Mapping[str, Rates]
-
-    def of(self, dtype: str) -> Rates:
-        """The rates for a dtype.
-
-        Raises:
-            CostError: if it was not measured, with the dtypes that were.
-        """
-        if dtype not in self.rates:
-            raise CostError(
-                f"the profile of {self.name!r} has no dtype {dtype!r}; it has {', '.join(self.rates)}. "
-                f"Calibrate with that dtype, or choose one of these"
-            )
-        return self.rates[dtype]
-
-    # ---- JSON ------------------------------------------------------------------------------------------------
-
-    def to_json(self) -> str:
-        """The profile as JSON; `from_json` gives it back exactly."""
-
-        def grid(g: Grid) -> dict[str, Any]:
-            return {"axes": [list(a) for a in g.axes], "values": list(g.values)}
-
-        rates = {
-            dtype: {
-                "gemm": grid(r.gemm),
-                "batched": grid(r.batched),
-                "streams": {kind: grid(g) for kind, g in r.streams.items()},
-                "rowwise": {kind: grid(g) for kind, g in r.rowwise.items()},
-                "bandwidth": r.bandwidth,
-                "memory": grid(r.memory),
-                "fresh": grid(r.fresh),
-                "overhead": dict(r.overhead),
-            }
-            for dtype, r in self.rates.items()
-        }
-        return json_text(
-            {"format": FORMAT, "name": self.name, "source": self.source, "device": self.device, "rates": rates}
-        )
-
-    @classmethod
-    def from_json(cls, text: str) -> DeviceProfile:
-        """The profile that `to_json` wrote.
-
-        Raises:
-            DeclarationError: naming the key, what it must be and what it is.
-        """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, deep nesting
-            raise DeclarationError(f"a profile must be JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise DeclarationError(f'a profile must be a JSON object with "format": "{FORMAT}"')
-        _object(data, "profile", ("format", "name", "source", "device", "rates"))
-        for key in ("name", "source", "device"):
-            if not isinstance(data[key], str) or not data[key].strip():
-                raise DeclarationError(f"{key} of a profile must be text, got {_shown(data[key])}")
-        by_dtype = data["rates"]
-        if not isinstance(by_dtype, dict) or not by_dtype or not set(by_dtype) <= set(DTYPE_BYTES):
-            raise DeclarationError(
-                f"rates of a profile must be an object with some of {', '.join(DTYPE_BYTES)}, got {_shown(by_dtype)}"
-            )
-        rates = {dtype: _rates(r, f"rates.{dtype}") for dtype, r in by_dtype.items()}
-        return cls(data["name"], data["source"], data["device"], rates)
-
-
-def _rates(data: Any, where: str) -> Rates:
-    _object(data, where, ("gemm", "batched", "streams", "rowwise", "bandwidth", "memory", "fresh", "overhead"))
-    for key, kinds in (("streams", STREAMS), ("rowwise", ROWWISE), ("overhead", OVERHEADS)):
-        _object(data[key], f"{where}.{key}", kinds)
-    return Rates(
-        gemm=_grid(data["gemm"], f"{where}.gemm", 3),
-        batched=_grid(data["batched"], f"{where}.batched", 4),
-        streams={k: _grid(data["streams"][k], f"{where}.streams.{k}", 1) for k in STREAMS},
-        rowwise={k: _grid(data["rowwise"][k], f"{where}.rowwise.{k}", 2) for k in ROWWISE},
-        bandwidth=_positive(data["bandwidth"], f"{where}.bandwidth"),
-        memory=_grid(data["memory"], f"{where}.memory", 1),
-        fresh=_grid(data["fresh"], f"{where}.fresh", 1),
-        overhead={k: _positive(data["overhead"][k], f"{where}.overhead.{k}", zero=True) for k in OVERHEADS},
-    )
-
-
-def _grid(data: Any, where: str, dimension: int) -> Grid:
-    _object(data, where, ("axes", "values"))
-    axes, values = data["axes"], data["values"]
-    if not isinstance(axes, list) or len(axes) != dimension:
-        raise DeclarationError(f"{where}.axes must be a list of {dimension} axes, got {_shown(axes)}")
-    for k, axis in enumerate(axes):
-        sizes = isinstance(axis, list) and bool(axis) and all(type(i) is int and 1 <= i <= LARGEST_AXIS for i in axis)
-        if not sizes or any(a >= b for a, b in itertools.pairwise(axis)):
-            raise DeclarationError(f"{where}.axes[{k}] must be ascending sizes, got {_shown(axis)}")
-    points = math.prod(map(len, axes))
-    if points > MOST_POINTS or not isinstance(values, list) or len(values) != points:
-        got = f"{len(values):,}" if isinstance(values, list) else _shown(values)
-        raise DeclarationError(f"{where}.values must be a list of {points:,} rates, one a grid point; got {got}")
-    return Grid(tuple(map(tuple, axes)), tuple(_positive(v, f"{where}.values[{k}]") for k, v in enumerate(values)))
-
-
-def _object(data: Any, where: str, keys: Iterable[str]) -> None:
-    wanted = list(keys)
-    if not isinstance(data, dict):
-        raise DeclarationError(f"{where} must be an object with {', '.join(wanted)}; got {_shown(data)}")
-    lacking, surplus = [k for k in wanted if k not in data], [k for k in data if k not in wanted]
-    if lacking or surplus:
-        fault = f"lacks {lacking[0]!r}" if lacking else f"has {surplus[0]!r}, which is no key of it"
-        raise DeclarationError(f"{where} {fault}; its keys are {', '.join(wanted)}")
-
-
-def _positive(value: Any, where: str, *, zero: bool = False) -> float:
-    # The bounds keep every quotient of a count and a rate finite; nothing real comes near them.
-    if type(value) in (int, float) and (1e-30 < value < 1e30 or (zero and value == 0)):
-        return float(value)
-    raise DeclarationError(f"{where} must be a {'number from 0' if zero else 'positive number'}, got {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a very large integer"
-    return text if len(text) <= 80 else text[:80] + "…"
-
-
-def default_path(device: str = "cpu") -> Path:
-    """Where a calibration of this machine is kept: `profile-<device>.json` in `tnmoe.cache.folder()`."""
-    return cache.folder() / f"profile-{device}.json"
-
-
-def load_cached(path: str | os.PathLike[str] | None = None) -> DeviceProfile | None:
-    """The profile kept at `path` (`default_path()` if none); None if there is none or it is corrupt.
-
-    A cache may vanish or spoil at any time. For a file that a user names, `DeviceProfile.from_json` says what is wrong.
-    """
-    try:
-        return DeviceProfile.from_json(Path(default_path() if path is None else path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TnmoeError):
-        return None
-
-
-# ---- time ----------------------------------------------------------------------------------------------------
-
-
-def op_seconds(op: Op, sizes: Mapping[str, Dim], profile: DeviceProfile, dtype: str, *, working_set: int = 0) -> float:
+def op_seconds(op: Op, sizes: Mapping[str, Dim], profile: Device, dtype: str, *, working_set: int = 0) -> float:
     """Seconds of one op, without gradients: max(work / rate, bytes / bandwidth) + overhead + fetching.
 
-    The rates were measured on the same operands again and again, which then lie in whatever cache holds them. In a
-    program they do not: fetching is what reading them costs more among `working_set` bytes than by themselves.
+    By a data sheet the rate is the peak, and nothing is known of fetching. The rates of a calibration were measured on
+    the same operands again and again, which then lie in whatever cache holds them. In a program they do not: fetching
+    is what reading them costs more among `working_set` bytes than by themselves.
 
     Args:
         op: laid out.
         sizes: integers by index.
-        profile: of the device.
+        profile: of the device, measured or a data sheet.
         dtype: of all operands.
         working_set: bytes that are used between two runs of this op; 0 if it runs by itself.
 
     Raises:
         CostError: an op without a time model, a size that is a symbol, or a dtype that the profile lacks.
     """
-    rates = profile.of(dtype)
     for index in {i for v in (*operands(op), *results(op)) for i in v.indices}:
         if not isinstance(sizes[index], int):
             raise CostError(f"the size of {index!r} is {sizes[index]}, not an integer: bind the program first")
-    width = DTYPE_BYTES[dtype]
+    if isinstance(profile, Datasheet):
+        return roofline(op, sizes, profile, dtype)
+    rates, width = profile.of(dtype), DTYPE_BYTES[dtype]
     moved = width * sum(int(elements(v.indices, sizes)) for v in (*operands(op), *results(op)))
     least = moved / rates.bandwidth
     fetching = 0.0
@@ -420,17 +192,19 @@ def working_set(program: Program, dtype: str) -> int:
     return DTYPE_BYTES[dtype] * found
 
 
-def predict(program: Program, profile: DeviceProfile, dtype: str = "float32") -> Prediction:
+def predict(program: Program, profile: Device, dtype: str = "float32") -> Prediction:
     """Predicted time of one forward pass of a bound program.
 
     Raises:
         CostError: as `op_seconds`.
     """
+    touched = working_set(program, dtype)
+    per_op = tuple(op_seconds(op, program.sizes, profile, dtype, working_set=touched) for op in program.ops)
+    used = f"{profile.name} ({profile.source})"
+    if isinstance(profile, Datasheet):
+        return Prediction(program, used, dtype, 0.0, per_op)
     overhead = profile.of(dtype).overhead
     stored = {p.name for p in program.parameters + program.buffers}
     uses = sum(v.name in stored for op in program.ops for v in operands(op))
     call = overhead["call"] + uses * overhead["parameter"] + len(program.ops) * overhead["switch"]
-    touched = working_set(program, dtype)
-    per_op = tuple(op_seconds(op, program.sizes, profile, dtype, working_set=touched) for op in program.ops)
-    used = f"{profile.name} ({profile.source})"
     return Prediction(program, used, dtype, call, per_op)

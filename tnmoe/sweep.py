@@ -17,7 +17,7 @@ from tnmoe.cost_report import COMPARED, CostReport
 from tnmoe.dims import LARGEST
 from tnmoe.errors import DeclarationError, unknown
 from tnmoe.figures import FIGURES, RATIOS
-from tnmoe.grid import Grid
+from tnmoe.frame import Frame
 from tnmoe.layer import Layer
 from tnmoe.plan import Plan
 from tnmoe.planning import plan
@@ -44,7 +44,7 @@ def sweep(
     dtype: str = "float32",
     input_gradients: bool | Collection[str] = True,
     **axes: int | Iterable[int],
-) -> Grid:
+) -> Frame:
     """The figures of every combination of sizes, exactly; a hundred thousand of them in a second or two.
 
     Rows are costed in the cheapest of the orders that are best somewhere in the sweep: at its corners and at some rows
@@ -104,7 +104,7 @@ def sweep(
     for constraint in constraints:
         keep &= constraint.holds(all_columns)
     shown = {**swept, **{name: found[name] for name in wanted}, **({} if order is None else {"order": order})}
-    return Grid(
+    return Frame(
         f"Sweep of {layer.name}, {dtype}",
         {name: values[keep] for name, values in shown.items()},
         tuple(_orders(p) for p in plans),

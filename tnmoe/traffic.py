@@ -13,7 +13,7 @@ from typing import cast
 import sympy
 
 from tnmoe.backward import saved_inside, saved_values
-from tnmoe.cost import elements
+from tnmoe.cost import elements, is_view
 from tnmoe.dims import Dim
 from tnmoe.ops import Op, RoutedContract, Value, operands, results
 from tnmoe.program import Program
@@ -31,7 +31,9 @@ class Traffic:
 
 
 def forward_traffic(op: Op, sizes: Mapping[str, Dim]) -> Traffic:
-    """What an op reads and writes; an operand that it reads twice counts once."""
+    """What an op reads and writes; an operand that it reads twice counts once, and a view moves nothing."""
+    if is_view(op):
+        return Traffic()
     read = total(_read(op, v, sizes) for v in _distinct(operands(op)))
     return Traffic(read, total(elements(v.indices, sizes) for v in results(op)))
 
@@ -42,6 +44,8 @@ def gradient_traffic(op: Op, operand: Value, sizes: Mapping[str, Dim]) -> Traffi
     Raises:
         CostError: if nobody has said what the op saves.
     """
+    if is_view(op):
+        return Traffic()
     alone = {operand.name}
     saved = total(elements(v.indices, sizes) for v in _distinct(saved_values(op, alone)))
     read = elements(op.out.indices, sizes) + saved + saved_inside(op, sizes, alone)

@@ -20,7 +20,7 @@ SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class Frame:
     """Columns of one length.
 
     Attributes:
@@ -43,7 +43,7 @@ class Grid:
             raise CostError(unknown("column", name, self.columns))
         return self.columns[name]
 
-    def where(self, *constraints: str) -> Grid:
+    def where(self, *constraints: str) -> Frame:
         """The rows that satisfy every constraint, e.g. "parameters <= 5*10**6", "64 <= max_rank < I".
 
         Raises:
@@ -56,7 +56,7 @@ class Grid:
             keep &= parse_constraint(text).holds(whole)
         return self._rows(keep)
 
-    def pareto(self, *columns: str) -> Grid:
+    def pareto(self, *columns: str) -> Frame:
         """The rows that no other row beats: none is at least as good in every column and better in one.
 
         Args:
@@ -72,7 +72,7 @@ class Grid:
         ranks = [self._rank(name) for name in columns]
         return self._rows(_undominated(np.stack(ranks, axis=1)))
 
-    def sorted(self, *columns: str) -> Grid:
+    def sorted(self, *columns: str) -> Frame:
         """The rows in ascending order of the columns, the first one first; "-name" in descending order.
 
         Raises:
@@ -81,7 +81,7 @@ class Grid:
         ranks = [self._rank(name) for name in reversed(columns)]
         return self._rows(np.lexsort(ranks)) if ranks else self
 
-    def head(self, rows: int = SHOWN) -> Grid:
+    def head(self, rows: int = SHOWN) -> Frame:
         """The first rows."""
         return self._rows(np.arange(min(rows, len(self))))
 
@@ -91,7 +91,7 @@ class Grid:
         ranks: Column = np.unique(values, return_inverse=True)[1].astype(np.int64).ravel()
         return -ranks if name.startswith("-") else ranks
 
-    def _rows(self, chosen: Column) -> Grid:
+    def _rows(self, chosen: Column) -> Frame:
         return replace(self, columns={name: values[chosen] for name, values in self.columns.items()})
 
     # ---- other forms -----------------------------------------------------------------------------------------

@@ -1,0 +1,172 @@
+"""A device's measured rates as a file: what `tnmoe calibrate` writes, and where it is kept."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tnmoe import cache
+from tnmoe.cost import DTYPE_BYTES
+from tnmoe.errors import CostError, DeclarationError, TnmoeError
+from tnmoe.rates import OVERHEADS, ROWWISE, STREAMS, Grid, Rates
+from tnmoe.report import json_text
+
+FORMAT = "tnmoe-profile-1"
+LARGEST_AXIS = 2**40
+MOST_POINTS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """Measured rates of one device.
+
+    Attributes:
+        name: of the device, e.g. the processor's model.
+        source: where the figures come from: a calibration with its versions and threads, or a data sheet.
+        device: the kind, "cpu" or "cuda".
+        rates: by dtype.
+    """
+
+    name: str
+    source: str
+    device: str
+    rates: Mapping[str, Rates]
+
+    def of(self, dtype: str) -> Rates:
+        """The rates for a dtype.
+
+        Raises:
+            CostError: if it was not measured, with the dtypes that were.
+        """
+        if dtype not in self.rates:
+            raise CostError(
+                f"the profile of {self.name!r} has no dtype {dtype!r}; it has {', '.join(self.rates)}. "
+                f"Calibrate with that dtype, or choose one of these"
+            )
+        return self.rates[dtype]
+
+    # ---- JSON ------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The profile as JSON; `from_json` gives it back exactly."""
+
+        def grid(g: Grid) -> dict[str, Any]:
+            return {"axes": [list(a) for a in g.axes], "values": list(g.values)}
+
+        rates = {
+            dtype: {
+                "gemm": grid(r.gemm),
+                "batched": grid(r.batched),
+                "streams": {kind: grid(g) for kind, g in r.streams.items()},
+                "rowwise": {kind: grid(g) for kind, g in r.rowwise.items()},
+                "bandwidth": r.bandwidth,
+                "memory": grid(r.memory),
+                "fresh": grid(r.fresh),
+                "overhead": dict(r.overhead),
+            }
+            for dtype, r in self.rates.items()
+        }
+        return json_text(
+            {"format": FORMAT, "name": self.name, "source": self.source, "device": self.device, "rates": rates}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> DeviceProfile:
+        """The profile that `to_json` wrote.
+
+        Raises:
+            DeclarationError: naming the key, what it must be and what it is.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, deep nesting
+            raise DeclarationError(f"a profile must be JSON: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise DeclarationError(f'a profile must be a JSON object with "format": "{FORMAT}"')
+        _object(data, "profile", ("format", "name", "source", "device", "rates"))
+        for key in ("name", "source", "device"):
+            if not isinstance(data[key], str) or not data[key].strip():
+                raise DeclarationError(f"{key} of a profile must be text, got {_shown(data[key])}")
+        by_dtype = data["rates"]
+        if not isinstance(by_dtype, dict) or not by_dtype or not set(by_dtype) <= set(DTYPE_BYTES):
+            raise DeclarationError(
+                f"rates of a profile must be an object with some of {', '.join(DTYPE_BYTES)}, got {_shown(by_dtype)}"
+            )
+        rates = {dtype: _rates(r, f"rates.{dtype}") for dtype, r in by_dtype.items()}
+        return cls(data["name"], data["source"], data["device"], rates)
+
+
+def _rates(data: Any, where: str) -> Rates:
+    _object(data, where, ("gemm", "batched", "streams", "rowwise", "bandwidth", "memory", "fresh", "overhead"))
+    for key, kinds in (("streams", STREAMS), ("rowwise", ROWWISE), ("overhead", OVERHEADS)):
+        _object(data[key], f"{where}.{key}", kinds)
+    return Rates(
+        gemm=_grid(data["gemm"], f"{where}.gemm", 3),
+        batched=_grid(data["batched"], f"{where}.batched", 4),
+        streams={k: _grid(data["streams"][k], f"{where}.streams.{k}", 1) for k in STREAMS},
+        rowwise={k: _grid(data["rowwise"][k], f"{where}.rowwise.{k}", 2) for k in ROWWISE},
+        bandwidth=_positive(data["bandwidth"], f"{where}.bandwidth"),
+        memory=_grid(data["memory"], f"{where}.memory", 1),
+        fresh=_grid(data["fresh"], f"{where}.fresh", 1),
+        overhead={k: _positive(data["overhead"][k], f"{where}.overhead.{k}", zero=True) for k in OVERHEADS},
+    )
+
+
+def _grid(data: Any, where: str, dimension: int) -> Grid:
+    _object(data, where, ("axes", "values"))
+    axes, values = data["axes"], data["values"]
+    if not isinstance(axes, list) or len(axes) != dimension:
+        raise DeclarationError(f"{where}.axes must be a list of {dimension} axes, got {_shown(axes)}")
+    for k, axis in enumerate(axes):
+        sizes = isinstance(axis, list) and bool(axis) and all(type(i) is int and 1 <= i <= LARGEST_AXIS for i in axis)
+        if not sizes or any(a >= b for a, b in itertools.pairwise(axis)):
+            raise DeclarationError(f"{where}.axes[{k}] must be ascending sizes, got {_shown(axis)}")
+    points = math.prod(map(len, axes))
+    if points > MOST_POINTS or not isinstance(values, list) or len(values) != points:
+        got = f"{len(values):,}" if isinstance(values, list) else _shown(values)
+        raise DeclarationError(f"{where}.values must be a list of {points:,} rates, one a grid point; got {got}")
+    return Grid(tuple(map(tuple, axes)), tuple(_positive(v, f"{where}.values[{k}]") for k, v in enumerate(values)))
+
+
+def _object(data: Any, where: str, keys: Iterable[str]) -> None:
+    wanted = list(keys)
+    if not isinstance(data, dict):
+        raise DeclarationError(f"{where} must be an object with {', '.join(wanted)}; got {_shown(data)}")
+    lacking, surplus = [k for k in wanted if k not in data], [k for k in data if k not in wanted]
+    if lacking or surplus:
+        fault = f"lacks {lacking[0]!r}" if lacking else f"has {surplus[0]!r}, which is no key of it"
+        raise DeclarationError(f"{where} {fault}; its keys are {', '.join(wanted)}")
+
+
+def _positive(value: Any, where: str, *, zero: bool = False) -> float:
+    # The bounds keep every quotient of a count and a rate finite; nothing real comes near them.
+    if type(value) in (int, float) and (1e-30 < value < 1e30 or (zero and value == 0)):
+        return float(value)
+    raise DeclarationError(f"{where} must be a {'number from 0' if zero else 'positive number'}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a very large integer"
+    return text if len(text) <= 80 else text[:80] + "…"
+
+
+def default_path(device: str = "cpu") -> Path:
+    """Where a calibration of this machine is kept: `profile-<device>.json` in `tnmoe.cache.folder()`."""
+    return cache.folder() / f"profile-{device}.json"
+
+
+def load_cached(path: str | os.PathLike[str] | None = None) -> DeviceProfile | None:
+    """The profile kept at `path` (`default_path()` if none); None if there is none or it is corrupt.
+
+    A cache may vanish or spoil at any time. For a file that a user names, `DeviceProfile.from_json` says what is wrong.
+    """
+    try:
+        return DeviceProfile.from_json(Path(default_path() if path is None else path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TnmoeError):
+        return None

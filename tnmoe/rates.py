@@ -1,0 +1,83 @@
+"""Measured rates of a device: figures on grids of sizes, and the kinds of op that they are of."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tnmoe.errors import CostError
+
+STREAMS = ("Multiply", "Add", "Reduce", "Permute", "Sigmoid", "Gelu")
+"""Kinds of op whose time follows the bytes they move, whatever the shape."""
+
+ROWWISE = ("Softmax", "Entmax15", "Sparsemax", "LayerNorm", "BatchNorm")
+"""Kinds of op that work along one index: sorting and reductions make the row's length matter."""
+
+OVERHEADS = ("matmul", "batched", "bias", "merge", "split", "parameter", "switch", "call", *STREAMS, *ROWWISE)
+"""What has a fixed time: a matrix product, a batched one, a bias on top of either, a view that merges axes, one that
+splits an axis, a use of a parameter, going from one op to another, a module's call, and each other kind of op."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A positive figure, measured on a grid of sizes.
+
+    Attributes:
+        axes: for each size its grid points, ascending.
+        values: the last axis varies fastest.
+    """
+
+    axes: tuple[tuple[int, ...], ...]
+    values: tuple[float, ...]
+
+    def at(self, *point: float) -> float:
+        """The figure at a point: multilinear in the logarithms, the nearest edge's value outside the grid.
+
+        Raises:
+            CostError: a point of another dimension, or a size below 1.
+        """
+        if len(point) != len(self.axes) or any(size < 1 for size in point):
+            raise CostError(f"a grid over {len(self.axes)} sizes has no point {point}")
+        corners = [(0, 1.0)]
+        for axis, size in zip(self.axes, point, strict=True):
+            low, share = _bracket(axis, size)
+            steps = [(low, 1 - share), (low + 1, share)] if share else [(low, 1.0)]
+            corners = [(offset * len(axis) + k, w * weight) for offset, w in corners for k, weight in steps]
+        return math.exp(math.fsum(w * math.log(self.values[k]) for k, w in corners))
+
+
+def _bracket(axis: Sequence[int], size: float) -> tuple[int, float]:
+    """Position of the grid point below `size`, and how far (0 … 1, in logarithms) it is on the way to the next."""
+    if size <= axis[0]:
+        return 0, 0.0
+    if size >= axis[-1]:
+        return len(axis) - 1, 0.0
+    low = bisect_right(axis, size) - 1
+    return low, math.log(size / axis[low]) / math.log(axis[low + 1] / axis[low])
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What one device does with one dtype; every rate is the op's own, its overhead taken off.
+
+    Attributes:
+        gemm: FLOP/s of a matrix product, over (rows, inner, columns).
+        batched: FLOP/s of a batched one, over (batch, rows, inner, columns). Small matrices run far below the peak.
+        streams: bytes/s of each kind in `STREAMS`, over (bytes read and written): caches make it fall with size.
+        rowwise: elements/s of each kind in `ROWWISE`, over (rows, length of the index it works along).
+        bandwidth: bytes/s that nothing exceeds; the bound where a grid ends.
+        memory: bytes/s of reading weights in turn, over (bytes of all of them): past each cache's size it drops.
+        fresh: bytes/s of filling a new tensor, over (its bytes): large ones are pages that the system clears first.
+        overhead: seconds of each of `OVERHEADS`.
+    """
+
+    gemm: Grid
+    batched: Grid
+    streams: Mapping[str, Grid]
+    rowwise: Mapping[str, Grid]
+    bandwidth: float
+    memory: Grid
+    fresh: Grid
+    overhead: Mapping[str, float]
