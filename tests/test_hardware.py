@@ -69,6 +69,7 @@ EXAMPLES: dict[str, tuple[ops.Op, float | None]] = {
     ),
     "Split": (ops.Split(Value("z", ("t", "a", "b")), X, "i", ("a", "b")), OVERHEAD["split"]),
     "Merge": (ops.Merge(Y, Value("z", ("t", "a", "b")), "o", ("a", "b")), OVERHEAD["merge"]),
+    "GeluBackward": (ops.GeluBackward(Z, X, X), None),  # forward passes are what is timed
     "TopK": (ops.TopK(Value("z", ("t", "a")), Value("p", ("t", "a")), X, "i"), None),
     "RoutedContract": (
         ops.RoutedContract(
