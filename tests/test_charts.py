@@ -93,6 +93,21 @@ def test_regions_are_the_optimum(atlas: tnmoe.Atlas) -> None:
         charts.winner_regions(atlas, "q", "n", at)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_timeline_shows_the_peak(train: bool) -> None:
+    """Stacked classes reach the peak of each step; weights and what is saved at the turn are the report's."""
+    plan = tnmoe.plan(PRESETS["gpt2-tr"].spec, tokens=64)
+    report = tnmoe.cost(plan)
+    chart = charts.memory_timeline(plan, train=train)
+    stacks = np.array([[bar.get_height() for bar in group] for group in chart.axes.containers]) * 2**20
+    rows = chart.data.records()
+    assert stacks.sum(0) == pytest.approx([row["peak"] for row in rows])
+    assert stacks[0] == pytest.approx([report.weight_bytes] * len(rows))
+    saved = [row["saved"] for row in rows]
+    assert max(saved) == (report.saved_bytes if train else 0)
+    assert_in_frame(chart)
+
+
 def test_figures_as_files(tmp_path: Path) -> None:
     """The same figure gives the same bytes; it is not blank."""
     chart = charts.against_experts("parameters", experts=(2, 4))

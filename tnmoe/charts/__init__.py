@@ -5,5 +5,6 @@ from tnmoe.charts.chart import Chart
 from tnmoe.charts.experts import against_experts
 from tnmoe.charts.front import pareto_front
 from tnmoe.charts.regions import winner_regions
+from tnmoe.charts.timeline import memory_timeline
 
-__all__ = ["Chart", "against_experts", "cost_breakdown", "pareto_front", "winner_regions"]
+__all__ = ["Chart", "against_experts", "cost_breakdown", "memory_timeline", "pareto_front", "winner_regions"]
