@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any, assert_never
 
 import numpy as np
+import sympy
 from numpy.typing import NDArray
 
+from tnmoe.backends.numpy_routing import run_routing
 from tnmoe.dims import Dim, evaluate
 from tnmoe.errors import ProgramError
 from tnmoe.ops import (
@@ -25,12 +27,11 @@ from tnmoe.ops import (
     Op,
     Permute,
     Reduce,
-    RoutedContract,
+    RoutingOp,
     Sigmoid,
     Softmax,
     Sparsemax,
     Split,
-    TopK,
     Value,
     merged_order,
     split_order,
@@ -47,7 +48,7 @@ def execute(program: Program, env: Mapping[str, Array], *, training: bool = Fals
     """Run a program.
 
     Args:
-        program: any verified program; sizes are taken from the arrays (a `TopK`'s number of slots from the program).
+        program: any verified program; sizes are taken from the arrays (numbers of slots from the program).
         env: an array for every input, parameter and buffer, with axes in the order of its indices.
         training: batch norms use the batch's statistics (running statistics are never updated here).
 
@@ -70,10 +71,22 @@ def execute(program: Program, env: Mapping[str, Array], *, training: bool = Fals
             if size != known:
                 raise ProgramError(f"axis {index!r} has size {known} in {holder} but {size} in {leaf.name}")
         values[leaf.name] = array
-    declared = {**program.sizes, **{index: size for index, (size, _) in sizes.items()}}
-    for op in program.ops:
+    declared = _declared(program, {index: size for index, (size, _) in sizes.items()})
+    for op in program.ops + program.diagnostics:
         run_op(op, values, declared, training)
     return values
+
+
+def _declared(program: Program, known: Mapping[str, int]) -> dict[str, Dim]:
+    """The size of each index, at the sizes of the arrays."""
+    data = {
+        s: sympy.Integer(known[i])
+        for i, d in program.lengths.items()
+        if i in known and isinstance(s := d, sympy.Symbol)
+    }
+    lengths = {i: sympy.sympify(d).xreplace(data) for i, d in program.lengths.items()}
+    whole = {i: int(d) for i, d in lengths.items() if d.is_Integer}
+    return {**program.sizes, **whole, **known}
 
 
 def run_op(op: Op, env: dict[str, Array], declared: Mapping[str, Dim], training: bool) -> None:
@@ -146,24 +159,8 @@ def run_op(op: Op, env: dict[str, Array], declared: Mapping[str, Dim], training:
             if training and get(x).size > get(x).shape[x.indices.index(index)]:
                 mean, var = get(x).mean(axes, keepdims=True), get(x).var(axes, keepdims=True)
             env[out.name] = (get(x) - mean) / np.sqrt(var + _EPSILON)
-        case TopK(_, positions, x, index):
-            axis = x.indices.index(index)
-            (slot,) = (i for i in out.indices if i not in x.indices)
-            order = np.argsort(-get(x), axis=axis, kind="stable").take(range(evaluate(declared[slot], {})), axis)
-            env[positions.name] = order
-            env[out.name] = np.take_along_axis(get(x), order, axis)
-        case RoutedContract(_, lhs, rhs, offset, positions, index):
-            chosen = env[positions.name]
-            picked = tuple(i for i in rhs.indices if i != index)
-            env["__routed"] = np.moveaxis(get(rhs), rhs.indices.index(index), 0)[chosen]
-            routed = Value("__routed", positions.indices + picked)
-            result = einsum(lhs, routed)
-            if offset is not None:
-                rest = tuple(i for i in offset.indices if i != index)
-                env["__routed"] = np.moveaxis(get(offset), offset.indices.index(index), 0)[chosen]
-                result = result + spread(Value("__routed", positions.indices + rest))
-            del env["__routed"]
-            env[out.name] = result
+        case _ if isinstance(op, RoutingOp):
+            run_routing(op, env, declared, training)
         case _:
             assert_never(op)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tnmoe.backends.torch_function import FunctionUnit, call_statements, function_source
 from tnmoe.backends.torch_names import CLASSES, LOCALS, attribute
+from tnmoe.backends.torch_routing import routing_sources
 from tnmoe.backends.torch_statements import (
     WIDTH,
     Writer,
@@ -33,8 +34,10 @@ from tnmoe.ops import (
     Sparsemax,
     Split,
     Value,
+    results,
 )
-from tnmoe.program import Program, gate_ops
+from tnmoe.program import Program, gate_ops, needed
+from tnmoe.routing_ops import Gather, Noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,13 @@ def emit(units: Sequence[Unit], heading: str) -> str:
     taken = [n for k, n in enumerate(names) if n in LOCALS | CLASSES or n in names[:k]]
     if taken:
         raise EmitError(f"class name {taken[0]!r} is taken; choose another with name=…")
-    ops = [op for u in units for op in u.program.ops]
+    ops = [op for u in units for op in u.program.ops + u.program.diagnostics]
     gates = [
         n for n, kind in (("entmax15", Entmax15), ("sparsemax", Sparsemax)) if any(isinstance(o, kind) for o in ops)
     ]
     functional = any(
-        isinstance(op, LayerNorm | BatchNorm | Gelu) or (isinstance(op, Split) and op.padded) for op in ops
+        isinstance(op, LayerNorm | BatchNorm | Gelu | Noise | Gather) or (isinstance(op, Split) and op.padded)
+        for op in ops
     )
     imports = ["import torch", "from torch import Tensor, nn"]
     if functional:
@@ -88,7 +92,7 @@ def emit(units: Sequence[Unit], heading: str) -> str:
     if functions:
         imports.insert(2, "from torch.autograd.function import once_differentiable")
     helpers = dict.fromkeys(helper for f in functions for helper in f.helpers)
-    bodies = [_gate_source(gate) for gate in gates] + [*helpers] + [_class(u) for u in units]
+    bodies = [*(_gate_source(gate) for gate in gates), *routing_sources(ops), *helpers, *(_class(u) for u in units)]
     blocks = [f'"""{heading}"""', "\n".join(imports)]
     return "\n\n".join(blocks) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
 
@@ -120,6 +124,8 @@ def _class(unit: Unit) -> str:
     if gates:
         lines += ["", *_coefficients(unit, writer, gates)]
     lines += ["", *_forward(unit, writer, gates)]
+    if program.diagnostics:
+        lines += ["", *_diagnostics(unit, writer)]
     lines += ["", "    def extra_repr(self) -> str:", *_extra_repr(unit.summary)]
     if unit.function is not None:
         return function_source(unit.function, _function_name(unit)) + "\n\n\n" + "\n".join(lines)
@@ -227,6 +233,9 @@ def _coefficients(unit: Unit, writer: Writer, ops: Sequence[Op]) -> list[str]:
     several = len(names) > 1
     running = any(isinstance(op, BatchNorm) for op in ops)
     levels = "one (..., experts) tensor for each level" if several else "a tuple of one (..., experts) tensor"
+    written = {v.name: v for op in ops for v in results(op)}
+    if any(written[name].integer for name in program.coefficients):
+        levels = "those of the chosen ones, and which they are, (..., choices) each"
     lines = [
         f"    def expert_coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:",
         f'        """Shares of the experts for (..., {width}): {levels}."""',
@@ -268,7 +277,8 @@ def _forward(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
         lines += docstring([f"Contract {shapes or 'the weights'} to ({' '.join(program.output.indices)})."], 8)
     if gates:
         names = [writer.ref(n) for n in program.coefficients]
-        comment = ", ".join(" ".join(op.out.indices) for op in gates if op.out.name in program.coefficients)
+        axes = {v.name: " ".join(v.indices) for op in gates for v in results(op)}
+        comment = ", ".join(axes[name] for name in program.coefficients)
         lines.append(f"        {_tuple(names)} = self._coefficients({x.name})  # {comment}")
     ops = program.ops if unit.function is None else unit.function.adjoint.before
     for name, where in writer.runtime_sizes(ops).items():
@@ -291,3 +301,19 @@ def _forward(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
     else:
         lines.append(f"        return {result}")
     return lines
+
+
+def _diagnostics(unit: Unit, writer: Writer) -> list[str]:
+    """A method of its own: what the scalars need is computed again, so nothing of a forward pass is kept."""
+    program = unit.program
+    (x,) = program.inputs
+    scalars = [op.out.name for op in program.diagnostics if not op.out.indices]
+    lines = [
+        f"    def diagnostics(self, {x.name}: Tensor) -> dict[str, Tensor]:",
+        *docstring([f"Scalars of the router for (..., {program.sizes[x.indices[-1]]}): {', '.join(scalars)}."], 8),
+        f"        {x.name} = self._rows({x.name}){axes_comment(x.indices)}",
+    ]
+    for op in needed(program.ops + program.diagnostics, scalars):
+        lines += indented(writer.statement(op))
+    pairs = ", ".join(f'"{name}": {writer.ref(name)}' for name in scalars)
+    return [*lines, *indented([f"return {{{pairs}}}"])]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tnmoe.backends.torch_names import LOCALS, attribute, safe
+from tnmoe.backends.torch_routing import routing_expression
 from tnmoe.errors import EmitError
 from tnmoe.ops import (
     Add,
@@ -25,6 +26,7 @@ from tnmoe.ops import (
     Op,
     Permute,
     Reduce,
+    RoutingOp,
     Sigmoid,
     Softmax,
     Sparsemax,
@@ -107,7 +109,9 @@ class Writer:
     def __post_init__(self) -> None:
         stored = (*self.program.parameters, *self.program.buffers)
         self.stored = frozenset(p.name for p in stored if self.attributes)
-        names = [v.name for v in self.program.leaves] + [v.name for op in self.program.ops for v in results(op)]
+        names = [v.name for v in self.program.leaves] + [
+            v.name for op in self.program.ops + self.program.diagnostics for v in results(op)
+        ]
         written = Counter(self.ref(name) for name in names)
         clash = [name for name in names if written[self.ref(name)] > 1]
         if clash:
@@ -153,6 +157,11 @@ class Writer:
         if isinstance(op, BatchNorm):
             statistics = f"mean, var = {self.ref(op.mean.name)}, {self.ref(op.var.name)}"
             return [statistics, f"{target} = {self._elementwise(op)}{comment}"]
+        if isinstance(op, RoutingOp):
+            target = ", ".join(self.ref(v.name) for v in results(op))
+            comment = "  # " + ", ".join(" ".join(v.indices) or "scalar" for v in results(op))
+            names = {v.name: self.ref(v.name) for v in (*self.program.inputs, *operands(op))}
+            return broken(f"{target} = {routing_expression(op, self.program, names)}", comment)
         expression, views = self.expression(op)
         whole = f"{target} = {self.viewed(op)}{comment}"
         if len(whole) + 8 <= WIDTH:
@@ -219,9 +228,7 @@ class Writer:
             case BatchNorm():
                 return f"F.batch_norm({x}, mean, var, None, None, training, momentum)"
             case _:
-                raise EmitError(
-                    f"op {type(op).__name__} has no torch form yet: routed layers can be costed, not emitted"
-                )
+                raise EmitError(f"op {type(op).__name__} has no torch form")
 
     def _product(self, op: Contract | ContractAdd) -> str:
         g = matmul_groups(op)

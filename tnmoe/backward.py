@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import cast
 
+from tnmoe import routing_cost
 from tnmoe.cost import GELU_BACKWARD, Cost, elements, is_view, joint_indices, op_cost
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
@@ -27,6 +28,7 @@ from tnmoe.ops import (
     Op,
     Permute,
     Reduce,
+    RoutingOp,
     Sigmoid,
     Softmax,
     Sparsemax,
@@ -42,7 +44,7 @@ from tnmoe.program import Program
 def gradient_names(program: Program, inputs: Iterable[str]) -> frozenset[str]:
     """Names of all values that need a gradient: trained parameters, those of `inputs`, and what depends on them."""
     leaves = {p.name for p in program.parameters if p.role is Role.WEIGHT}
-    return propagate(program.ops, leaves.union(inputs))
+    return propagate(program.ops, leaves.union(inputs), integers=False)
 
 
 def backward_cost(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Cost:
@@ -69,6 +71,9 @@ def backward_cost(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Cost:
             return Cost(elementwise_flops=sum(len(v.indices) < len(op.out.indices) for v in wanted) * written)
         case Reduce() | Permute() | Split() | Merge():  # a broadcast, a copy, a view
             return Cost()
+        case _ if isinstance(op, RoutingOp):
+            macs, elementwise, special = routing_cost.backward(op, sizes, needing)
+            return Cost(macs, 2 * macs, elementwise, special)
         case _:
             return Cost(special_flops=_special_per_element(op, needing) * written)
 
@@ -101,7 +106,7 @@ def training_cost(ops: Iterable[Op], sizes: Mapping[str, Dim], needing: Set[str]
     for op in ops:
         total += op_cost(op, sizes) + backward_cost(op, sizes, live)
         if any(v.name in live for v in operands(op)):
-            live |= {v.name for v in results(op)}
+            live |= {v.name for v in results(op) if not v.integer}
     return total
 
 
@@ -118,6 +123,8 @@ def saved_values(op: Op, needing: Set[str]) -> tuple[Value, ...]:
             return (out,)
         case Gelu(_, x) | LayerNorm(_, x) | BatchNorm(_, x):
             return (x,)
+        case _ if isinstance(op, RoutingOp):
+            return routing_cost.saved(op, needing)
         case Entmax15():
             return ()  # its root, which is no value of the program: see `saved_inside`
     raise CostError(f"op {type(op).__name__} has no rule for what it saves; add one to tnmoe/backward.py")
@@ -144,13 +151,26 @@ def saved_elements(program: Program, needing: Set[str]) -> Dim:
         program: laid out.
         needing: as `gradient_names` returns them.
     """
-    leaves = {v.name for v in program.leaves}
-    memory: dict[str, Value] = {}  # of a view: the value whose memory it is
+    inside = [saved_inside(op, program.sizes, needing) for op in program.ops]
+    kept = [elements(v.indices, program.sizes) for v in _kept(program, needing) if not v.integer]
+    return sum(kept + inside, start=cast(Dim, 0))
+
+
+def saved_integers(program: Program, needing: Set[str]) -> Dim:
+    """Positions and counts (64 bits each) kept for the backward pass; arguments as in `saved_elements`."""
+    kept = [elements(v.indices, program.sizes) for v in _kept(program, needing) if v.integer]
+    live = [op for op in program.ops if isinstance(op, RoutingOp) and any(v.name in needing for v in operands(op))]
+    inside = [routing_cost.saved_integers(op, program.sizes) for op in live]
+    return sum(kept + inside, start=cast(Dim, 0))
+
+
+def _kept(program: Program, needing: Set[str]) -> tuple[Value, ...]:
+    """Values kept for the backward pass that are no leaves; a view is kept as what it is a view of."""
+    source: dict[str, Value] = {}
     for op in program.ops:
         if is_view(op):
             (x,) = operands(op)
-            memory[op.out.name] = memory.get(x.name, x)
-    saved = (memory.get(v.name, v) for op in program.ops for v in saved_values(op, needing))
-    kept = {v.name: v for v in saved if v.name not in leaves}
-    inside = [saved_inside(op, program.sizes, needing) for op in program.ops]
-    return sum([elements(v.indices, program.sizes) for v in kept.values()] + inside, start=cast(Dim, 0))
+            source[op.out.name] = source.get(x.name, x)
+    values = (source.get(v.name, v) for op in program.ops for v in saved_values(op, needing))
+    leaves = {v.name for v in program.leaves}
+    return tuple({v.name: v for v in values if v.name not in leaves}.values())

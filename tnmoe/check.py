@@ -15,7 +15,9 @@ from tnmoe.backends.torch_names import attribute
 from tnmoe.dims import Dim
 from tnmoe.layer import Layer, Parameter
 from tnmoe.plan import Plan
+from tnmoe.planning import with_tokens
 from tnmoe.report import Table, grouped
+from tnmoe.routing_ops import GroupedContract
 
 if TYPE_CHECKING:
     import torch
@@ -75,9 +77,7 @@ def check(planned: Plan, *, seed: int = 0) -> CheckReport:
     module = build(planned, dtype=torch.float64)
     layer, report = planned.layer, cost(planned)
     generator = np.random.default_rng(seed)
-    sizes = dict(planned.bound.sizes)
-    if layer.batched:
-        sizes[layer.inputs[0].indices[0]] = ROWS
+    sizes = (with_tokens(planned, ROWS) if layer.batched else planned).bound.sizes
     env = {v.name: generator.standard_normal([int(sizes[i]) for i in v.indices]) for v in layer.inputs}
     stored = {p.name: p.indices for p in planned.program.parameters + planned.program.buffers}
     state: dict[str, torch.Tensor] = {}
@@ -100,10 +100,15 @@ def check(planned: Plan, *, seed: int = 0) -> CheckReport:
     numel = sum(p.numel() for p in module.parameters())
     findings.append(Finding("parameters", grouped(report.parameters), grouped(numel), numel == report.parameters))
 
+    device = "meta"
+    if any(isinstance(op, GroupedContract) for op in planned.program.ops):
+        device = "cpu"  # numbers of rows are data
+        planned = with_tokens(planned, ROWS)
+        report = cost(planned)
     shapes = [[int(planned.bound.sizes[i]) for i in v.indices] for v in layer.inputs]
-    on_meta = build(planned, device="meta").eval()
+    counted_module = build(planned, device=device).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        on_meta(*(torch.empty(shape, device="meta") for shape in shapes))
+        counted_module(*(torch.zeros(shape, device=device) for shape in shapes))
     counted = counter.get_total_flops()
     findings.append(
         Finding("matmul FLOPs", grouped(report.matmul_flops), grouped(counted), counted == report.matmul_flops)

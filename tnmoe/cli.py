@@ -324,7 +324,7 @@ def _cost(options: argparse.Namespace) -> int:
                 continue
             tables.append(_view(report, options))
     if not tables:
-        raise DeclarationError("these layers can be costed, but not emitted yet, so there is no time to predict")
+        raise DeclarationError("these layers are too large to be built, so there is no time to predict")
     if len(tables) > 1 and options.format in ("csv", "json"):  # one document, which then says which layer a row is of
         labels = [t.title for t in tables]
         rows = tuple((label, *row) for label, t in zip(labels, tables, strict=True) for row in t.rows)
@@ -350,7 +350,7 @@ def _emit(options: argparse.Namespace) -> int:
     rows = [row for what in options.what for row in _rows(what, options)[1]]
     chosen = [row for row in rows if row.emitted]
     if not chosen:
-        raise DeclarationError(f"{rows[0].label} can be costed, but not emitted yet")
+        raise DeclarationError(f"{rows[0].label} is too large to be built; it is only costed")
     if options.name is not None and len(chosen) > 1:
         raise DeclarationError(f"--name goes with one layer, this names {len(chosen)}; choose one row, e.g. gpt2-cp")
     names = options.name if options.name is not None else _unique([row.planned.layer.name for row in chosen])
@@ -417,7 +417,7 @@ def _check(options: argparse.Namespace) -> int:
     rows = [row for what in options.what for row in _rows(what, options)[1]]
     chosen = [row for row in rows if row.emitted]
     if not chosen:
-        raise DeclarationError(f"{rows[0].label} can be costed, but not emitted yet, so there is nothing to check")
+        raise DeclarationError(f"{rows[0].label} is too large to be built; it is only costed")
     reports = [(row.label, check(row.planned)) for row in _progress(chosen, "checking")]
     cells = tuple((label, *line) for label, report in reports for line in report.table().rows)
     left = tuple(f"Not checked (cost only): {row.label}." for row in rows if not row.emitted)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from tnmoe import routing_cost
 from tnmoe.dims import Dim, ceil_log2
 from tnmoe.errors import CostError
 from tnmoe.ops import (
@@ -33,16 +34,18 @@ from tnmoe.ops import (
     Op,
     Permute,
     Reduce,
-    RoutedContract,
+    RoutingOp,
     Sigmoid,
     Softmax,
     Sparsemax,
     Split,
-    TopK,
     Value,
     results,
 )
 from tnmoe.program import Program
+
+INTEGER_BYTES = 8
+"""Of a position or a count."""
 
 DTYPE_BYTES = {"float64": 8, "float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2, "float8": 1, "int8": 1}
 
@@ -102,10 +105,9 @@ def op_cost(op: Op, sizes: Mapping[str, Dim]) -> Cost:
             return Cost(activations=written)
         case Split() | Merge():  # views, but for zeros appended
             return Cost(activations=0 if is_view(op) else written)
-        case RoutedContract(out, lhs, rhs, bias, _, index):
-            slices = tuple(i for i in rhs.indices if i != index and i not in out.indices)
-            macs = elements(out.indices + slices, sizes)
-            return Cost(macs, 2 * macs, elements(out.indices, sizes) if bias else 0, 0, written)
+        case _ if isinstance(op, RoutingOp):
+            macs, elementwise, special = routing_cost.forward(op, sizes)
+            return Cost(macs, 2 * macs, elementwise, special, written)
         case _:
             return Cost(special_flops=_special(op, sizes), activations=written)
 
@@ -146,8 +148,6 @@ def _special(op: Op, sizes: Mapping[str, Dim]) -> Dim:
             return (5 + affine) * elements(x.indices, sizes)
         case BatchNorm(_, x):  # as LayerNorm, in training
             return 5 * elements(x.indices, sizes)
-        case TopK(_, _, x, index):  # a partial sort by a heap, bounded by the full sort
-            return elements(x.indices, sizes) * ceil_log2(sizes[index])
         case _:
             raise CostError(f"op {type(op).__name__} has no cost formula; add one to tnmoe/cost.py")
 

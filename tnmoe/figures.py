@@ -10,8 +10,8 @@ from typing import Any, Self, overload
 import sympy
 
 from tnmoe.adjoint import Adjoint
-from tnmoe.backward import gradient_names, saved_elements, training_cost
-from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements, estimate
+from tnmoe.backward import gradient_names, saved_elements, saved_integers, training_cost
+from tnmoe.cost import DTYPE_BYTES, INTEGER_BYTES, Cost, Estimate, elements, estimate
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError, unknown
 from tnmoe.formulas import simplify
@@ -184,7 +184,7 @@ class Figures:
     saved_bytes = Figure(
         "saved bytes",
         "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see.",
-        lambda c: c.width * c.saved,
+        lambda c: c.width * c.saved + INTEGER_BYTES * saved_integers(c.program, c.needing),
     )
     gradient_bytes = Figure("gradient bytes", "Bytes of the trained weights' gradients.", lambda c: c.width * c.trained)
 

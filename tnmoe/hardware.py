@@ -114,7 +114,7 @@ def _alone(op: Op, sizes: Mapping[str, Dim], rates: Rates, width: int, moved: in
         case LayerNorm(_, x, index) | BatchNorm(_, x, index):
             return _rowwise(kind, int(elements(x.indices, sizes)), int(elements((index,), sizes)), rates, least)
         case _:
-            raise CostError(f"op {kind} has no time model; routed layers are not emitted, so there is none to measure")
+            raise CostError(f"op {kind} has no time model; layers with routing are not predicted yet")
 
 
 def _rowwise(kind: str, count: int, length: int, rates: Rates, least: float) -> float:

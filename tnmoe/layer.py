@@ -90,6 +90,8 @@ class Layer:
         declaration: the plain mapping (as in a TOML file's `[layer]`) that this layer came from.
         summary: the same in one line, e.g. for `extra_repr`.
         batched: True if the input takes any leading axes, `(..., I)`; False for a bare network.
+        diagnostics: ops of scalars beside the forward pass, e.g. a load-balancing loss.
+        couples_tokens: True if the output for one token may depend on other tokens of the batch.
     """
 
     name: str
@@ -104,6 +106,8 @@ class Layer:
     summary: str
     coefficients: tuple[str, ...] = ()
     batched: bool = True
+    diagnostics: tuple[Op, ...] = ()
+    couples_tokens: bool = False
 
     def __post_init__(self) -> None:
         defined: dict[str, frozenset[str]] = {}
@@ -120,7 +124,7 @@ class Layer:
             define(value.name, value.indices)
         for parameter in self.parameters + self.buffers:
             define(parameter.name, parameter.indices)
-        for node in self.nodes:
+        for node in self.nodes + self.diagnostics:
             reads: tuple[Tensor | Value, ...]
             reads = node.network.leaves if isinstance(node, Contraction) else operands(node)
             for read in reads:
@@ -156,7 +160,8 @@ class Layer:
             reads: tuple[Tensor | Value, ...]
             reads = node.network.leaves if isinstance(node, Contraction) else operands(node)
             if any(v.name in found for v in reads):
-                found |= {v.name for v in ((node.out,) if isinstance(node, Contraction) else results(node))}
+                written = (node.out,) if isinstance(node, Contraction) else results(node)
+                found |= {v.name for v in written if not v.integer}
         return frozenset(found)
 
     def network_gradients(self, node: Contraction, inputs: Collection[str]) -> frozenset[str]:

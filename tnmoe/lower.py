@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tnmoe.errors import PlanError
 from tnmoe.layer import Contraction, Layer
@@ -12,7 +12,7 @@ from tnmoe.ops import Add, Contract, Multiply, Op, Permute, Reduce, Value
 from tnmoe.passes.fuse_bias import fuse_bias
 from tnmoe.passes.layout import assign_layouts
 from tnmoe.path import ContractionPath
-from tnmoe.program import Program, verify
+from tnmoe.program import Program, data_lengths, needed, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +155,26 @@ def lower(layer: Layer, paths: Mapping[str, ContractionPath]) -> Program:
         output=layer.output,
         sizes=layer.sizes,
         coefficients=layer.coefficients,
+        diagnostics=layer.diagnostics,
     )
-    return run_passes(program)
+    return run_passes(replace(program, lengths=data_lengths(program)))
 
 
 def run_passes(program: Program) -> Program:
     """Every pass, in order; each is a pure function of a program and is verified."""
     program = verify(program)
     program = verify(fuse_bias(program))
-    return verify(assign_layouts(program), laid_out=True)
+    return verify(_apart(assign_layouts(_together(program))), laid_out=True)
+
+
+def _together(program: Program) -> Program:
+    """Diagnostics at the end of the ops, so that layouts are decided for all at once."""
+    return replace(program, ops=program.ops + program.diagnostics)
+
+
+def _apart(program: Program) -> Program:
+    """Only what the output needs among the ops, the rest as diagnostics; `_together` undone."""
+    if not program.diagnostics:
+        return program
+    ops = needed(program.ops, [program.output.name])
+    return replace(program, ops=ops, diagnostics=tuple(op for op in program.ops if op not in ops))

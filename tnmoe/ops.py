@@ -10,15 +10,10 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """An array: its name in the source, its indices in memory order, and the part of the layer it serves."""
-
-    name: str
-    indices: tuple[str, ...]
-    part: str = ""
-
+from tnmoe.routing_ops import WRITTEN
+from tnmoe.routing_ops import GroupedContract as GroupedContract
+from tnmoe.routing_ops import RoutingOp as RoutingOp
+from tnmoe.values import Value as Value
 
 # ---- multilinear ---------------------------------------------------------------------------------------------
 
@@ -191,36 +186,7 @@ class BatchNorm:
     var: Value
 
 
-# ---- routing (costed and executed in NumPy; no source is emitted yet) -----------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class TopK:
-    """The largest entries of `x` along `index`, largest first, with their positions in `positions`.
-
-    `out` and `positions` have one further index, the slot, in the place of `index`.
-    """
-
-    out: Value
-    positions: Value
-    x: Value
-    index: str
-
-
-@dataclass(frozen=True, slots=True)
-class RoutedContract:
-    """`Contract` of `lhs` with the slices of `rhs` that `positions` selects along `index`.
-
-    `positions` has the slot index; `out` keeps it. With a `bias`, its selected slices are added.
-    """
-
-    out: Value
-    lhs: Value
-    rhs: Value
-    bias: Value | None
-    positions: Value
-    index: str
-
+# ---- all of them, with the routing primitives of `tnmoe.routing_ops` -----------------------------------------
 
 Op = (
     Contract
@@ -239,14 +205,13 @@ Op = (
     | GeluBackward
     | LayerNorm
     | BatchNorm
-    | TopK
-    | RoutedContract
+    | RoutingOp
 )
 
 
 def results(op: Op) -> tuple[Value, ...]:
     """The values that an op writes."""
-    return (op.out, op.positions) if isinstance(op, TopK) else (op.out,)
+    return tuple(getattr(op, name) for name in WRITTEN.get(type(op), ("out",)))
 
 
 def operands(op: Op) -> tuple[Value, ...]:
@@ -256,12 +221,12 @@ def operands(op: Op) -> tuple[Value, ...]:
     return tuple(v for v in found if isinstance(v, Value) and v not in written)
 
 
-def propagate(ops: Iterable[Op], names: Set[str]) -> frozenset[str]:
-    """`names`, and the names of every result that depends on one of them."""
+def propagate(ops: Iterable[Op], names: Set[str], *, integers: bool = True) -> frozenset[str]:
+    """`names`, and the names of every result that depends on one of them (through `integers` or not)."""
     found = set(names)
     for op in ops:
         if any(v.name in found for v in operands(op)):
-            found |= {v.name for v in results(op)}
+            found |= {v.name for v in results(op) if integers or not v.integer}
     return frozenset(found)
 
 

@@ -18,7 +18,10 @@ ACTIVE = 2
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named layer with the tokens it is usually costed for."""
+    """A named layer with the tokens it is usually costed for.
+
+    `emitted` is false for mixtures of gigabytes of full matrices, which are there to be compared with, not built.
+    """
 
     name: str
     label: str

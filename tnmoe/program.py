@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from tnmoe.dims import Dim, evaluate
+import sympy
+
+from tnmoe.dims import Dim, evaluate, symbol, symbol_names
 from tnmoe.errors import ProgramError
 from tnmoe.initialise import bind_init
 from tnmoe.layer import Parameter
@@ -19,9 +21,8 @@ from tnmoe.ops import (
     Op,
     Permute,
     Reduce,
-    RoutedContract,
+    RoutingOp,
     Split,
-    TopK,
     Value,
     is_matmul,
     is_subsequence,
@@ -31,6 +32,7 @@ from tnmoe.ops import (
     split_order,
 )
 from tnmoe.report import Table
+from tnmoe.routing_ops import fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Program:
         coefficients: names of the values that are expert coefficients.
         drops: values that are given up before an op runs, by the name of the op's result; by default each value lives
             until the function that computes it returns. See `tnmoe.release`.
+        lengths: sizes that only the data knows, as formulas in the inputs' sizes, also in a bound program.
+        diagnostics: ops of scalars beside the forward pass, e.g. a load-balancing loss; no part of any figure.
     """
 
     inputs: tuple[Value, ...]
@@ -56,6 +60,8 @@ class Program:
     sizes: Mapping[str, Dim]
     coefficients: tuple[str, ...] = ()
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lengths: Mapping[str, Dim] = field(default_factory=dict)
+    diagnostics: tuple[Op, ...] = ()
 
     @property
     def leaves(self) -> tuple[Value, ...]:
@@ -64,9 +70,8 @@ class Program:
 
     @property
     def dynamic(self) -> frozenset[str]:
-        """Indices whose size only the data knows: no stored value has them."""
-        stored = {i for p in self.parameters + self.buffers for i in p.indices}
-        return frozenset(self.sizes) - stored
+        """Indices whose size only the data knows: no stored value decides it."""
+        return frozenset(self.lengths)
 
     @property
     def weight_only(self) -> frozenset[str]:
@@ -90,16 +95,30 @@ class Program:
         return self.table().render("html")
 
 
+def data_lengths(program: Program) -> dict[str, Dim]:
+    """Formulas of the sizes that only the data knows: of inputs' indices that no stored value has, and what follows."""
+    stored = {i for p in program.parameters + program.buffers for i in p.indices}
+    free = {i: program.sizes[i] for v in program.inputs for i in v.indices if i not in stored}
+    symbols = symbol_names([d for d in free.values() if isinstance(d, sympy.Symbol)])
+    known = symbol_names(program.sizes[i] for i in stored)
+    return free | {i: d for i, d in program.sizes.items() if i not in stored and symbol_names([d]) & (symbols - known)}
+
+
 def _text(value: Value) -> str:
     return f"{value.name}[{' '.join(value.indices)}]"
 
 
 def gate_ops(program: Program) -> tuple[Op, ...]:
     """The ops that the expert coefficients depend on, in order; they run first, in a function of their own."""
-    wanted = set(program.coefficients)
+    return needed(program.ops, program.coefficients)
+
+
+def needed(ops: Sequence[Op], names: Iterable[str]) -> tuple[Op, ...]:
+    """The ops that the values `names` depend on, in order."""
+    wanted = set(names)
     found: list[Op] = []
-    for op in reversed(program.ops):
-        if op.out.name in wanted:
+    for op in reversed(ops):
+        if any(v.name in wanted for v in results(op)):
             found.append(op)
             wanted |= {v.name for v in operands(op)}
     return tuple(reversed(found))
@@ -110,9 +129,17 @@ def bind(program: Program, values: Mapping[str, int]) -> Program:
     return replace(
         program,
         sizes={i: evaluate(d, values) for i, d in program.sizes.items()},
+        lengths=_bound_lengths(program, values),
         parameters=tuple(replace(p, init=bind_init(p.init, values)) for p in program.parameters),
         buffers=tuple(replace(p, init=bind_init(p.init, values)) for p in program.buffers),
     )
+
+
+def _bound_lengths(program: Program, values: Mapping[str, int]) -> dict[str, Dim]:
+    inputs = {i for v in program.inputs for i in v.indices}
+    data = symbol_names(d for i, d in program.lengths.items() if i in inputs)
+    known = {symbol(name): sympy.Integer(value) for name, value in values.items() if name not in data}
+    return {i: d.xreplace(known) if isinstance(d, sympy.Expr) else d for i, d in program.lengths.items()}
 
 
 def verify(program: Program, *, laid_out: bool = False) -> Program:
@@ -135,7 +162,7 @@ def verify(program: Program, *, laid_out: bool = False) -> Program:
         if not condition:
             raise ProgramError(f"{type(op).__name__} -> {op.out.name}: {rule}: {op}")
 
-    for op in program.ops:
+    for op in program.ops + program.diagnostics:
         for value in operands(op):
             require(same(known.get(value.name), value), op, f"operand {value.name!r} is not defined with these indices")
         for value in results(op):
@@ -169,13 +196,11 @@ def verify(program: Program, *, laid_out: bool = False) -> Program:
                 split = split_order(out, op) if index in out else ()
                 fits = x.indices == split or (not laid_out and sorted(x.indices) == sorted(split))
                 require(fits, op, "the parts do not fit")
-            case TopK(_, positions, x, index):
-                require(index in x.indices and positions.indices == out, op, "the slots do not fit")
-            case RoutedContract(_, _, rhs, _, positions, index):
-                require(index in rhs.indices, op, "the routed index is not in the weight")
-                require(set(positions.indices) <= set(out), op, "the slots are lost")
             case GeluBackward(_, grad, x):
                 require(grad.indices == x.indices == out, op, "a pointwise op must keep its indices")
+            case _ if isinstance(op, RoutingOp):
+                wrong = fault(op) if laid_out else None
+                require(wrong is None, op, wrong or "")
             case _:
                 kept = op.x.indices == out or (not laid_out and sorted(op.x.indices) == sorted(out))
                 require(kept, op, "a pointwise op must keep its indices")

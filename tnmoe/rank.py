@@ -18,7 +18,7 @@ from tnmoe.dims import Dim
 from tnmoe.errors import CostError
 from tnmoe.layer import Contraction, ExpertMap, Layer
 from tnmoe.network import Network, Role
-from tnmoe.ops import RoutedContract
+from tnmoe.ops import GroupedContract
 
 MAX_WEIGHTS = 20
 """Cuts are enumerated, 2ⁿ of them."""
@@ -45,9 +45,9 @@ def layer_rank(layer: Layer, sizes: Mapping[str, Dim]) -> Dim:
     for node in layer.nodes:
         if isinstance(node, Contraction) and node.expert_map is not None:
             ranks.append(max_expert_rank(node.network, node.expert_map, sizes))
-        elif isinstance(node, RoutedContract):
-            _, i, o = node.rhs.indices
-            ranks.append(_smallest([node.rhs.indices], ExpertMap(i, o, (node.index,)), sizes))
+        elif isinstance(node, GroupedContract):
+            n, i, o = node.rhs.indices
+            ranks.append(_smallest([node.rhs.indices], ExpertMap(i, o, (n,)), sizes))
     return _minimum(ranks) if ranks else 0
 
 

@@ -15,8 +15,9 @@ import sympy
 from tnmoe.backward import saved_inside, saved_values
 from tnmoe.cost import elements, is_view
 from tnmoe.dims import Dim
-from tnmoe.ops import Op, RoutedContract, Value, operands, results
+from tnmoe.ops import Op, Value, operands, results
 from tnmoe.program import Program
+from tnmoe.routing_ops import Gather, GroupedContract
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +64,48 @@ def touched_parameters(program: Program) -> Dim:
 
 
 def _stored(program: Program, *, tokens: bool) -> Dim:
+    sizes = program.sizes if tokens else _one_token(program)
     found: list[Dim] = []
     for p in program.parameters:
-        routed = [
-            _routed_elements(op, Value(p.name, p.indices), program, tokens) for op in program.ops if _picks(op, p.name)
-        ]
+        value = Value(p.name, p.indices)
+        routed = [_read(op, value, sizes) for op in program.ops if _picks(op, p.name)]
         found.append(routed[0] if routed else elements(p.indices, program.sizes))
     return total(found)
 
 
+def _one_token(program: Program) -> dict[str, Dim]:
+    """The sizes of a batch of a single token."""
+    inputs = {i for v in program.inputs for i in v.indices}
+    tokens = {s: sympy.Integer(1) for i, s in program.lengths.items() if i in inputs and isinstance(s, sympy.Symbol)}
+    lengths = {i: sympy.sympify(d).xreplace(tokens) for i, d in program.lengths.items()}
+    return {**program.sizes, **{i: int(d) if d.is_Integer else d for i, d in lengths.items()}}
+
+
 def _picks(op: Op, name: str) -> bool:
     """True if the op reads only chosen slices of the value `name`."""
-    return isinstance(op, RoutedContract) and name in (op.rhs.name, op.bias.name if op.bias else None)
-
-
-def _routed_elements(op: Op, value: Value, program: Program, tokens: bool) -> Dim:
-    assert isinstance(op, RoutedContract)
-    data = {i for v in program.inputs for i in v.indices}  # what is left of the positions are one token's slots
-    chosen = [i for i in op.positions.indices if tokens or i not in data]
-    return _slices(op, value, chosen, program.sizes)
+    match op:
+        case GroupedContract(rhs=rhs, bias=bias):
+            return name in (rhs.name, bias.name if bias else None)
+        case Gather(x=x):
+            return name == x.name
+    return False
 
 
 def _read(op: Op, value: Value, sizes: Mapping[str, Dim]) -> Dim:
-    if isinstance(op, RoutedContract) and _picks(op, value.name):
-        return _slices(op, value, op.positions.indices, sizes)
-    return elements(value.indices, sizes)
-
-
-def _slices(op: RoutedContract, value: Value, chosen: Iterable[str], sizes: Mapping[str, Dim]) -> Dim:
-    """Elements of as many slices of a routed value as `chosen` indices run over, at most all."""
-    one = elements(tuple(i for i in value.indices if i != op.index), sizes)
-    return one * least(sizes[op.index], elements(tuple(chosen), sizes))
+    """Elements that an op reads of an operand: of a routed one as many slices as are chosen, at most all."""
+    if not _picks(op, value.name):
+        return elements(value.indices, sizes)
+    assert isinstance(op, GroupedContract | Gather)
+    index, chosen = (
+        (op.rhs.indices[0], op.lhs.indices[:1])
+        if isinstance(op, GroupedContract)
+        else (
+            op.index,
+            op.positions.indices,
+        )
+    )
+    one = elements(tuple(i for i in value.indices if i != index), sizes)
+    return one * least(sizes[index], elements(chosen, sizes))
 
 
 def least(a: Dim, b: Dim) -> Dim:

@@ -10,11 +10,12 @@ from tnmoe.dims import Dim, as_dim
 from tnmoe.errors import DeclarationError, unknown
 from tnmoe.factorizations import FACTORIZATIONS, Factorization
 from tnmoe.layer import Layer, network_layer
+from tnmoe.layers.dense_moe import DenseMoE
 from tnmoe.layers.factorized import FactorizedLinear
 from tnmoe.layers.gate import Gate
 from tnmoe.layers.linear import MLP, Linear
-from tnmoe.layers.mixture import DenseMoE, SparseMoE
 from tnmoe.layers.mumoe import MuMoE, MuMoEBlock
+from tnmoe.layers.sparse_moe import SparseMoE
 from tnmoe.network import Network
 
 Spec = MuMoE | MuMoEBlock | FactorizedLinear | Linear | MLP | DenseMoE | SparseMoE

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import sympy
 
 from tnmoe.dims import Dim, as_dim, dim_text
-from tnmoe.errors import DeclarationError
+from tnmoe.errors import DeclarationError, unknown
+from tnmoe.factorizations import FACTORIZATIONS
 from tnmoe.initialise import Ones, Zeros
 from tnmoe.layer import Parameter
 from tnmoe.ops import LayerNorm, Value
@@ -31,6 +33,20 @@ class Declaration:
             if not isinstance(getattr(self, key), bool):
                 raise DeclarationError(f"{key} must be true or false, got {getattr(self, key)!r}")
 
+    def check_choice(self, key: str, allowed: Sequence[str]) -> None:
+        """Raise `DeclarationError` unless the field `key` is one of `allowed`."""
+        if getattr(self, key) not in allowed:
+            raise DeclarationError(unknown(key, getattr(self, key), allowed))
+
+    def check_factorization(self) -> None:
+        """Raise `DeclarationError` unless the field `factorization` is one (or None) for one level of experts."""
+        given: Any = self.factorization  # type: ignore[attr-defined]  # of declarations that have the field
+        if given is None:
+            return
+        if type(given) not in FACTORIZATIONS.values():
+            raise DeclarationError(f"factorization must be CP(rank), TensorRing(ranks), …, or None; got {given!r}")
+        given.check_levels(1)
+
     def dim(self, key: str) -> Dim:
         """The field `key` as a dimension."""
         return as_dim(getattr(self, key), key)
@@ -48,7 +64,7 @@ class Declaration:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bool):
+    if isinstance(value, bool | str):
         return value
     if isinstance(value, int | sympy.Expr):
         return dim_text(value)

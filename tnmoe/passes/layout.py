@@ -23,11 +23,10 @@ from tnmoe.ops import (
     Op,
     Permute,
     Reduce,
-    RoutedContract,
+    RoutingOp,
     Softmax,
     Sparsemax,
     Split,
-    TopK,
     Value,
     is_matmul,
     is_subsequence,
@@ -64,7 +63,8 @@ def assign_layouts(program: Program) -> Program:
         return copies[value.name, order]
 
     for op in program.ops:
-        op = rename(op, {v.name: known[v.name] for v in operands(op)})
+        declared = operands(op)
+        op = rename(op, {v.name: known[v.name] for v in declared})
         want = demands.get(op.out.name, op.out.indices)
         match op:
             case Contract() | ContractAdd():
@@ -96,8 +96,8 @@ def assign_layouts(program: Program) -> Program:
             case _ if isinstance(op, ROWWISE):
                 x = permuted(op.x, _last(op.x.indices, op.index))
                 op = replace(op, x=x, out=replace(op.out, indices=x.indices))
-            case TopK() | RoutedContract():
-                pass  # executed by name in NumPy; no layout is promised
+            case _ if isinstance(op, RoutingOp):  # takes and gives its operands as they are declared
+                op = rename(op, {v.name: permuted(known[v.name], v.indices) for v in declared})
             case _:
                 op = replace(op, out=replace(op.out, indices=op.x.indices))
         if op.out.name == program.output.name and op.out.indices != program.output.indices:
@@ -160,7 +160,7 @@ def _demands(program: Program) -> dict[str, Order]:
                 demands.setdefault(x.name, split_order(want, op))
             case _ if isinstance(op, ROWWISE):
                 demands.setdefault(op.x.name, _last(want, op.index))
-            case TopK() | RoutedContract():
+            case _ if isinstance(op, RoutingOp):
                 for value in operands(op):
                     demands.setdefault(value.name, value.indices)
             case _:

@@ -1,0 +1,309 @@
+"""Token choice against a loop over tokens: values, gradients, cost, stress and interference."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from families import Weights, built, check_family, mlp, rows, saved_bytes, softmax
+from torch import Tensor
+
+import tnmoe
+from tnmoe import SparseMoE
+
+
+def choices(scores: Tensor, k: int) -> list[int]:
+    """Positions of the k largest entries, the first of equal ones first, by repeated search."""
+    left = scores.tolist()
+    found = []
+    for _ in range(k):
+        best = max(range(len(left)), key=lambda n: (left[n], -n))
+        found.append(best)
+        left[best] = -float("inf")
+    return found
+
+
+def straight(spec: SparseMoE, expert=mlp):
+    """One token after the other, one expert after the other, as the papers write it."""
+
+    def oracle(x: Tensor, w: Weights) -> Tensor:
+        logits = x @ w["gate_projection"]
+        experts, k = spec.dim("experts"), spec.dim("active")
+        wanted = [choices(row, k) for row in logits]
+        seats = [10**9] * experts
+        if spec.capacity is not None:
+            seats = [-(-spec.capacity * k * len(x) // (100 * experts))] * experts
+        kept = set()
+        for slot in range(k):
+            for t in range(len(x)):
+                n = wanted[t][slot]
+                if n < experts and seats[n] > 0:
+                    seats[n] -= 1
+                    kept.add((t, n))
+        out = []
+        for t, row in enumerate(x):
+            chosen = wanted[t]
+            p = softmax(logits[t])[chosen]
+            shares = softmax(logits[t][chosen]) if spec.shares == "after" else p
+            if spec.shares == "normalised":
+                true = torch.tensor([float(n < experts) for n in chosen], dtype=p.dtype)
+                shares = p * true / torch.clamp((p * true).sum(), min=1e-300)
+            total = x.new_zeros(spec.dim("outputs"))
+            z = row
+            if spec.input_norm:
+                z = (row - row.mean()) / torch.sqrt(row.var(unbiased=False) + 1e-5)
+                z = z * w["norm_weight"] + w["norm_bias"]
+            for share, n in zip(shares, chosen, strict=True):
+                if (t, n) in kept:
+                    total = total + share * expert(z, w, n)
+            if spec.shared is not None:
+                total = total + mlp(z, w, prefix="shared_")
+            out.append(total + 0 * (logits.sum() + sum(p.sum() for p in w.values())))
+        return torch.stack(out)
+
+    return oracle
+
+
+def cp_expert(z: Tensor, w: Weights, n: int) -> Tensor:
+    """An expert whose two matrices are slices of CP tensors."""
+
+    def affine(z: Tensor, p: str) -> Tensor:
+        matrix = torch.einsum("r,ir,or->io", w[p + "expert_factor"][n], w[p + "input_factor"], w[p + "output_factor"])
+        bias = torch.einsum("r,r,or->o", w[p + "expert_factor"][n], w[p + "input_bias"], w[p + "output_factor"])
+        return z @ matrix + bias
+
+    return affine(torch.nn.functional.gelu(affine(z, "up_")), "down_")
+
+
+SPECS = {
+    "linear": SparseMoE(6, 5, 8, 2),
+    "mlp": SparseMoE(6, 5, 8, 2, hidden=7),
+    "one": SparseMoE(6, 5, 8, 1, hidden=7, bias=False),
+    "before": SparseMoE(6, 5, 8, 3, hidden=7, shares="before", input_norm=True),
+    "normalised": SparseMoE(6, 5, 8, 2, hidden=7, shares="normalised"),
+    "all": SparseMoE(6, 5, 4, 4, hidden=7),
+    "single": SparseMoE(6, 5, 1, 1, hidden=7),
+    "shared": SparseMoE(6, 5, 8, 2, hidden=7, shared=9, input_norm=True),
+    "capacity": SparseMoE(6, 5, 4, 2, hidden=7, capacity=75),
+    "capacity, linear": SparseMoE(6, 5, 4, 1, capacity=125, bias=False),
+    "masked": SparseMoE(6, 5, 8, 2, hidden=7, lowering="masked"),
+    "masked, linear, before": SparseMoE(6, 5, 8, 2, lowering="masked", shares="before"),
+    "fine-grained": SparseMoE.fine_grained(6, 8, 5, 4, 1, 4, shared=8),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_equals_the_straight_line(name: str) -> None:
+    spec = SPECS[name]
+    report = check_family(spec, straight(spec))
+    assert report.layer.couples_tokens == (spec.capacity is not None)
+
+
+@pytest.mark.parametrize("options", [{}, {"lowering": "masked"}, {"capacity": 100}], ids=str)
+def test_factorized_experts(options) -> None:
+    spec = SparseMoE(6, 5, 8, 2, hidden=7, factorization=tnmoe.CP(4), **options)
+    check_family(spec, straight(spec, cp_expert))
+
+
+def test_null_experts() -> None:
+    """Values against the straight line; executed FLOPs are those of the true choices, the report's the expected."""
+    spec = SparseMoE(6, 5, 6, 2, hidden=7, null=3, shares="normalised", bias=False)
+    plan, module = built(spec, 90)
+    x = rows(plan, 90)
+    weights = dict(module.named_parameters())
+    assert torch.allclose(module(x), straight(spec)(x, weights), rtol=0, atol=1e-12)
+    shares, chosen = module.expert_coefficients(x)
+    assert int((chosen >= 6).sum()) > 0
+    assert bool(((shares.sum(1) - 1).abs() < 1e-12)[(chosen < 6).any(1)].all())
+    true = int((chosen < 6).sum())
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        module(x)
+    combine = 2 * 90 * 2 * 5
+    assert counter.get_total_flops() == 2 * 90 * 6 * 9 + 2 * true * 7 * 11 + combine
+    # k N / (N + M) = 4/3 true choices a token
+    assert tnmoe.cost(plan).matmul_flops == 2 * 90 * 6 * 9 + 2 * 120 * 7 * 11 + combine
+
+
+def test_figures_of_the_table() -> None:
+    """Parameters I N + N φ and MACs a token I N + k φ (mathematics of the field), φ = H (I + O), without biases."""
+    inputs, hidden, outputs, experts, active, tokens = 16, 24, 12, 8, 2, 40
+    phi = hidden * (inputs + outputs)
+    for options, executed in (({}, active * phi), ({"lowering": "masked"}, experts * phi), ({"capacity": 120}, None)):
+        spec = SparseMoE(inputs, outputs, experts, active, hidden, bias=False, **options)
+        report = tnmoe.cost(spec, tokens=tokens)
+        assert report.parameters == inputs * experts + experts * phi
+        macs = {row[0]: row[2] for row in report.parts().rows}
+        assert macs["gate"] == tokens * inputs * experts
+        if executed is None:  # c = ⌈1.2 · 2 · 40 / 8⌉ = 12 slots an expert
+            assert macs["up"] + macs["down"] == experts * 12 * phi
+        else:
+            mixing = tokens * experts * hidden if options else 0
+            assert macs["up"] + macs["down"] == tokens * executed + mixing
+
+
+@pytest.mark.parametrize("name", ["mlp", "before", "masked", "shared", "linear"])
+def test_saved_for_backward(name: str) -> None:
+    plan, module = built(SPECS[name], 12)
+    x = rows(plan, 12).requires_grad_()
+    assert saved_bytes(module, x) == tnmoe.cost(plan, dtype="float64").saved_bytes
+
+
+# ---- losses, noise ---------------------------------------------------------------------------------------------
+
+
+def test_diagnostics() -> None:
+    plan, module = built(SparseMoE(6, 5, 4, 2, hidden=3, capacity=50), 20)
+    x = rows(plan, 20)
+    found = module.diagnostics(x)
+    logits = x @ module.gate_projection
+    chosen = [choices(row, 2) for row in logits]
+    counts = torch.tensor([sum(n in c for c in chosen) for n in range(4)], dtype=torch.float64)
+    balance = 4 * sum(counts[n] / 40 * softmax(logits)[:, n].mean() for n in range(4))
+    assert abs(float(found["load_balance_loss"] - balance)) < 1e-12
+    assert abs(float(found["z_loss"] - (torch.log(torch.exp(logits).sum(1)) ** 2).mean())) < 1e-12
+    assert int(found["dropped"]) == sum(max(0, int(c) - 5) for c in counts) > 0
+    found["load_balance_loss"].backward()
+    assert module.gate_projection.grad is not None
+
+
+def test_noise_only_in_training() -> None:
+    plan, module = built(SparseMoE(6, 5, 8, 2, hidden=7, noise=True), 12)
+    x, w = rows(plan, 12), dict(module.named_parameters())
+    quiet = straight(SparseMoE(6, 5, 8, 2, hidden=7))
+    assert torch.allclose(module.eval()(x), quiet(x, w), rtol=0, atol=1e-12)
+    module.train()
+    torch.manual_seed(3)
+    noisy = module(x)
+    torch.manual_seed(3)
+    logits = x @ w["gate_projection"]
+    logits = logits + torch.log1p(torch.exp(x @ w["noise_projection"])) * torch.randn_like(logits)
+    want = []
+    for row, z in zip(x, logits, strict=True):
+        chosen = choices(z, 2)
+        want.append(sum(s * mlp(row, w, n) for s, n in zip(softmax(z[chosen]), chosen, strict=True)))
+    assert torch.allclose(noisy, torch.stack(want), rtol=0, atol=1e-12)
+    noisy.sum().backward()
+    assert float(w["noise_projection"].grad.abs().sum()) > 0
+
+
+# ---- stress ----------------------------------------------------------------------------------------------------
+
+FORMS = {
+    "gathered": SparseMoE(6, 5, 8, 2, hidden=7),
+    "masked": SparseMoE(6, 5, 8, 2, hidden=7, lowering="masked"),
+    "capacity": SparseMoE(6, 5, 8, 2, hidden=7, capacity=400),
+    "factorized": SparseMoE(6, 5, 8, 2, hidden=7, factorization=tnmoe.CP(3)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_tokens_to_one_expert_and_ties(form: str) -> None:
+    """All logits equal: the first experts are taken, by every token, and none is lost (400 % of an even share)."""
+    plan, module = built(FORMS[form], 10)
+    with torch.no_grad():
+        module.gate_projection.zero_()
+    x = rows(plan, 10)
+    y = module(x)
+    alone = torch.cat([module(row.unsqueeze(0)) for row in x])
+    assert torch.allclose(y, alone, rtol=0, atol=1e-12)
+    if form != "masked":
+        return
+    assert bool((module.expert_coefficients(x)[0][:, :2] == 0.5).all())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_empty_batch(form: str) -> None:
+    plan, module = built(FORMS[form], 10)
+    x = rows(plan, 10)[:0].requires_grad_()
+    y = module(x)
+    assert y.shape == (0, 5)
+    y.sum().backward()
+    assert all(p.grad is None or float(p.grad.abs().sum()) == 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_nan_stays_with_its_token(form: str) -> None:
+    plan, module = built(FORMS[form], 10)
+    x = rows(plan, 10)
+    clean = module(x)
+    x[4] = float("nan")
+    y = module(x)
+    assert bool(y[4].isnan().all())
+    others = [t for t in range(10) if t != 4]
+    assert torch.allclose(y[others], clean[others], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["masked", "factorized"])
+def test_other_tokens_change_no_bit(form: str) -> None:
+    plan, module = built(FORMS[form], 32)
+    module = module.float()
+    x = rows(plan, 32).float()
+    y = module(x)
+    for t in (0, 13, 31):
+        other = torch.randn_like(x)
+        other[t] = x[t]
+        assert torch.equal(module(other)[t], y[t])
+
+
+def test_other_tokens_change_no_more_than_rounding_in_sorted_rows() -> None:
+    plan, module = built(FORMS["gathered"], 32)
+    x = rows(plan, 32)
+    y, (shares, chosen) = module(x), module.expert_coefficients(x)
+    for t in (0, 13, 31):
+        other = torch.randn_like(x)
+        other[t] = x[t]
+        assert torch.allclose(module(other)[t], y[t], rtol=0, atol=1e-14)
+        again = module.expert_coefficients(other)
+        assert torch.equal(again[0][t], shares[t])
+        assert torch.equal(again[1][t], chosen[t])
+
+
+# ---- torch's features ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["masked", "capacity", "factorized"])
+def test_compiles_whole_and_exports_with_a_dynamic_batch(form: str) -> None:
+    plan, module = built(FORMS[form], 16)
+    x = rows(plan, 16)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    tokens = torch.export.Dim("tokens", min=2, max=1000)
+    exported = torch.export.export(module, (x,), dynamic_shapes=({0: tokens},), strict=False).module()
+    for count in (16, 9):
+        assert torch.allclose(compiled(x[:count]), module(x[:count]), rtol=0, atol=1e-12)
+        assert torch.allclose(exported(x[:count]), module(x[:count]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast_deepcopy_and_functional_call(form: str) -> None:
+    plan, module = built(FORMS[form], 16)
+    module = module.float()
+    x = rows(plan, 16).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = module(x)
+    assert torch.allclose(y.float(), module(x), rtol=0.1, atol=0.1)
+    assert torch.equal(copy.deepcopy(module)(x), module(x))
+    halved = {name: p * 0.5 for name, p in module.named_parameters()}
+    assert not torch.equal(torch.func.functional_call(module, halved, (x,)), module(x))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: SparseMoE(6, 5, 4, 5),
+        lambda: SparseMoE(6, 5, 4, 2, shares="softmax"),
+        lambda: SparseMoE(6, 5, 4, 2, lowering="dense"),
+        lambda: SparseMoE(6, 5, 4, 2, capacity=1.25),
+        lambda: SparseMoE(6, 5, 4, 2, capacity=100, lowering="masked"),
+        lambda: SparseMoE(6, 5, 4, 2, null=2),
+        lambda: SparseMoE(6, 5, 4, 2, factorization="cp"),
+        lambda: SparseMoE.fine_grained(6, 7, 5, 4, 1, 2),
+    ],
+)
+def test_bad_declarations(call) -> None:
+    with pytest.raises(tnmoe.DeclarationError):
+        call()
+
+
+def test_check_passes_where_rows_are_data() -> None:
+    assert tnmoe.check(tnmoe.plan(SparseMoE(6, 5, 8, 2, hidden=7), tokens=50)).passed

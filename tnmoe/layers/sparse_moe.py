@@ -1,0 +1,216 @@
+"""Token choice: every token runs through the experts of its largest logits (arXiv 1701.06538, 2101.03961)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import sympy
+
+from tnmoe.dims import Dim, Size
+from tnmoe.errors import DeclarationError
+from tnmoe.factorizations import Factorization
+from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.layers.builder import Builder
+from tnmoe.layers.parts import Declaration
+from tnmoe.ops import Softmax, Value
+from tnmoe.routing_ops import (
+    CapacitySlots,
+    Dropped,
+    Gather,
+    LoadBalance,
+    Noise,
+    Normalise,
+    ScatterAdd,
+    SortSlots,
+    Spread,
+    TopK,
+    Unsort,
+    ZLoss,
+)
+
+SHARES = ("after", "before", "normalised")
+LOWERINGS = ("gathered", "masked")
+
+
+@dataclass(frozen=True, slots=True)
+class SparseMoE(Declaration):
+    """Token-choice mixture: y = Σ over the k experts of the largest logits of share · expert(x).
+
+    Maps (..., inputs) to (..., outputs). Experts are MLPs with a GELU, or single linear maps if `hidden` is None.
+
+    Args:
+        experts, active: number of experts N, and k of them for each token.
+        hidden: width of an expert.
+        shares: "after": softmax over the k chosen logits; "before": the chosen entries of a softmax over all experts;
+            "normalised": the same, divided by their sum.
+        noise: add softplus(x · G_noise) times standard normal noise to the logits in training (arXiv 1701.06538).
+        capacity: slots of an expert as a percentage of its even share k·T/N, rounded up; what finds no place is dropped
+            (`diagnostics` counts it). None: dropless.
+        shared: hidden width of an MLP that every token runs through besides (DeepSeekMoE, arXiv 2401.06066).
+        null: experts that compute nothing and can be chosen too; shares are those of the true ones chosen, divided
+            by their sum (AdaMoE, arXiv 2406.13233). Their cost is expected: k·N/(N + null) true choices.
+        factorization: of every W[n, i, o]; None for full matrices.
+        lowering: "gathered" runs the chosen experts alone, on tokens sorted by expert; "masked" runs all of them and
+            mixes with shares that are zero but for the chosen ones.
+
+    Gathered full matrices loop over experts with data-dependent numbers of rows, so `torch.compile(fullgraph=True)`
+    and `torch.export` do not take them, and a token's result may change in its last bits with the number of rows that
+    share its expert. The masked form, a capacity and factorized experts have neither limit.
+
+    Raises:
+        DeclarationError: sizes that do not fit, or options that exclude one another.
+    """
+
+    inputs: Size
+    outputs: Size
+    experts: Size
+    active: Size
+    hidden: Size | None = None
+    bias: bool = True
+    input_norm: bool = False
+    shares: str = "after"
+    noise: bool = False
+    capacity: int | None = None
+    shared: Size | None = None
+    null: Size | None = None
+    factorization: Factorization | None = None
+    lowering: str = "gathered"
+    kind: ClassVar[str] = "sparse_moe"
+
+    def __post_init__(self) -> None:
+        optional = [k for k in ("hidden", "capacity", "shared", "null") if getattr(self, k) is not None]
+        self.check_sizes("inputs", "outputs", "experts", "active", *optional)
+        self.check_flags("bias", "input_norm", "noise")
+        self.check_choice("shares", SHARES)
+        self.check_choice("lowering", LOWERINGS)
+        self.check_factorization()
+        experts, active = self.dim("experts"), self.dim("active")
+        choices = experts if self.null is None else experts + self.dim("null")
+        if isinstance(active, int) and isinstance(choices, int) and active > choices:
+            raise DeclarationError(f"active must be at most experts = {choices}, got {active}")
+        if self.capacity is not None and not isinstance(self.capacity, int):
+            raise DeclarationError(f"capacity must be a percentage, an integer such as 125, got {self.capacity!r}")
+        if self.capacity is not None and self.lowering == "masked":
+            raise DeclarationError("capacity bounds the gathered form; the masked one has no slots: leave one out")
+        if self.null is not None and (self.lowering == "masked" or self.capacity is not None or self.factorization):
+            raise DeclarationError("null experts need the gathered form with full matrices and no capacity")
+        if self.null is not None and self.shares != "normalised":
+            raise DeclarationError('null experts divide the true shares by their sum: set shares="normalised"')
+
+    @classmethod
+    def fine_grained(
+        cls, inputs: Size, hidden: int, outputs: Size, experts: int, active: int, granularity: int, **options: object
+    ) -> SparseMoE:
+        """Experts cut into `granularity` parts each, with as many times more of them chosen (arXiv 2402.07871).
+
+        Raises:
+            DeclarationError: if `granularity` does not divide `hidden`.
+        """
+        if hidden % granularity:
+            raise DeclarationError(f"granularity = {granularity} must divide hidden = {hidden}")
+        g = granularity
+        return cls(inputs, outputs, g * experts, g * active, hidden // g, **options)  # type: ignore[arg-type]
+
+    def layer(self) -> Layer:
+        """The layer, before any order is chosen."""
+        keys = [k for k in ("inputs", "outputs", "experts", "active", "hidden", "shared", "null") if self._has(k)]
+        ranks = self.factorization.dims() if self.factorization else ()
+        b = Builder([*(self.dim(k) for k in keys), *ranks], self.dim("inputs"))
+        b.size("o", "O", self.dim("outputs"))
+        experts = b.size("n", "N", self.dim("experts"))
+        b.size("k", "k", self.dim("active"))
+        if self.hidden is not None:
+            b.size("h", "H", self.dim("hidden"))
+        y = self._routed(b, experts)
+        if self.shared is not None:
+            b.size("g", "H_s", self.dim("shared"))
+            base = b.feed_forward("shared_", b.x, "g", Value("shared", (DYNAMIC, "o"), "shared_down"), bias=self.bias)
+            y = b.sum("y", y, base, "combine")
+        return b.layer("SparseMoE", y, self.declaration(), str(self), couples_tokens=self.capacity is not None)
+
+    def _has(self, key: str) -> bool:
+        return getattr(self, key) is not None
+
+    def _routed(self, b: Builder, experts: Dim) -> Value:
+        shares, positions, column = route(b, self, experts)
+        b.norm(self.input_norm)
+        hidden = "h" if self.hidden is not None else None
+        part = "down" if hidden else "experts"
+        y = Value("routed" if self.shared is not None else "y", (DYNAMIC, "o"), "combine")
+        if self.lowering == "masked":
+            mixed = Value("coefficients", (DYNAMIC, "n"), "gate")
+            b.add(Spread(mixed, shares, positions, "n"))
+            b.coefficients = (mixed.name,)
+            out = Value(y.name, y.indices, part)
+            return b.experts("", b.x, hidden, out, bias=self.bias, factorization=self.factorization, mix=mixed)
+        b.coefficients = (shares.name, positions.name)
+        if self.capacity is not None:
+            return self._in_slots(b, experts, shares, positions, hidden, y)
+        outputs = Value("expert_outputs", (DYNAMIC, "k", "o"), part)
+        if self.factorization is not None and self.factorization.kind != "dense":
+            b.gathered_experts("", b.x, positions, hidden, outputs, bias=self.bias, factorization=self.factorization)
+        else:
+            b.length("m", b.sizes.sizes[DYNAMIC] * b.sizes.sizes["k"])
+            order, rows = (Value(name, ("m",), "dispatch", True) for name in ("order", "rows"))
+            counts = Value("counts", (column,), "dispatch", True)
+            b.add(SortSlots(order, rows, counts, positions))
+            u = Value("dispatched", ("m", "i"), "dispatch")
+            b.add(Gather(u, b.x, rows, DYNAMIC))
+            v = b.grouped_experts("", u, counts, hidden, Value("sorted_outputs", ("m", "o"), part), bias=self.bias)
+            b.add(Unsort(Value(outputs.name, outputs.indices, "combine"), v, order))
+        return b.network(y, shares, outputs)
+
+    def _in_slots(
+        self, b: Builder, experts: Dim, shares: Value, positions: Value, hidden: str | None, y: Value
+    ) -> Value:
+        """A table of slots for each expert, full or not; batched products over it."""
+        even = b.sizes.sizes["k"] * b.tokens / experts
+        b.length("c", sympy.ceiling(sympy.Rational(self.capacity, 100) * even))
+        held, rows = Value("held", ("n", "c"), "dispatch"), Value("rows", ("n", "c"), "dispatch", True)
+        b.add(CapacitySlots(held, rows, shares, positions))
+        b.diagnostics.append(Dropped(Value("dropped", (), "diagnostics", True), positions, rows))
+        u = Value("dispatched", ("n", "c", "i"), "dispatch")
+        b.add(Gather(u, b.x, rows, DYNAMIC))
+        part = "down" if hidden else "experts"
+        v = Value("expert_outputs", ("n", "c", "o"), part)
+        b.experts("", u, hidden, v, bias=self.bias, factorization=self.factorization)
+        weighted = b.network(Value("weighted", v.indices, "combine"), held, v)
+        b.add(ScatterAdd(y, weighted, rows, DYNAMIC))
+        return y
+
+
+def route(b: Builder, spec: SparseMoE, experts: Dim) -> tuple[Value, Value, str]:
+    """Shares and positions (t, k) of the chosen experts, and the index that positions count along.
+
+    Adds the load-balancing loss and the z-loss to the diagnostics.
+    """
+    column = "n"
+    if spec.null is not None:
+        null = b.size("null", "M", spec.dim("null"))
+        column = "e"
+        b.length("e", experts + null)
+    logits = b.logits(b.x, column)
+    chosen_from = logits
+    if spec.noise:
+        scale = Value("noise_scale", logits.indices, "gate")
+        b.linear("noise_", b.x, scale, name="projection")
+        chosen_from = Value("noisy_logits", logits.indices, "gate")
+        b.add(Noise(chosen_from, logits, scale))
+    probabilities = Value("probabilities", logits.indices, "gate")
+    softmax = Softmax(probabilities, chosen_from, column)
+    positions = Value("chosen", (DYNAMIC, "k"), "gate", True)
+    shares = Value("shares", (DYNAMIC, "k"), "gate")
+    if spec.shares == "after":
+        top = Value("top_logits", shares.indices, "gate")
+        b.add(TopK(top, positions, chosen_from, column), Softmax(shares, top, "k"))
+        b.diagnostics.append(softmax)
+    elif spec.shares == "before":
+        b.add(softmax, TopK(shares, positions, probabilities, column))
+    else:
+        top = Value("top_probabilities", shares.indices, "gate")
+        counted = positions if spec.null is not None else None
+        b.add(softmax, TopK(top, positions, probabilities, column), Normalise(shares, top, counted, "n"))
+    balance = LoadBalance(Value("load_balance_loss", (), "diagnostics"), probabilities, positions)
+    b.diagnostics += [balance, ZLoss(Value("z_loss", (), "diagnostics"), logits)]
+    return shares, positions, column

@@ -1,0 +1,259 @@
+"""Routing primitives: dispatch, combine, and the products in between that depend on where a token goes.
+
+`tnmoe.backends.numpy_routing` defines what each one computes. Each states its operands' layout: the order in which
+a declaration names their indices. Positions and counts are integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tnmoe.values import Value
+
+# ---- choosing ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The largest entries of `x` along its last axis, `index`, largest first, with their positions.
+
+    `out` and `positions` have a slot index in the place of `index`. Of equal entries the first is taken first, and
+    NaN counts as the largest. Over the experts this is token choice, over the tokens expert choice.
+    """
+
+    out: Value
+    positions: Value
+    x: Value
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTopK:
+    """The largest sums lhs[…, a] + rhs[…, b], with positions a·B + b, never forming all A·B (arXiv 1907.05242).
+
+    Exact: the best k pairs are among the best k of either side. Equal sums come in any order.
+    """
+
+    out: Value
+    positions: Value
+    lhs: Value
+    rhs: Value
+
+
+@dataclass(frozen=True, slots=True)
+class PairPositions:
+    """Positions lhs·size + rhs in a product of two levels, `rhs` being positions along `index`."""
+
+    out: Value
+    lhs: Value
+    rhs: Value
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """x + softplus(scale) · ε with standard normal ε in training, x in evaluation (arXiv 1701.06538, eq. 4)."""
+
+    out: Value
+    x: Value
+    scale: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Normalise:
+    """x over its sum along the last axis; entries whose `positions` are no position along `index` count as zero.
+
+    A row without any counted entry gives zeros.
+    """
+
+    out: Value
+    x: Value
+    positions: Value | None = None
+    index: str = ""
+
+
+# ---- dispatch and combine ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SortSlots:
+    """The slots (token, choice) sorted by the expert in `positions`, earlier tokens first.
+
+    `out` holds their flat numbers, `rows` their tokens, and `counts` how many each expert has.
+    """
+
+    out: Value
+    rows: Value
+    counts: Value
+    positions: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Unsort:
+    """Rows of `x` put back where `order` (of a `SortSlots`) took them from."""
+
+    out: Value
+    x: Value
+    order: Value
+
+
+@dataclass(frozen=True, slots=True)
+class CapacitySlots:
+    """A table of as many slots for each expert: `rows` are the tokens in it, `out` their shares.
+
+    First choices go before second ones, then earlier tokens before later ones; what finds no place is dropped.
+    An empty slot holds token 0 with share 0.
+    """
+
+    out: Value
+    rows: Value
+    shares: Value
+    positions: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """The slices of `x` at `positions` along its first axis, `index`: out[p…, …] = x[positions[p…], …].
+
+    `sparse` makes the gradient of a stored `x` a sparse tensor.
+    """
+
+    out: Value
+    x: Value
+    positions: Value
+    index: str
+    sparse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScatterAdd:
+    """The transpose of `Gather`: out[positions[p…], …] += x[p…, …]; `out` has `index` first."""
+
+    out: Value
+    x: Value
+    positions: Value
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Entries of `x` at their `positions` along `index`, the last axis of `out`; zeros elsewhere."""
+
+    out: Value
+    x: Value
+    positions: Value
+    index: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedContract:
+    """Rows of `lhs`, sorted by expert with `counts` rows each, times the matrix of their expert in `rhs`.
+
+    Rows of experts that `rhs` has not (null experts, which come last) give zeros.
+    """
+
+    out: Value
+    lhs: Value
+    rhs: Value
+    bias: Value | None
+    counts: Value
+
+
+# ---- diagnostics: scalars beside the forward pass ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBalance:
+    """N Σ_n f_n P_n: share of the choices times mean probability of each expert (arXiv 2101.03961, eq. 4)."""
+
+    out: Value
+    x: Value
+    positions: Value
+
+
+@dataclass(frozen=True, slots=True)
+class ZLoss:
+    """The mean square of log Σ exp of the logits (arXiv 2202.08906, eq. 5)."""
+
+    out: Value
+    x: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """How many choices find no place among the slots of the table `rows`."""
+
+    out: Value
+    positions: Value
+    rows: Value
+
+
+RoutingOp = (
+    TopK
+    | ProductTopK
+    | PairPositions
+    | Noise
+    | Normalise
+    | SortSlots
+    | Unsort
+    | CapacitySlots
+    | Gather
+    | ScatterAdd
+    | Spread
+    | GroupedContract
+    | LoadBalance
+    | ZLoss
+    | Dropped
+)
+
+WRITTEN: dict[type, tuple[str, ...]] = {
+    TopK: ("out", "positions"),
+    ProductTopK: ("out", "positions"),
+    SortSlots: ("out", "rows", "counts"),
+    CapacitySlots: ("out", "rows"),
+}
+"""Fields that an op writes, where there is more than `out`."""
+
+
+def fault(op: RoutingOp) -> str | None:
+    """What is wrong with the indices of a routing op, if anything."""
+    out = op.out.indices
+    match op:
+        case TopK(_, positions, x, index):
+            fits = x.indices[-1:] == (index,) and len(out) == len(x.indices) and out[:-1] == x.indices[:-1]
+            return None if fits and positions.indices == out else "the slots do not fit"
+        case ProductTopK(_, positions, lhs, rhs):
+            fits = lhs.indices[:-1] == rhs.indices[:-1] == out[:-1] and positions.indices == out
+            return None if fits else "the slots do not fit"
+        case PairPositions(_, lhs, rhs):
+            return None if out == lhs.indices + rhs.indices[len(lhs.indices) - 1 :] else "the levels do not fit"
+        case Noise(_, x, scale):
+            return None if out == x.indices == scale.indices else "the indices differ"
+        case Normalise(_, x, positions):
+            fits = out == x.indices and (positions is None or positions.indices == out)
+            return None if fits else "the indices differ"
+        case SortSlots(_, rows, counts, positions):
+            fits = len(out) == 1 and rows.indices == out and len(positions.indices) == 2 and len(counts.indices) == 1
+            return None if fits else "one list of rows, and one count for each expert"
+        case Unsort(_, x, order):
+            fits = len(order.indices) == 1 and x.indices[:1] == order.indices and len(out) > len(x.indices) - 1
+            return None if fits and out[2:] == x.indices[1:] else "the rows do not fit"
+        case CapacitySlots(_, rows, shares, positions):
+            fits = len(out) == 2 and rows.indices == out and shares.indices == positions.indices
+            return None if fits else "the slots do not fit"
+        case Gather(_, x, positions, index):
+            fits = x.indices[:1] == (index,) and out == positions.indices + x.indices[1:]
+            return None if fits else "the result is not the positions and the rest"
+        case ScatterAdd(_, x, positions, index):
+            fits = out[:1] == (index,) and x.indices == positions.indices + out[1:]
+            return None if fits else "the operand is not the positions and the rest"
+        case Spread(_, x, positions, index):
+            fits = x.indices == positions.indices and out[:-1] == x.indices[:-1] and out[-1:] == (index,)
+            return None if fits else "the slots do not fit"
+        case GroupedContract(_, lhs, rhs, bias, counts):
+            row, i = lhs.indices
+            n, *matrix = rhs.indices
+            fits = matrix == [i, out[-1]] and out[0] == row and len(counts.indices) == 1
+            return None if fits and (bias is None or bias.indices == (n, out[-1])) else "is no product of rows"
+        case LoadBalance() | ZLoss() | Dropped():
+            return None if not out else "is a scalar"
