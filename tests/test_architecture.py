@@ -140,6 +140,7 @@ TOP = {
     "limits",
     "planning",
     "question",
+    "slicing",
     "sweep",
     "tune",
 }

@@ -54,6 +54,7 @@ from tnmoe.planners.atlas import atlas
 from tnmoe.planners.atlas_orders import Atlas
 from tnmoe.planning import pareto, plan
 from tnmoe.program import Program
+from tnmoe.slicing import Sliced, plan_sliced
 from tnmoe.sweep import sweep
 from tnmoe.tune import Tuned, tune
 from tnmoe.writing import save
@@ -93,6 +94,7 @@ __all__ = [
     "Program",
     "ProgramError",
     "Role",
+    "Sliced",
     "SparseMoE",
     "Tensor",
     "TensorRing",
@@ -117,6 +119,7 @@ __all__ = [
     "load",
     "pareto",
     "plan",
+    "plan_sliced",
     "predict",
     "save",
     "shortlist",
