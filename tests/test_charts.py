@@ -108,6 +108,20 @@ def test_timeline_shows_the_peak(train: bool) -> None:
     assert_in_frame(chart)
 
 
+def test_roofline_by_hand() -> None:
+    """y = x W on an H100 in bfloat16: 2·64·32·16 FLOPs over 2·(64·32 + 32·16 + 64·16) bytes, below both bounds."""
+    plan = tnmoe.plan(tnmoe.Linear(32, 16, bias=False), tokens=64)
+    chart = charts.roofline_chart(plan)
+    ((_, intensity, rate, seconds),) = chart.data.rows
+    assert intensity == 2 * 64 * 32 * 16 / (2 * (64 * 32 + 32 * 16 + 64 * 16))
+    assert rate == pytest.approx(2 * 64 * 32 * 16 / float(seconds))
+    assert float(rate) <= min(989.5e12, float(intensity) * 3.35e12)
+    assert_in_frame(chart)
+    assert_in_frame(charts.roofline_chart(tnmoe.plan(PRESETS["gpt2-tr"].spec, tokens=4096), "mi300x", "float32"))
+    with pytest.raises(TnmoeError, match="h100"):
+        charts.roofline_chart(plan, "h1000")
+
+
 def test_figures_as_files(tmp_path: Path) -> None:
     """The same figure gives the same bytes; it is not blank."""
     chart = charts.against_experts("parameters", experts=(2, 4))

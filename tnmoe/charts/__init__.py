@@ -5,6 +5,15 @@ from tnmoe.charts.chart import Chart
 from tnmoe.charts.experts import against_experts
 from tnmoe.charts.front import pareto_front
 from tnmoe.charts.regions import winner_regions
+from tnmoe.charts.roofline import roofline_chart
 from tnmoe.charts.timeline import memory_timeline
 
-__all__ = ["Chart", "against_experts", "cost_breakdown", "memory_timeline", "pareto_front", "winner_regions"]
+__all__ = [
+    "Chart",
+    "against_experts",
+    "cost_breakdown",
+    "memory_timeline",
+    "pareto_front",
+    "roofline_chart",
+    "winner_regions",
+]
