@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 from collections.abc import Collection
 from dataclasses import replace
@@ -12,13 +13,16 @@ import pytest
 import torch
 from layers_strategy import any_order
 from networks import random_folded_network, random_network
-from test_training import random_spec
+from test_factorizations import EMITTED as EMITTED_FACTORIZATIONS
+from test_factorizations import LINEAR
+from test_training import random_spec, saved_bytes
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 import tnmoe
 from tnmoe.allocations import forward_script, room
+from tnmoe.cli import main
 from tnmoe.memory import Moment, inference, training
 from tnmoe.network import Role
 from tnmoe.ops import operands
@@ -140,6 +144,103 @@ def test_gates_of_many_logits_take_the_memory_predicted(activation: str, dtype: 
             assert predicted(inference(plan.bound, dtype.itemsize)) == tracker(plan, dtype, grad=False)
             found = predicted(training(plan.bound, dtype.itemsize, needing(plan)))
             assert found == tracker(plan, dtype, grad=True)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", {**LINEAR, **EMITTED_FACTORIZATIONS})
+def test_factorizations_take_the_memory_predicted(name: str, frozen: bool) -> None:
+    """Views of split axes share memory; padded ones are copies."""
+    for spec in (
+        *([tnmoe.FactorizedLinear(12, 14, LINEAR[name])] if name in LINEAR else []),
+        *([tnmoe.MuMoEBlock(12, 12, 12, 4, EMITTED_FACTORIZATIONS[name])] if name in EMITTED_FACTORIZATIONS else []),
+    ):
+        plan = tnmoe.plan(spec, tokens=9)
+        names = {p.name for p in plan.bound.parameters[1:]} if frozen else set()
+        assert predicted(inference(plan.bound, 4)) == tracker(plan, torch.float32, grad=False)
+        found = predicted(training(plan.bound, 4, needing(plan, names)))
+        assert found == tracker(plan, torch.float32, grad=True, frozen=names)
+
+
+def test_a_layer_by_hand() -> None:
+    """16→24, 8 experts, CP of rank 12, softmax, 10 tokens, float32.
+
+    Weights 4·(16·8 + 8·12 + 16·12 + 12·24 + 12) = 2864, x 640. Of a value t·n 320, t·r 480, t·o 960. The gated step
+    has given the coefficients up, holds experts and projected, and writes gated: 3·480; the next one has given these
+    up, and writes y: 480 + 960, as much. Backward, besides weights, x, y and its gradient (960 each): the first
+    product makes 1152 (output_factor) and 480; the second has given gated up and makes 2·480; the third takes one 480
+    and makes 192·4 = 768, 640 and 48.
+    """
+    spec = tnmoe.MuMoE(16, 24, 8, tnmoe.CP(12), gate=tnmoe.Gate("softmax", "none"))
+    report = tnmoe.memory(tnmoe.plan(spec, tokens=10))
+    assert (report.weight_bytes, report.input_bytes, report.gradient_bytes) == (2864, 640, 3504)
+    assert report.inference_peak == 2864 + 640 + 3 * 480
+    assert report.largest == ("y", 960)
+    # coefficients, experts, projected, gated; logits are not: softmax reads its result
+    assert report.saved_bytes == 320 + 3 * 480
+    assert {s.name: s.reasons for s in report.saved} == {
+        "coefficients": ("result of softmax, for ∂logits", "factor of experts, for ∂expert_factor"),
+        "experts": ("factor of gated, for ∂projected",),
+        "projected": ("factor of gated, for ∂experts",),
+        "gated": ("factor of y, for ∂output_factor",),
+    }
+    held = 2864 + 640 + 2 * 960
+    assert [m.peak for m in report.training if m.phase == "backward"][:3] == [
+        held + (320 + 3 * 480) + 1152 + 480,
+        held + (320 + 2 * 480) + 1152 + 480 + 2 * 480,
+        held + 320 + 1152 + 2 * 480 + 768 + 640 + 48,
+    ]
+
+
+def test_reports_agree_with_hooks_and_with_themselves() -> None:
+    """What is saved, with its reasons, sums to what autograd's hooks see; classes sum to the peaks."""
+    rng = random.Random(55)
+    for _ in range(30):
+        plan, dtype, frozen = random_layer(rng)
+        name = str(dtype).removeprefix("torch.")
+        report = tnmoe.memory(plan, dtype=name, frozen=sorted(frozen))
+        module = tnmoe.build(plan, dtype=dtype)
+        for p_name, p in module.named_parameters():
+            p.requires_grad_(p_name not in frozen)
+        x = torch.randn(plan.values["T"], module_width(plan), dtype=dtype, requires_grad="x" in plan.input_gradients)
+        found, _ = saved_bytes(lambda m=module, x=x: m(x), [*module.parameters(), *module.buffers(), x])
+        assert report.saved_bytes == found, plan.layer.summary
+        assert all(s.reasons for s in report.saved)
+        for m in (*report.inference, *report.training):
+            assert sum(m.live.values()) == m.peak >= m.after
+
+
+def module_width(plan: Plan) -> int:
+    return int(plan.bound.sizes["i"])
+
+
+def test_faults() -> None:
+    plan = tnmoe.plan(tnmoe.MuMoE(4, 5, 3, tnmoe.CP(2)), tokens=6)
+    with pytest.raises(tnmoe.CostError, match="unknown dtype 'float31'"):
+        tnmoe.memory(plan, dtype="float31")
+    with pytest.raises(tnmoe.CostError, match="did you mean 'input_factor'"):
+        tnmoe.memory(plan, frozen=["input_facto"])
+    with pytest.raises(tnmoe.CostError, match="backward pass of its own"):
+        tnmoe.memory(tnmoe.plan(plan.layer, tokens=6, memory="save"))
+    with pytest.raises(tnmoe.CostError, match="TopK"):
+        _ = tnmoe.memory(tnmoe.SparseMoE(4, 5, 8, active=2)).inference_peak
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["cost", "gpt2-cp", "--memory", "--tokens", "64"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "peak of inference" in text
+    assert "factor of hidden, for ∂up_output_factor" in text
+    with pytest.raises(SystemExit) as stop:
+        main(["cost", "gpt2-cp", "--memory", "--tokens", "64", "--format", "json"])
+    rows = json.loads(capsys.readouterr().out)
+    report = tnmoe.memory(PRESETS["gpt2-cp"].spec, tokens=64)
+    assert [r["peak"] for r in rows] == [m.peak for m in (*report.inference, *report.training)]
+    with pytest.raises(SystemExit) as stop:
+        main(["cost", "gpt2-sparse", "--memory"])
+    assert stop.value.code == 2
+    assert "op TopK has no allocations" in capsys.readouterr().err
 
 
 def test_random_networks_take_the_memory_predicted() -> None:

@@ -11,7 +11,7 @@ Declare a layer, plan its contractions, emit a standalone torch module, and read
 """
 
 from tnmoe._version import __version__
-from tnmoe.api import build, cost, emit, from_reference, to_reference
+from tnmoe.api import build, cost, emit, from_reference, memory, to_reference
 from tnmoe.calibrate import calibrate
 from tnmoe.candidates import Candidate, shortlist
 from tnmoe.check import check
@@ -48,6 +48,7 @@ from tnmoe.fit_ranks import FittedRanks, fit_ranks
 from tnmoe.hardware import Prediction, predict
 from tnmoe.layer import Layer
 from tnmoe.layers import MLP, DenseMoE, FactorizedLinear, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, declare
+from tnmoe.memory_report import MemoryReport
 from tnmoe.network import Network, Role, Tensor
 from tnmoe.plan import Plan
 from tnmoe.planners.atlas import atlas
@@ -84,6 +85,7 @@ __all__ = [
     "Layer",
     "Linear",
     "LowRank",
+    "MemoryReport",
     "Monarch",
     "MuMoE",
     "MuMoEBlock",
@@ -117,6 +119,7 @@ __all__ = [
     "fit_ranks",
     "from_reference",
     "load",
+    "memory",
     "pareto",
     "plan",
     "plan_sliced",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from tnmoe.backward import saved_inside
-from tnmoe.cost import elements
+from tnmoe.cost import elements, is_view
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
 from tnmoe.ops import (
@@ -24,6 +24,7 @@ from tnmoe.ops import (
     Entmax15,
     Gelu,
     LayerNorm,
+    Merge,
     Multiply,
     Op,
     Permute,
@@ -31,6 +32,7 @@ from tnmoe.ops import (
     Sigmoid,
     Softmax,
     Sparsemax,
+    Split,
     Value,
     matmul_groups,
     operands,
@@ -82,6 +84,8 @@ def forward_script(op: Op, sizes: Mapping[str, Dim], item: int, *, kept: bool, e
             return (out + inside,) if kept else (out + inside, -inside)
         case Contract() | ContractAdd() | Multiply() | Add() | Reduce() | Permute() | Softmax() | Sigmoid() | Gelu():
             return (out,)
+        case Split() | Merge():
+            return () if is_view(op) else (out,)
     raise CostError(f"op {type(op).__name__} has no allocations; add them to tnmoe/allocations.py")
 
 
@@ -111,6 +115,8 @@ def backward_scripts(op: Op, sizes: Mapping[str, Dim], item: int, needing: Set[s
             return (tuple(size(v, sizes, item) for v in wanted if not passes_on(op, v, sizes)),)
         case Reduce() | Permute():
             return ((),)
+        case Split() | Merge():
+            return ((() if passes_on(op, op.x, sizes) else (size(op.x, sizes, item),)),)
         case Softmax(out) | Sigmoid(out) | Gelu(out):
             return ((size(out, sizes, item),),)
         case LayerNorm() | BatchNorm():
@@ -133,6 +139,8 @@ def passes_on(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
     match op:
         case Reduce() | Permute():
             return True
+        case Split() | Merge():
+            return not op.padded
         case Add():
             return not _is_summed(value, op.out, sizes)
         case ContractAdd(out, _, _, bias) if value == bias:

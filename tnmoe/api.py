@@ -6,7 +6,7 @@ import hashlib
 import linecache
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tnmoe._version import __version__
@@ -14,6 +14,7 @@ from tnmoe.backends import torch as torch_backend
 from tnmoe.backends.torch_function import FunctionUnit
 from tnmoe.cost_report import CostReport
 from tnmoe.errors import DeclarationError
+from tnmoe.memory_report import MemoryReport
 from tnmoe.plan import Plan
 from tnmoe.planning import plan, with_tokens
 from tnmoe.question import DEFAULT_TOKENS, Planable
@@ -39,11 +40,30 @@ def cost(what: Plan | Planable, *, tokens: int | None = None, dtype: str = "floa
     Raises:
         CostError: an unknown dtype.
     """
-    if isinstance(what, Plan):
-        planned = what if tokens is None else with_tokens(what, tokens)
-    else:
-        planned = plan(what, tokens=DEFAULT_TOKENS if tokens is None else tokens)
+    planned = _planned(what, tokens)
     return CostReport(planned.layer, planned.program, planned.values, dtype, planned.input_gradients, planned.function)
+
+
+def memory(
+    what: Plan | Planable, *, tokens: int | None = None, dtype: str = "float32", frozen: Collection[str] = ()
+) -> MemoryReport:
+    """What is alive when in the emitted module: peaks, what is saved for the backward pass and why, a timeline.
+
+    Args:
+        what, tokens, dtype: as in `cost`.
+        frozen: names of parameters that get no gradient.
+
+    Raises:
+        CostError: an unknown dtype or parameter, or a layer that cannot be emitted.
+    """
+    names = (frozen,) if isinstance(frozen, str) else tuple(frozen)
+    return MemoryReport(_planned(what, tokens), dtype, names)
+
+
+def _planned(what: Plan | Planable, tokens: int | None) -> Plan:
+    if isinstance(what, Plan):
+        return what if tokens is None else with_tokens(what, tokens)
+    return plan(what, tokens=DEFAULT_TOKENS if tokens is None else tokens)
 
 
 def emit(what: Plan | Sequence[Plan], *, name: str | Sequence[str] | None = None) -> str:

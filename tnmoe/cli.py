@@ -20,14 +20,14 @@ from rich.text import Text
 
 from tnmoe import files, presets, writing
 from tnmoe._version import __version__
-from tnmoe.api import cost, emit
+from tnmoe.api import cost, emit, memory
 from tnmoe.calibrate import BUDGET, calibrate
 from tnmoe.check import check
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.cost_report import COMPARED, CostReport, comparison
 from tnmoe.datasheet import Datasheet, datasheet, datasheet_names
 from tnmoe.device_profile import DeviceProfile, default_path
-from tnmoe.errors import DeclarationError, FileError, TnmoeError
+from tnmoe.errors import CostError, DeclarationError, FileError, TnmoeError
 from tnmoe.explain import explain
 from tnmoe.figures import FIGURES
 from tnmoe.fit_ranks import fit_ranks
@@ -177,6 +177,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"gradients, master copy and optimizer states; {', '.join(PRECISIONS)} (default: mixed)",
     )
     group.add_argument("--formulas", action="store_true", help="every figure as a formula and a number")
+    group.add_argument("--memory", action="store_true", help="peaks, what is saved for backward and why, a timeline")
 
     group.add_argument(
         "--profile",
@@ -322,8 +323,13 @@ def _cost(options: argparse.Namespace) -> int:
                 if row.emitted or isinstance(profile, Datasheet):  # routed layers cannot be measured
                     tables.append(predict(report.bound, profile, options.dtype).table(row.label))
                 continue
+            if options.memory:
+                tables += _memory(row, options)
+                continue
             tables.append(_view(report, options))
     if not tables:
+        if options.memory:
+            raise DeclarationError("there is no layer whose memory is counted")
         raise DeclarationError("these layers are too large to be built, so there is no time to predict")
     if len(tables) > 1 and options.format in ("csv", "json"):  # one document, which then says which layer a row is of
         labels = [t.title for t in tables]
@@ -337,6 +343,16 @@ def _device(name: str) -> Device:
     """A device that comes with the package, or the one of a file."""
     known = name in datasheet_names() or not (os.path.exists(name) or os.sep in name or "." in name)
     return datasheet(name) if known else _read(name, DeviceProfile.from_json)
+
+
+def _memory(row: Row, options: argparse.Namespace) -> Sequence[Table]:
+    """The memory report of a row; of a layer whose memory is not counted yet, a line about it."""
+    found = memory(row.planned, dtype=options.dtype)
+    try:
+        return [found.timeline()] if options.format in ("csv", "json") else found.tables()
+    except CostError as error:
+        print(f"left out: {row.label}: {error}", file=sys.stderr)
+        return []
 
 
 def _view(report: CostReport, options: argparse.Namespace) -> Table:

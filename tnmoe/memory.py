@@ -28,8 +28,9 @@ from tnmoe.allocations import (
     size,
 )
 from tnmoe.backward import saved_values
+from tnmoe.cost import is_view
 from tnmoe.dims import Dim
-from tnmoe.ops import Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands, propagate
+from tnmoe.ops import Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands, propagate, results
 from tnmoe.program import Program, gate_ops
 
 CLASSES = ("weights", "inputs", "saved", "temporaries", "gradients")
@@ -96,6 +97,14 @@ def execution_order(program: Program) -> tuple[Op, ...]:
     return first + tuple(op for op in program.ops if op not in first)
 
 
+def memory_owners(program: Program) -> dict[str, str]:
+    """The value whose memory each value is: its own, but for views."""
+    found = {v.name: v.name for v in program.leaves}
+    for op in program.ops:
+        found |= {v.name: found[operands(op)[0].name] if is_view(op) else v.name for v in results(op)}
+    return found
+
+
 def inference(program: Program, item: int) -> list[Moment]:
     """The timeline of a forward pass without autograd, in evaluation mode; `item` is the bytes of an element."""
     heap = _leaves(program, item)
@@ -130,21 +139,23 @@ def _leaves(program: Program, item: int) -> Heap:
 def run_forward(program: Program, heap: Heap, item: int, phase: str, needing: Set[str] = frozenset()) -> None:
     """Run the forward pass on a heap that holds the leaves; without `needing`, nothing is kept for a backward pass."""
     sizes = program.sizes
-    kept = {v.name for op in program.ops for v in saved_values(op, needing)}
+    owner = memory_owners(program)
+    kept = {owner[v.name] for op in program.ops for v in saved_values(op, needing)}
     gates = gate_ops(program)
     for op in execution_order(program):
         for name in program.drops.get(op.out.name, ()):
-            if name not in kept:
+            if name in heap.held and name not in kept:  # a view holds nothing of its own
                 heap.free(name)
         keeps = any(v.name in needing for v in operands(op))
         heap.step(phase, op.out.name, forward_script(op, sizes, item, kept=keeps, evaluation=phase == "inference"))
-        heap.hold(op.out.name, size(op.out, sizes, item), "saved" if op.out.name in kept else "temporaries")
+        if owner[op.out.name] == op.out.name:
+            heap.hold(op.out.name, size(op.out, sizes, item), "saved" if op.out.name in kept else "temporaries")
         if keeps:
             heap.hold(_inside(op), saved_inside_bytes(op, sizes, item), "saved")
         if gates and op is gates[-1]:
-            _return(heap, gates, kept.union(program.coefficients))
+            _return(heap, gates, kept.union(owner[name] for name in program.coefficients))
         heap.done()
-    _return(heap, program.ops, kept | {program.output.name})
+    _return(heap, program.ops, kept | {owner[program.output.name]})
     if heap.moments:
         heap.done()
 
@@ -172,7 +183,8 @@ def _backward(program: Program, heap: Heap, item: int, needing: Set[str]) -> Non
     sizes = program.sizes
     order = [op for op in execution_order(program) if any(v.name in needing for v in operands(op))]
     leaves = {v.name: v for v in program.leaves if v.name in needing}
-    last_read = {v.name: op.out.name for op in reversed(order) for v in saved_values(op, needing)}
+    owner = memory_owners(program)
+    last_read = {owner[v.name]: op.out.name for op in reversed(order) for v in saved_values(op, needing)}
     first_use = {v.name: op.out.name for op in reversed(order) for v in operands(op) if v.name in leaves}
     made = {op.out.name for op in program.ops}
     out = program.output
@@ -224,9 +236,9 @@ def _backward(program: Program, heap: Heap, item: int, needing: Set[str]) -> Non
                 found.append((v, gradient))
         give_up(incoming)
         heap.free(_inside(op))
-        for v in saved_values(op, needing):
-            if last_read[v.name] == op.out.name and v.name in made and v.name != out.name:
-                heap.free(v.name)
+        for name in {owner[v.name] for v in saved_values(op, needing)} & made - {owner[out.name]}:
+            if last_read[name] == op.out.name:
+                heap.free(name)
         heap.done()
         for v, gradient in found:
             if v.name in gradients:

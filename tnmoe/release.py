@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tnmoe.errors import CostError
-from tnmoe.memory import execution_order, inference
+from tnmoe.memory import execution_order, inference, memory_owners
 from tnmoe.ops import operands
 from tnmoe.program import Program, bind, gate_ops
 
@@ -53,18 +53,18 @@ def _released(program: Program) -> Program:
 def _dead(program: Program) -> dict[str, tuple[str, ...]]:
     """For each op, by the name of its result: the values that the op before it, in the same function, read last."""
     order, gates = execution_order(program), len(gate_ops(program))
-    made = {op.out.name for op in program.ops} - {program.output.name}
-    last = {v.name: k for k, op in enumerate(order) for v in operands(op)}
-    inside = {op.out.name for op in order[:gates]} - set(program.coefficients)
+    owner = memory_owners(program)
+    names: dict[str, list[str]] = {}  # that a function may call a memory by
+    for op in program.ops:
+        names.setdefault(owner[op.out.name], []).append(op.out.name)
+    made = {op.out.name for op in program.ops} - {owner[program.output.name]}
+    last = {owner[v.name]: k for k, op in enumerate(order) for v in operands(op)}
+    inside = {op.out.name for op in order[:gates]} - {owner[name] for name in program.coefficients}
     found: dict[str, tuple[str, ...]] = {}
     for k, op in enumerate(order):
-        if k == 0:
-            continue
         dead = [name for name, end in last.items() if end == k - 1 and name in made]
-        if k == gates:
-            dead = [name for name in dead if name not in inside]
-        elif k < gates:
-            dead = [name for name in dead if name in inside]
+        if 0 < k < gates or k == gates:
+            dead = [name for name in dead if (name in inside) == (k < gates)]
         if dead:
-            found[op.out.name] = tuple(dead)
+            found[op.out.name] = tuple(n for name in dead for n in names[name])
     return found

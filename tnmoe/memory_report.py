@@ -1,0 +1,251 @@
+"""The memory report of a planned layer: peaks, what is saved and why, and the timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+from tnmoe.allocations import SCRATCH, saved_inside_bytes, size
+from tnmoe.backward import saved_values
+from tnmoe.cost import DTYPE_BYTES, is_view
+from tnmoe.errors import CostError, unknown
+from tnmoe.memory import CLASSES, Moment, execution_order, inference, memory_owners, training
+from tnmoe.network import Role
+from tnmoe.ops import BatchNorm, Contract, ContractAdd, Entmax15, LayerNorm, Multiply, Op, Value, operands, propagate
+from tnmoe.plan import Plan
+from tnmoe.report import Cell, Table
+
+_INSIDE = {Entmax15: "root of the result", LayerNorm: "mean and 1/σ of rows", BatchNorm: "mean and 1/σ of columns"}
+"""What an op keeps that is no value of the program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Something kept for the backward pass.
+
+    Attributes:
+        name: of the value, or of what an op keeps besides.
+        indices: of the value; empty for what is no value.
+        bytes: its size.
+        reasons: the steps that read it backwards, and the gradients it is for.
+    """
+
+    name: str
+    indices: tuple[str, ...]
+    bytes: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes of one layer, for one forward pass without grad, and for one training step.
+
+    Attributes:
+        plan: what is reported on; it also says which inputs need a gradient.
+        dtype: of weights and activations.
+        frozen: names of parameters that need no gradient, besides those declared so.
+
+    Raises:
+        CostError: an unknown dtype or parameter, or a layer that cannot be emitted.
+    """
+
+    plan: Plan
+    dtype: str = "float32"
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_BYTES:
+            raise CostError(f"unknown dtype {self.dtype!r}; there are {', '.join(DTYPE_BYTES)}")
+        if self.plan.function is not None:
+            raise CostError(
+                "the memory of a backward pass of its own is not counted yet; plan without memory= and chunk="
+            )
+        names = [p.name for p in self.plan.bound.parameters]
+        for name in self.frozen:
+            if name not in names:
+                raise CostError(unknown("parameter", name, names))
+
+    @property
+    def item(self) -> int:
+        """Bytes of an element."""
+        return DTYPE_BYTES[self.dtype]
+
+    @cached_property
+    def needing(self) -> frozenset[str]:
+        """Names of the leaves that need a gradient."""
+        program = self.plan.bound
+        inputs = [v.name for v in program.inputs if v.name in self.plan.input_gradients]
+        weights = {p.name for p in program.parameters if p.role is Role.WEIGHT} - set(self.frozen)
+        return frozenset(weights.union(inputs))
+
+    @cached_property
+    def inference(self) -> tuple[Moment, ...]:
+        """The timeline of a forward pass without grad, in evaluation mode."""
+        return tuple(inference(self.plan.bound, self.item))
+
+    @cached_property
+    def training(self) -> tuple[Moment, ...]:
+        """The timeline of a forward pass with autograd, and of `y.backward(gradient)`."""
+        return tuple(training(self.plan.bound, self.item, self.needing))
+
+    @cached_property
+    def saved(self) -> tuple[Saved, ...]:
+        """What is kept for the backward pass besides weights and inputs, with the reason, in order of the forward."""
+        program, live = self.plan.bound, propagate(self.plan.bound.ops, self.needing)
+        owner, leaves = memory_owners(program), {v.name for v in program.leaves}
+        values = {op.out.name: op.out for op in program.ops}
+        reasons: dict[str, list[str]] = {}
+        inside: list[Saved] = []
+        for op in execution_order(program):
+            for v in saved_values(op, live):
+                if owner[v.name] not in leaves:
+                    reasons.setdefault(owner[v.name], []).append(_reason(op, v, live))
+            kept = saved_inside_bytes(op, program.sizes, self.item) if _needs(op, live) else 0
+            if kept:
+                inside.append(
+                    Saved(f"of {op.out.name}", (), kept, (f"{_INSIDE[type(op)]}, for {_gradients(op, live)}",))
+                )
+        order = [op.out.name for op in execution_order(program)]
+        found = [
+            Saved(name, values[name].indices, size(values[name], program.sizes, self.item), tuple(reasons[name]))
+            for name in order
+            if name in reasons
+        ]
+        return (*found, *inside)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Parameters and buffers."""
+        return self._leaves(lambda v: v.name not in {i.name for i in self.plan.bound.inputs})
+
+    @property
+    def input_bytes(self) -> int:
+        """Inputs, which are the caller's."""
+        return self._leaves(lambda v: v.name in {i.name for i in self.plan.bound.inputs})
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Gradients of weights and inputs, after a training step."""
+        return self._leaves(lambda v: v.name in self.needing)
+
+    @property
+    def saved_bytes(self) -> int:
+        """What is kept for the backward pass."""
+        return sum(s.bytes for s in self.saved)
+
+    @property
+    def inference_peak(self) -> int:
+        """Most bytes alive in a forward pass without grad, weights and input included."""
+        return max((m.peak for m in self.inference), default=0)
+
+    @property
+    def forward_peak(self) -> int:
+        """Most bytes alive in a forward pass with autograd, weights and input included."""
+        return max((m.peak for m in self.training if m.phase == "forward"), default=0)
+
+    @property
+    def backward_peak(self) -> int:
+        """Most bytes alive in the backward pass, weights, input, gradients, result and its gradient included."""
+        return max((m.peak for m in self.training if m.phase == "backward"), default=0)
+
+    @property
+    def training_peak(self) -> int:
+        """Most bytes alive in a training step, without the states of an optimizer."""
+        return max(self.forward_peak, self.backward_peak)
+
+    @property
+    def largest(self) -> tuple[str, int]:
+        """Name and bytes of the largest intermediate."""
+        program = self.plan.bound
+        found = [(op.out.name, size(op.out, program.sizes, self.item)) for op in program.ops if not is_view(op)]
+        return max(found, key=lambda f: f[1], default=("none", 0))
+
+    def _leaves(self, wanted: Callable[[Value], bool]) -> int:
+        program = self.plan.bound
+        return sum(size(v, program.sizes, self.item) for v in program.leaves if wanted(v))
+
+    # ---- tables ----------------------------------------------------------------------------------------------
+
+    def summary(self) -> Table:
+        """One row for each figure."""
+        name, largest = self.largest
+
+        def at(moments: Collection[Moment]) -> str:
+            highest = max(moments, key=lambda m: m.peak, default=None)
+            return "" if highest is None else f"at {highest.step}"
+
+        forward = [m for m in self.training if m.phase == "forward"]
+        backward = [m for m in self.training if m.phase == "backward"]
+        rows: tuple[tuple[Cell, ...], ...] = (
+            ("weights", self.weight_bytes, "parameters and buffers"),
+            ("inputs", self.input_bytes, "the caller's"),
+            ("gradients", self.gradient_bytes, "of weights and inputs"),
+            ("saved", self.saved_bytes, "kept for the backward pass"),
+            ("largest intermediate", largest, name),
+            ("peak of inference", self.inference_peak, at(self.inference)),
+            ("peak of forward", self.forward_peak, f"{at(forward)}, with autograd"),
+            ("peak of backward", self.backward_peak, at(backward)),
+        )
+        columns = (("figure", "figure"), ("bytes", "bytes"), ("where", "where"))
+        notes = (
+            "Peaks include weights and inputs; in training also the gradients, the result and its gradient, which the "
+            "caller holds; no states of an optimizer.",
+            SCRATCH,
+        )
+        return Table(f"Memory of {self._title}", columns, rows, notes)
+
+    def saved_table(self) -> Table:
+        """One row for each tensor that is kept for the backward pass, with the reason."""
+        rows = tuple((s.name, " ".join(s.indices), s.bytes, "; ".join(s.reasons)) for s in self.saved)
+        columns = (("tensor", "tensor"), ("indices", "indices"), ("bytes", "bytes"), ("reason", "reason"))
+        notes = ("Weights and inputs that are read backwards exist anyway.",)
+        return Table(f"Saved for backward by {self._title}", columns, rows, notes)
+
+    def timeline(self) -> Table:
+        """One row for each step: what is alive while it runs, by class, and afterwards."""
+        rows: list[tuple[Cell, ...]] = []
+        for m in (*self.inference, *self.training):
+            rows.append((m.phase, m.step, *(m.live[c] for c in CLASSES), m.peak, m.after))
+        columns = (
+            ("phase", "phase"),
+            ("step", "step"),
+            *((c, c) for c in CLASSES),
+            ("peak", "peak"),
+            ("after", "after"),
+        )
+        notes = ("Bytes alive while a step runs, its scratch among the temporaries; and after it.",)
+        return Table(f"Timeline of {self._title}", columns, tuple(rows), notes)
+
+    def tables(self) -> tuple[Table, ...]:
+        """All three."""
+        return self.summary(), self.saved_table(), self.timeline()
+
+    @property
+    def _title(self) -> str:
+        layer = self.plan.layer
+        tokens = f", {self.plan.values[layer.token_symbol]:,} tokens" if layer.batched else ""
+        return f"{layer.name} ({layer.summary}){tokens}, {self.dtype}"
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.tables()))
+
+
+def _needs(op: Op, live: frozenset[str]) -> bool:
+    return any(v.name in live for v in operands(op))
+
+
+def _gradients(op: Op, live: frozenset[str]) -> str:
+    return ", ".join(f"∂{v.name}" for v in operands(op) if v.name in live)
+
+
+def _reason(op: Op, value: Value, live: frozenset[str]) -> str:
+    """Why the backward of `op` reads a value."""
+    if isinstance(op, Contract | ContractAdd | Multiply):
+        (other,) = [v for v in (op.lhs, op.rhs) if v != value] or [value]
+        return f"factor of {op.out.name}, for ∂{other.name}"
+    role = "result" if value == op.out else "input"
+    return f"{role} of {_KINDS.get(type(op).__name__, type(op).__name__)}, for {_gradients(op, live)}"
+
+
+_KINDS = {"Gelu": "GELU", "Softmax": "softmax", "Sigmoid": "sigmoid", "Sparsemax": "sparsemax"}
