@@ -47,8 +47,8 @@ def roofline_chart(plan: Plan, device: str | Datasheet = "h100", dtype: str = "b
     low, high = min(0.1, *(p[1] / 2 for p in points)), max(8 * ridge, *(p[1] * 2 for p in points))
     grid = np.geomspace(low, high, 200)
     axes.plot(grid, np.minimum(grid * sheet.bandwidth, peak), color="black", linewidth=1.4)
-    axes.text(high * 0.9, peak * 1.25, f"{dtype} {peak / 1e12:,.0f} TFLOP/s", ha="right", fontsize=8)
-    axes.text(low * 6, low * 2.5 * sheet.bandwidth, f"{sheet.bandwidth / 1e12:.3g} TB/s", fontsize=8)
+    said = f"{dtype} {peak / 1e12:,.0f} TFLOP/s, {sheet.bandwidth / 1e12:.3g} TB/s"
+    axes.text(high * 0.9, peak * 1.25, said, ha="right", fontsize=8)
     for kind, label in ((True, "matrix product"), (False, "other op")):
         chosen = [p for p in points if p[4] is kind]
         axes.scatter(
@@ -67,7 +67,7 @@ def roofline_chart(plan: Plan, device: str | Datasheet = "h100", dtype: str = "b
     for name, x, y, seconds, _ in points:  # equal ops share a place
         places.setdefault((round(np.log10(x), 2), round(np.log10(y), 2)), []).append((name, seconds))
     longest = sorted(places.items(), key=lambda place: -sum(t for _, t in place[1]))[:NAMED]
-    said = []
+    ranking = []
     for number, ((x, y), ops) in enumerate(longest, start=1):
         axes.annotate(
             str(number),
@@ -78,8 +78,8 @@ def roofline_chart(plan: Plan, device: str | Datasheet = "h100", dtype: str = "b
             ha="center",
             weight="bold",
         )
-        said.append(f"{number}  {', '.join(n for n, _ in ops)}: {sum(t for _, t in ops) / total:.0%} of the time")
-    axes.text(0.02, 0.98, "\n".join(said), transform=axes.transAxes, fontsize=7.5, va="top", linespacing=1.4)
+        ranking.append(f"{number}  {', '.join(n for n, _ in ops)}: {sum(t for _, t in ops) / total:.0%} of the time")
+    axes.text(0.02, 0.98, "\n".join(ranking), transform=axes.transAxes, fontsize=7.5, va="top", linespacing=1.4)
     axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="FLOPs per byte", ylabel="FLOP/s")
     axes.set_ylim(min(low * sheet.bandwidth, *(p[2] for p in points)) / 4, peak * 40)
     axes.yaxis.set_major_formatter(si_ticks())
