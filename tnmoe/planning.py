@@ -95,9 +95,7 @@ def plan(
     if goal in SHORTLISTED:
         raise PlanError(f"the objective {goal!r} takes no limit; plan by a price, or measure a shortlist")
     if (memory, flavour, chunk) != (None, "portable", None):
-        raise PlanError(
-            "saved_limit is for modules whose backward pass is autograd's; memory= sets a budget for others"
-        )
+        raise PlanError("saved_limit is for modules left to autograd; memory= sets a budget for the others")
     return within(asked, goal, saved_limit)
 
 
