@@ -30,6 +30,7 @@ ALLOWED = {
     "passes": {"ops", "program"},
     "formulas": {"dims"},
     "goals": {"dims", "errors"},
+    "plan_format": {"dims", "errors", "goals", "layer", "layers", "path", "shortlist"},
     "shortlist": {"errors", "goals"},
     "objective": {"backward", "cost", "goals", "network", "ops"},
     "lower": {"errors", "layer", "network", "ops", "passes", "path", "program"},
@@ -84,6 +85,7 @@ ALLOWED = {
         "lower",
         "ops",
         "path",
+        "plan_format",
         "program",
         "release",
         "function",
@@ -135,6 +137,7 @@ ALLOWED = {
 TOP = {
     "__init__",
     "__main__",
+    "advice",
     "api",
     "axes",
     "calibrate",

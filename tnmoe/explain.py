@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from tnmoe import advice
 from tnmoe.cost import elements
 from tnmoe.errors import PlanError
 from tnmoe.goals import SHORTLISTED, parse, priced
@@ -51,7 +52,7 @@ def token_range(plan: Plan, name: str) -> TokenRange:
     """
     if not plan.layer.batched:
         raise PlanError("a plan of a bare network has no tokens")
-    if not plan.paths[name].exact or plan.objective in SHORTLISTED:
+    if not plan.paths[name].exact or plan.objective in SHORTLISTED or plan.saved_limit is not None:
         raise PlanError(f"the order of {name!r} is not proven optimal, so there is no range in which it is")
     node = _node(plan, name)
     tokens = plan.values[plan.layer.token_symbol]
@@ -80,11 +81,15 @@ def token_range(plan: Plan, name: str) -> TokenRange:
 
 
 def explain(plan: Plan) -> str:
-    """Sentences on each network that leaves a choice: its order, its dominant step, the runner-up, the tokens."""
+    """Sentences on each network that leaves a choice, and on what is copied.
+
+    For each: its order, the dominant step, the runner-up, the tokens at which another order takes over, what weights
+    alone make or from when on that would pay, and what could be recomputed instead of saved.
+    """
     chapters = [_chapter(plan, node) for node in plan.layer.contractions if len(node.network.tensors) > 2]
     if not chapters:
-        return f"{plan.layer.name}: every network has at most two tensors, so there is only one order."
-    return "\n\n".join(chapters)
+        chapters = [f"{plan.layer.name}: every network has at most two tensors, so there is only one order."]
+    return "\n\n".join([*chapters, advice.copies(plan)])
 
 
 def _chapter(plan: Plan, node: Contraction) -> str:
@@ -96,8 +101,9 @@ def _chapter(plan: Plan, node: Contraction) -> str:
         sentences.append(_runner_up(plan, node, path, names))
     else:
         sentences.append(f"With {len(names)} tensors the runner-up is not searched.")
-    if plan.layer.batched and path.exact and plan.shortlist is None:
+    if plan.layer.batched and path.exact and plan.shortlist is None and plan.saved_limit is None:
         sentences.append(_tokens(plan, node, names))
+    sentences += [said for said in (advice.folds(plan, node, names), advice.recomputations(plan, node)) if said]
     return "\n  ".join(sentences)
 
 

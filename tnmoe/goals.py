@@ -27,7 +27,7 @@ SHORTLISTED = ("time", "layout")
 TIES = {"saved": "training", "inference": "flops"}
 """What decides between equals where one of these is asked for by itself."""
 
-MOST_WEIGHT = 10**12
+MOST_WEIGHT = 10**24
 """Weights lie between its inverse and this."""
 
 _TERM = re.compile(r"(?:(\d+(?:\.\d+)?(?:e-?\d+)?(?:/\d+)?) ?\* ?)?([a-z]+)(?: ?\( ?(\d+) ?\))?")
@@ -114,12 +114,12 @@ def _term(part: str, text: str) -> Term:
 
 def _weight(text: str, where: object) -> Fraction:
     try:
-        weight = Fraction(text) if len(text) <= 60 else Fraction(0)
+        weight = Fraction(text) if len(text) <= 100 else Fraction(0)
     except (ValueError, ZeroDivisionError):
         weight = Fraction(0)
     if not Fraction(1, MOST_WEIGHT) <= weight <= MOST_WEIGHT or weight.denominator > MOST_WEIGHT:
         raise PlanError(
-            f"a weight must be a number from 1e-12 to 1e12, e.g. 'training + 0.5*saved'; got {_shown(where)}"
+            f"a weight must be a number from 1e-24 to 1e24, e.g. 'training + 0.5*saved'; got {_shown(where)}"
         )
     return weight
 

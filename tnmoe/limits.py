@@ -40,17 +40,18 @@ def within(asked: Question, goal: str, saved_limit: object) -> Plan:
         besides.add(saved - inside)
         if saved <= saved_limit:
             exact = len(besides) == 1
-            return replace(plan, paths={name: replace(path, exact=exact) for name, path in paths.items()})
+            found = {name: replace(path, exact=exact) for name, path in paths.items()}
+            return replace(plan, paths=found, saved_limit=saved_limit)
         least = saved if least is None else min(least, saved)
     assert least is not None
-    found = [plan for _, plan in cheapest(asked, "saved", MORE)]
-    fitting = [plan for plan in found if plan.saved <= saved_limit]
+    more = [plan for _, plan in cheapest(asked, "saved", MORE)]
+    fitting = [plan for plan in more if plan.saved <= saved_limit]
     if fitting:
         best = min(fitting, key=lambda plan: _price(asked, goal, plan.paths))
         paths = {name: replace(path, exact=False) for name, path in best.paths.items()}
-        return replace(best, paths=paths, objective=goal)
-    least = min(least, *(plan.saved for plan in found))
-    known = "least" if len(found) < MORE or len(besides) == 1 else "least that was found"
+        return replace(best, paths=paths, objective=goal, saved_limit=saved_limit)
+    least = min(least, *(plan.saved for plan in more))
+    known = "least" if len(more) < MORE or len(besides) == 1 else "least that was found"
     raise PlanError(f"no order keeps {saved_limit:,} elements or fewer for the backward pass; the {known} is {least:,}")
 
 

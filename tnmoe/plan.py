@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
+from tnmoe import plan_format
 from tnmoe.adjoint import Adjoint
 from tnmoe.backward import gradient_names, saved_elements, training_cost
 from tnmoe.cost import Estimate, estimate, op_cost
 from tnmoe.cost_report import step_table
-from tnmoe.dims import LARGEST, check_name
 from tnmoe.drawing import Scene, contraction_tree
 from tnmoe.errors import PlanError
 from tnmoe.function import Function
-from tnmoe.goals import as_objective
 from tnmoe.layer import Layer
-from tnmoe.layers import declare
 from tnmoe.lower import lower, lower_steps
 from tnmoe.ops import Permute
 from tnmoe.path import ContractionPath
@@ -26,8 +22,6 @@ from tnmoe.program import Program
 from tnmoe.release import bound
 from tnmoe.report import Table, json_text
 from tnmoe.shortlist import Shortlist
-
-FORMAT = "tnmoe-plan-1"
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,7 @@ class Plan:
         input_gradients: names of the inputs that need a gradient, for the figures about training.
         function: what the emitted module computes with a backward pass of its own; None leaves that to autograd.
         shortlist: what it was chosen among, under the objectives "time" and "layout".
+        saved_limit: the most that `saved` was allowed to be; what is proven is proven of orders within it.
     """
 
     layer: Layer
@@ -51,6 +46,7 @@ class Plan:
     input_gradients: tuple[str, ...] = ()
     shortlist: Shortlist | None = None
     function: Function | None = None
+    saved_limit: int | None = None
 
     @cached_property
     def program(self) -> Program:
@@ -141,7 +137,8 @@ class Plan:
         """What is known of the choice, in a few words."""
         if self.shortlist is not None:
             return self.shortlist.summary
-        return "proven optimal" if self.exact else "not proven optimal"
+        proof = "proven optimal" if self.exact else "not proven optimal"
+        return proof if self.saved_limit is None else f"{proof} with at most {self.saved_limit:,} elements saved"
 
     def table(self) -> Table:
         """One row for each op: operands, result, MACs, FLOPs and size, in the order in which they run."""
@@ -201,16 +198,16 @@ class Plan:
             name: {"steps": [list(s) for s in p.steps], "planner": p.planner, "exact": p.exact}
             for name, p in self.paths.items()
         }
-        chosen = {} if self.shortlist is None else {"shortlist": self.shortlist.to_mapping()}
         return json_text(
             {
-                "format": FORMAT,
+                "format": plan_format.FORMAT,
                 "declaration": dict(self.layer.declaration),
                 "values": dict(self.values),
                 "objective": self.objective,
                 "input_gradients": list(self.input_gradients),
                 "paths": paths,
-                **chosen,
+                **({} if self.shortlist is None else {"shortlist": self.shortlist.to_mapping()}),
+                **({} if self.saved_limit is None else {"saved_limit": self.saved_limit}),
                 **({} if self.function is None else {"function": self.function.to_mapping()}),
             }
         )
@@ -223,78 +220,16 @@ class Plan:
             PlanError: if it is no such text, or its paths do not fit its networks.
             DeclarationError: if its declaration is faulty.
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, deep nesting
-            raise PlanError(f"a plan must be JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError(f'a plan must be a JSON object with "format": "{FORMAT}"')
-        missing = [k for k in ("declaration", "values", "objective", "input_gradients", "paths") if k not in data]
-        if missing:
-            raise PlanError(f"the plan lacks {missing[0]!r}")
-        layer = declare(data["declaration"])
-        values = {check_name(k, "size"): _size(k, v) for k, v in _mapping(data, "values").items()}
-        _same_names("values", values, layer.free_symbols | set(layer.values))
-        for name, value in layer.values.items():
-            if values[name] != value:
-                raise PlanError(f"the plan says {name} = {values[name]}, but its declaration says {value}")
-        paths = {name: _path(name, p) for name, p in _mapping(data, "paths").items()}
-        _same_names("paths", paths, {node.out.name for node in layer.contractions})
-        for node in layer.contractions:
-            paths[node.out.name].check(len(node.network.tensors))
-        inputs = _inputs(layer, data["input_gradients"])
-        plan = cls(layer, paths, values, _objective(data["objective"]), inputs, _shortlist(data))
-        if data.get("function") is None:
+        asked = plan_format.read(text)
+        plan = cls(
+            asked.layer,
+            asked.paths,
+            asked.values,
+            asked.objective,
+            asked.inputs,
+            asked.shortlist,
+            saved_limit=asked.saved_limit,
+        )
+        if asked.function is None:
             return plan
-        return replace(plan, function=Function.from_mapping(data["function"], plan.bound, plan._needing))
-
-
-def _objective(text: Any) -> str:
-    if not isinstance(text, str):
-        raise PlanError(f"the objective of a plan must be text, got {text!r}")
-    return as_objective(text)
-
-
-def _shortlist(data: Mapping[str, Any]) -> Shortlist | None:
-    if data.get("shortlist") is None:
-        return None
-    found = Shortlist.from_mapping(data["shortlist"])
-    if found.by != data["objective"]:
-        raise PlanError(f"the plan's objective is {data['objective']!r}, but its shortlist is by {found.by!r}")
-    return found
-
-
-def _inputs(layer: Layer, names: Any) -> tuple[str, ...]:
-    known = [v.name for v in layer.inputs]
-    if not isinstance(names, list) or not all(name in known for name in names) or len(set(names)) != len(names):
-        raise PlanError(f"input_gradients of a plan must be some of {known}, got {names!r}")
-    return tuple(names)
-
-
-def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    if not isinstance(data[key], dict):
-        raise PlanError(f"{key!r} of a plan must be an object, got {data[key]!r}")
-    found: Mapping[str, Any] = data[key]
-    return found
-
-
-def _same_names(what: str, given: Iterable[str], expected: Iterable[str]) -> None:
-    lacking, surplus = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
-    if lacking or surplus:
-        fault = f"lack {lacking[0]!r}" if lacking else f"have {surplus[0]!r}, which the layer has not"
-        raise PlanError(f"the {what} of the plan {fault}; expected {', '.join(sorted(expected))}")
-
-
-def _size(key: str, value: Any) -> int:
-    if type(value) is not int or not 1 <= value <= LARGEST:
-        raise PlanError(f"value {key!r} of a plan must be a size, got {value!r}")
-    return value
-
-
-def _path(name: str, data: Any) -> ContractionPath:
-    match data:
-        case {"steps": list(steps), "planner": str(planner), "exact": bool(exact)} if all(
-            isinstance(step, list) and [type(i) for i in step] == [int, int] for step in steps
-        ):
-            return ContractionPath(tuple((i, j) for i, j in steps), planner, exact)
-    raise PlanError(f"path {name!r} must have steps (pairs of integers), planner and exact; got {data!r}")
+        return replace(plan, function=Function.from_mapping(asked.function, plan.bound, plan._needing))
