@@ -47,7 +47,23 @@ from tnmoe.files import load
 from tnmoe.fit_ranks import FittedRanks, fit_ranks
 from tnmoe.hardware import Prediction, predict
 from tnmoe.layer import Layer
-from tnmoe.layers import MLP, DenseMoE, FactorizedLinear, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, declare
+from tnmoe.layers import (
+    MLP,
+    PEER,
+    DenseMoE,
+    ExpertChoice,
+    FactorizedLinear,
+    Gate,
+    Linear,
+    MixtureOfDepths,
+    MixtureOfTokens,
+    MultiHeadMoE,
+    MuMoE,
+    MuMoEBlock,
+    SoftMoE,
+    SparseMoE,
+    declare,
+)
 from tnmoe.memory_report import MemoryReport
 from tnmoe.network import Network, Role, Tensor
 from tnmoe.plan import Plan
@@ -63,6 +79,7 @@ from tnmoe.writing import save
 __all__ = [
     "CP",
     "MLP",
+    "PEER",
     "Atlas",
     "BlockTerm",
     "Candidate",
@@ -76,6 +93,7 @@ __all__ = [
     "DenseMoE",
     "DeviceProfile",
     "EmitError",
+    "ExpertChoice",
     "FactorizedLinear",
     "FileError",
     "FittedRanks",
@@ -86,9 +104,12 @@ __all__ = [
     "Linear",
     "LowRank",
     "MemoryReport",
+    "MixtureOfDepths",
+    "MixtureOfTokens",
     "Monarch",
     "MuMoE",
     "MuMoEBlock",
+    "MultiHeadMoE",
     "Network",
     "Plan",
     "PlanError",
@@ -97,6 +118,7 @@ __all__ = [
     "ProgramError",
     "Role",
     "Sliced",
+    "SoftMoE",
     "SparseMoE",
     "Tensor",
     "TensorRing",

@@ -11,14 +11,34 @@ from tnmoe.errors import DeclarationError, unknown
 from tnmoe.factorizations import FACTORIZATIONS, Factorization
 from tnmoe.layer import Layer, network_layer
 from tnmoe.layers.dense_moe import DenseMoE
+from tnmoe.layers.expert_choice import ExpertChoice
 from tnmoe.layers.factorized import FactorizedLinear
 from tnmoe.layers.gate import Gate
 from tnmoe.layers.linear import MLP, Linear
+from tnmoe.layers.mixture_of_depths import MixtureOfDepths
+from tnmoe.layers.mixture_of_tokens import MixtureOfTokens
+from tnmoe.layers.multi_head_moe import MultiHeadMoE
 from tnmoe.layers.mumoe import MuMoE, MuMoEBlock
+from tnmoe.layers.peer import PEER
+from tnmoe.layers.soft_moe import SoftMoE
 from tnmoe.layers.sparse_moe import SparseMoE
 from tnmoe.network import Network
 
-Spec = MuMoE | MuMoEBlock | FactorizedLinear | Linear | MLP | DenseMoE | SparseMoE
+Spec = (
+    MuMoE
+    | MuMoEBlock
+    | FactorizedLinear
+    | Linear
+    | MLP
+    | DenseMoE
+    | SparseMoE
+    | ExpertChoice
+    | SoftMoE
+    | MixtureOfTokens
+    | MixtureOfDepths
+    | PEER
+    | MultiHeadMoE
+)
 
 KINDS: dict[str, type[Spec]] = {c.kind: c for c in Spec.__args__}
 
@@ -101,12 +121,18 @@ def _network(mapping: Mapping[str, Any]) -> Layer:
 __all__ = [
     "KINDS",
     "MLP",
+    "PEER",
     "DenseMoE",
+    "ExpertChoice",
     "FactorizedLinear",
     "Gate",
     "Linear",
+    "MixtureOfDepths",
+    "MixtureOfTokens",
     "MuMoE",
     "MuMoEBlock",
+    "MultiHeadMoE",
+    "SoftMoE",
     "SparseMoE",
     "Spec",
     "check_keys",

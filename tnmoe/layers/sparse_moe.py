@@ -12,20 +12,17 @@ from tnmoe.errors import DeclarationError
 from tnmoe.factorizations import Factorization
 from tnmoe.layer import DYNAMIC, Layer
 from tnmoe.layers.builder import Builder
+from tnmoe.layers.dispatch import chosen_experts, slot_experts
 from tnmoe.layers.parts import Declaration
 from tnmoe.ops import Softmax, Value
 from tnmoe.routing_ops import (
     CapacitySlots,
     Dropped,
-    Gather,
     LoadBalance,
     Noise,
     Normalise,
-    ScatterAdd,
-    SortSlots,
     Spread,
     TopK,
-    Unsort,
     ZLoss,
 )
 
@@ -114,9 +111,8 @@ class SparseMoE(Declaration):
 
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
-        keys = [k for k in ("inputs", "outputs", "experts", "active", "hidden", "shared", "null") if self._has(k)]
-        ranks = self.factorization.dims() if self.factorization else ()
-        b = Builder([*(self.dim(k) for k in keys), *ranks], self.dim("inputs"))
+        keys = ("inputs", "outputs", "experts", "active", "hidden", "shared", "null")
+        b = Builder(self.dims(*keys), self.dim("inputs"))
         b.size("o", "O", self.dim("outputs"))
         experts = b.size("n", "N", self.dim("experts"))
         b.size("k", "k", self.dim("active"))
@@ -128,9 +124,6 @@ class SparseMoE(Declaration):
             base = b.feed_forward("shared_", b.x, "g", Value("shared", (DYNAMIC, "o"), "shared_down"), bias=self.bias)
             y = b.sum("y", y, base, "combine")
         return b.layer("SparseMoE", y, self.declaration(), str(self), couples_tokens=self.capacity is not None)
-
-    def _has(self, key: str) -> bool:
-        return getattr(self, key) is not None
 
     def _routed(self, b: Builder, experts: Dim) -> Value:
         shares, positions, column = route(b, self, experts)
@@ -147,19 +140,9 @@ class SparseMoE(Declaration):
         b.coefficients = (shares.name, positions.name)
         if self.capacity is not None:
             return self._in_slots(b, experts, shares, positions, hidden, y)
-        outputs = Value("expert_outputs", (DYNAMIC, "k", "o"), part)
-        if self.factorization is not None and self.factorization.kind != "dense":
-            b.gathered_experts("", b.x, positions, hidden, outputs, bias=self.bias, factorization=self.factorization)
-        else:
-            b.length("m", b.sizes.sizes[DYNAMIC] * b.sizes.sizes["k"])
-            order, rows = (Value(name, ("m",), "dispatch", True) for name in ("order", "rows"))
-            counts = Value("counts", (column,), "dispatch", True)
-            b.add(SortSlots(order, rows, counts, positions))
-            u = Value("dispatched", ("m", "i"), "dispatch")
-            b.add(Gather(u, b.x, rows, DYNAMIC))
-            v = b.grouped_experts("", u, counts, hidden, Value("sorted_outputs", ("m", "o"), part), bias=self.bias)
-            b.add(Unsort(Value(outputs.name, outputs.indices, "combine"), v, order))
-        return b.network(y, shares, outputs)
+        return chosen_experts(
+            b, "", b.x, shares, positions, hidden, y, bias=self.bias, factorization=self.factorization, column=column
+        )
 
     def _in_slots(
         self, b: Builder, experts: Dim, shares: Value, positions: Value, hidden: str | None, y: Value
@@ -170,14 +153,7 @@ class SparseMoE(Declaration):
         held, rows = Value("held", ("n", "c"), "dispatch"), Value("rows", ("n", "c"), "dispatch", True)
         b.add(CapacitySlots(held, rows, shares, positions))
         b.diagnostics.append(Dropped(Value("dropped", (), "diagnostics", True), positions, rows))
-        u = Value("dispatched", ("n", "c", "i"), "dispatch")
-        b.add(Gather(u, b.x, rows, DYNAMIC))
-        part = "down" if hidden else "experts"
-        v = Value("expert_outputs", ("n", "c", "o"), part)
-        b.experts("", u, hidden, v, bias=self.bias, factorization=self.factorization)
-        weighted = b.network(Value("weighted", v.indices, "combine"), held, v)
-        b.add(ScatterAdd(y, weighted, rows, DYNAMIC))
-        return y
+        return slot_experts(b, b.x, held, rows, hidden, y, bias=self.bias, factorization=self.factorization)
 
 
 def route(b: Builder, spec: SparseMoE, experts: Dim) -> tuple[Value, Value, str]:

@@ -1,0 +1,253 @@
+"""Families of mixtures against straight-line implementations: loops over tokens, experts and slots."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from families import Weights, built, check_family, gelu, mlp, rows, softmax
+from test_sparse_moe import choices
+from torch import Tensor
+
+import tnmoe
+
+PHI = 7 * (6 + 5)
+"""Products of one two-layer expert of the sizes below."""
+
+
+def macs(report: tnmoe.CostReport, *parts: str) -> int:
+    """MACs of some parts of a layer."""
+    found = {str(row[0]): int(row[2]) for row in report.parts().rows}
+    return sum(found[part] for part in parts)
+
+
+# ---- layers that couple tokens ---------------------------------------------------------------------------------
+
+
+def expert_choice(x: Tensor, w: Weights) -> Tensor:
+    """Capacity 150 % of 4 experts: ⌈1.5 · 12 / 4⌉ = 5 tokens each."""
+    scores = softmax(x @ w["gate_projection"])
+    y = x.new_zeros(len(x), 5)
+    for n in range(4):
+        for t in choices(scores[:, n], 5):
+            onto = torch.zeros(len(x), 1, dtype=x.dtype)
+            onto[t] = 1
+            y = y + onto * scores[t, n] * mlp(x[t], w, n)
+    return y
+
+
+def test_expert_choice() -> None:
+    report = check_family(tnmoe.ExpertChoice(6, 5, 4, 150, hidden=7), expert_choice)
+    assert report.layer.couples_tokens
+    report = tnmoe.cost(tnmoe.ExpertChoice(6, 5, 4, 150, hidden=7, bias=False), tokens=12)
+    assert report.parameters == 6 * 4 + 4 * PHI
+    assert macs(report, "gate", "up", "down") == 12 * 6 * 4 + 4 * 5 * PHI  # I N + (N c / T) φ for each token
+
+
+def soft_moe(x: Tensor, w: Weights) -> Tensor:
+    logits = x @ w["gate_projection"]
+    dispatch, combine = softmax(logits, 0), softmax(logits, 1)
+    slots = dispatch.T @ x
+    outputs = torch.stack([mlp(slot, w, p // 3) for p, slot in enumerate(slots)])
+    return combine @ outputs
+
+
+def test_soft_moe() -> None:
+    report = check_family(tnmoe.SoftMoE(6, 5, 4, 3, hidden=7), soft_moe)
+    assert report.layer.couples_tokens
+    report = tnmoe.cost(tnmoe.SoftMoE(6, 6, 4, 3, hidden=7, bias=False), tokens=24)
+    phi = 7 * (6 + 6)
+    assert report.parameters == 4 * 3 * 6 + 4 * phi  # N s I + N φ
+    assert report.macs == 24 * (3 * 4 * 3 * 6) + 4 * 3 * phi  # 3 N s I + (N s / T) φ for each token
+
+
+def mixture_of_tokens(x: Tensor, w: Weights) -> Tensor:
+    out = []
+    for group in x.split(3):
+        shares = softmax(group @ w["gate_projection"], 0)
+        mixed = [mlp(shares[:, n] @ group, w, n) for n in range(4)]
+        out += [sum(shares[g, n] * mixed[n] for n in range(4)) for g in range(3)]
+    return torch.stack(out)
+
+
+def test_mixture_of_tokens() -> None:
+    report = check_family(tnmoe.MixtureOfTokens(6, 7, 5, 4, 3), mixture_of_tokens)
+    assert report.layer.couples_tokens
+    report = tnmoe.cost(tnmoe.MixtureOfTokens(6, 7, 6, 4, 3, bias=False), tokens=12)
+    phi = 7 * (6 + 6)
+    assert report.parameters == 6 * 4 + 4 * phi
+    assert report.macs == 12 * 3 * 6 * 4 + 12 // 3 * 4 * phi  # 3 I N + (N / g) φ for each token
+
+
+def test_mixture_of_tokens_takes_whole_groups_alone() -> None:
+    _, module = built(tnmoe.MixtureOfTokens(6, 7, 5, 4, 3), 12)
+    with pytest.raises(RuntimeError, match="unflatten"):
+        module(torch.zeros(13, 6, dtype=torch.float64))
+
+
+def mixture_of_depths(x: Tensor, w: Weights) -> Tensor:
+    scores = x @ w["router_weight"]
+    chosen = choices(scores, math.ceil(0.3 * len(x)))
+    return torch.stack([row + scores[t] * mlp(row, w) if t in chosen else row for t, row in enumerate(x)])
+
+
+def test_mixture_of_depths() -> None:
+    report = check_family(tnmoe.MixtureOfDepths(6, 7, 30), mixture_of_depths)
+    assert report.layer.couples_tokens
+    report = tnmoe.cost(tnmoe.MixtureOfDepths(6, 7, 25, bias=False), tokens=12)
+    assert report.parameters == 6 + 7 * 12
+    assert macs(report, "gate", "up", "down") == 12 * 6 + 3 * 7 * 12  # I + (c / T) of the block for each token
+
+
+# ---- PEER ------------------------------------------------------------------------------------------------------
+
+
+def peer(x: Tensor, w: Weights) -> Tensor:
+    """All 64 scores of each head are formed, sorted and cut."""
+    out = []
+    for row in x:
+        total = x.new_zeros(5)
+        for h in range(2):
+            halves = [(row @ w[f"query_{s}"][:, h]) @ w[f"keys_{s}"][h] for s in "ab"]
+            scores = torch.stack([a + b for a in halves[0] for b in halves[1]])
+            chosen = choices(scores, 3)
+            for share, n in zip(softmax(scores[chosen]), chosen, strict=True):
+                total = total + share * gelu(row @ w["down_vectors"][n]) * w["up_vectors"][n]
+        out.append(total)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_peer(sparse: bool) -> None:
+    report = check_family(tnmoe.PEER(6, 5, 64, 2, 3, 4, sparse_gradients=sparse), peer)
+    assert not report.layer.couples_tokens
+    assert report.parameters == 64 * (6 + 5) + 2 * 2 * 4 * (6 + 8)  # N (I + O) + 2 h d_k (I + √N)
+    weighted = 2 * 3  # h k products of shares and activations
+    assert report.macs == 12 * (2 * 2 * 4 * (6 + 8) + 2 * 3 * (6 + 5) + weighted)
+
+
+def test_peer_takes_all_of_a_side_and_a_single_expert() -> None:
+    for experts, active in ((9, 3), (1, 1)):
+        _, module = built(tnmoe.PEER(4, 4, experts, 1, active, 2), 5)
+        y = module(torch.randn(5, 4, dtype=torch.float64))
+        assert bool(y.isfinite().all())
+
+
+def test_peer_never_scores_all_experts() -> None:
+    """At a million experts no value but the stored vectors has that size."""
+    plan = tnmoe.plan(tnmoe.PEER(256, 256, 1 << 20, 8, 16, 128), tokens=64)
+    sizes = plan.bound.sizes
+    largest = max(math.prod(int(sizes[i]) for i in op.out.indices) for op in plan.bound.ops)
+    assert largest == 64 * 8 * 16 * 256
+    assert tnmoe.cost(plan).parameters == (1 << 20) * 512 + 2 * 8 * 128 * (256 + 1024)
+
+
+# ---- multi-head ------------------------------------------------------------------------------------------------
+
+
+def multi_head(x: Tensor, w: Weights) -> Tensor:
+    projected = x @ w["head_weight"] + w["head_bias"]
+    out = []
+    for row in projected:
+        parts = []
+        for sub in row.split(4):
+            logits = sub @ w["gate_projection"]
+            chosen = choices(logits, 2)
+            parts.append(sum(s * mlp(sub, w, n) for s, n in zip(softmax(logits[chosen]), chosen, strict=True)))
+        out.append(torch.cat(parts) @ w["merge_weight"] + w["merge_bias"])
+    return torch.stack(out)
+
+
+def test_multi_head_moe() -> None:
+    report = check_family(tnmoe.MultiHeadMoE(8, 7, 5, 2, 2), multi_head)
+    assert not report.layer.couples_tokens
+    report = tnmoe.cost(tnmoe.MultiHeadMoE(8, 7, 5, 2, 2, bias=False), tokens=12)
+    phi = 7 * (8 + 8)
+    assert report.parameters == 2 * 64 + 2 * 8 + 8 * 5 // 2 + 5 * phi // 2  # 2 I² + 2 I + I N / h + N φ / h
+    assert macs(report, "head", "gate", "up", "down", "merge") == 12 * (2 * 64 + 8 * 5 + 2 * phi)
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------
+
+EVERY = {
+    "expert choice": tnmoe.ExpertChoice(8, 8, 4, 100, hidden=6),
+    "soft": tnmoe.SoftMoE(8, 8, 4, 2, hidden=6, input_norm=True),
+    "mixture of tokens": tnmoe.MixtureOfTokens(8, 6, 8, 4, 3),
+    "mixture of depths": tnmoe.MixtureOfDepths(8, 6, 50),
+    "peer": tnmoe.PEER(8, 8, 16, 2, 3, 4),
+    "multi-head": tnmoe.MultiHeadMoE(8, 6, 4, 2, 2),
+    "expert choice, tensor ring": tnmoe.ExpertChoice(8, 8, 4, 100, 6, factorization=tnmoe.TensorRing((2, 3, 2))),
+    "soft, Tucker": tnmoe.SoftMoE(8, 8, 4, 2, 6, factorization=tnmoe.Tucker((2, 3, 3))),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_checks_round_trip_and_empty_batch(name: str) -> None:
+    """The command's own check (NumPy against torch, numel, FLOPs), plans as JSON, an empty batch, any leading axes."""
+    plan, module = built(EVERY[name], 12)
+    assert tnmoe.check(plan).passed
+    assert tnmoe.Plan.from_json(plan.to_json()).bound == plan.bound
+    x = rows(plan, 12)
+    empty = x[:0].requires_grad_()
+    module(empty).sum().backward()
+    assert torch.allclose(module(x.reshape(3, 4, 8)).reshape(12, 8), module(x), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "multi-head"])
+def test_compiles_whole(name: str) -> None:
+    plan, module = built(EVERY[name], 12)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count in (12, 6):
+        x = rows(plan, count)
+        assert torch.allclose(compiled(x), module(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["peer"])
+def test_other_tokens_change_no_bit(name: str) -> None:
+    plan, module = built(EVERY[name], 16)
+    module = module.float()
+    x = rows(plan, 16).float()
+    y = module(x)
+    for t in (0, 7, 15):
+        other = torch.randn_like(x)
+        other[t] = x[t]
+        assert torch.equal(module(other)[t], y[t])
+
+
+@pytest.mark.parametrize("name", [name for name, spec in EVERY.items() if spec.layer().couples_tokens])
+def test_layers_that_couple_tokens_do(name: str) -> None:
+    """The flag is no precaution: another token's change does reach a token that stays."""
+    plan, module = built(EVERY[name], 12)
+    x = rows(plan, 12)
+    y, moved = module(x), []
+    for t in range(12):
+        other = 10 * x[t - 1].repeat(12, 1)
+        other[t] = x[t]
+        moved.append(not torch.allclose(module(other)[t], y[t], rtol=0, atol=1e-9))
+    assert any(moved)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nan_propagates(name: str) -> None:
+    plan, module = built(EVERY[name], 12)
+    x = rows(plan, 12)
+    x[1] = float("nan")
+    assert bool(module(x)[1].isnan().any())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: tnmoe.ExpertChoice(6, 5, 4, 500),
+        lambda: tnmoe.MixtureOfDepths(6, 7, 120),
+        lambda: tnmoe.PEER(6, 5, 63, 2, 3, 4),
+        lambda: tnmoe.PEER(6, 5, 64, 2, 9, 4),
+        lambda: tnmoe.MultiHeadMoE(7, 7, 4, 2, 2),
+        lambda: tnmoe.MultiHeadMoE(8, 7, 4, 5, 2),
+        lambda: tnmoe.SoftMoE(6, 5, 4, 0),
+    ],
+)
+def test_bad_declarations(call) -> None:
+    with pytest.raises(tnmoe.DeclarationError):
+        call()

@@ -1,0 +1,69 @@
+"""Dispatch, experts and combine, for choices of tokens and for tables of slots."""
+
+from __future__ import annotations
+
+import sympy
+
+from tnmoe.factorizations import Factorization
+from tnmoe.layers.builder import Builder
+from tnmoe.ops import Value
+from tnmoe.routing_ops import Gather, ScatterAdd, SortSlots, Unsort
+
+
+def chosen_experts(
+    b: Builder,
+    prefix: str,
+    x: Value,
+    shares: Value | None,
+    positions: Value,
+    hidden: str | None,
+    y: Value,
+    *,
+    bias: bool,
+    factorization: Factorization | None = None,
+    column: str = "n",
+) -> Value:
+    """y[t] = Σ_k shares[t, k] · expert positions[t, k] of x[t], none dropped; without `shares` a plain sum.
+
+    Full matrices meet rows sorted by expert; of factorized ones the chosen entries are gathered.
+    """
+    token, slot = positions.indices
+    part = f"{prefix}down" if hidden else f"{prefix}experts"
+    outputs = Value(f"{prefix}expert_outputs", (token, slot, y.indices[-1]), part)
+    if factorization is not None and factorization.kind != "dense":
+        b.gathered_experts(prefix, x, positions, hidden, outputs, bias=bias, factorization=factorization)
+    else:
+        row, dispatch = f"{prefix}m", f"{prefix}dispatch"
+        b.length(row, sympy.sympify(b.sizes.sizes[token]) * b.sizes.sizes[slot])
+        order, rows = (Value(f"{prefix}{name}", (row,), dispatch, True) for name in ("order", "rows"))
+        counts = Value(f"{prefix}counts", (column,), dispatch, True)
+        b.add(SortSlots(order, rows, counts, positions))
+        u = Value(f"{prefix}dispatched", (row, x.indices[-1]), dispatch)
+        b.add(Gather(u, x, rows, token))
+        v = Value(f"{prefix}sorted_outputs", (row, y.indices[-1]), part)
+        b.grouped_experts(prefix, u, counts, hidden, v, bias=bias)
+        outputs = Value(outputs.name, outputs.indices, y.part)
+        b.add(Unsort(outputs, v, order))
+    return b.network(y, outputs) if shares is None else b.network(y, shares, outputs)
+
+
+def slot_experts(
+    b: Builder,
+    x: Value,
+    held: Value,
+    rows: Value,
+    hidden: str | None,
+    y: Value,
+    *,
+    bias: bool,
+    factorization: Factorization | None = None,
+) -> Value:
+    """Every expert on its table of slots, by batched products: `rows[n, c]` are tokens of `x`, `held[n, c]` shares."""
+    token = x.indices[0]
+    u = Value("dispatched", (*rows.indices, x.indices[-1]), "dispatch")
+    b.add(Gather(u, x, rows, token))
+    v = Value("expert_outputs", (*rows.indices, y.indices[-1]), "down" if hidden else "experts")
+    b.experts("", u, hidden, v, bias=bias, factorization=factorization)
+    weighted = b.network(Value("weighted", v.indices, "combine"), held, v)
+    b.add(ScatterAdd(y, weighted, rows, token))
+    return y
