@@ -32,6 +32,9 @@ _WRAP_LIMIT = 2**105
 
 _FLOAT_LIMIT = 2**1000
 
+_FEW = 24
+"""Columns that are compared first."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -65,27 +68,37 @@ class Rows:
         behind = np.where(close, self.exact - low.exact, 0).min(0, keepdims=True)
         return Rows(low.approx, low.exact + behind)
 
-    def above(self, other: Rows) -> NDArray[np.bool_]:
-        """For each row: is it, in every corner, at least `other` (one row)? Exact."""
-        found = np.zeros(len(self), dtype=bool)
-        some = np.arange(len(self))
-        limit = other.approx * (1 - _SURE)
-        for columns in _column_blocks(self.approx.shape[1]):
-            some = some[(self.approx[some][:, columns] >= limit[:, columns]).all(1)]
-            if not len(some):
-                return found
-        rest = self[some]
-        no_less = (rest.exact - other.exact) >= 0
-        if self.exact.dtype != object:
-            no_less |= rest.approx > other.approx * (1 + _SURE)
-        found[some] = no_less.all(1)
+    @cached_property
+    def _few(self) -> NDArray[np.float64]:
+        """Some spread columns, on which most comparisons fail."""
+        columns = self.approx.shape[1]
+        return np.ascontiguousarray(self.approx[:, :: max(1, columns // _FEW)])
+
+    def above(self, other: Rows, among: NDArray[np.intp] | None = None) -> NDArray[np.bool_]:
+        """For each row (or each of `among`): is it, in every corner, at least `other` (one row)? Exact."""
+        rows = np.arange(len(self)) if among is None else among
+        found = np.zeros(len(rows), dtype=bool)
+        some = np.flatnonzero((self._few[rows] >= other._few * (1 - _SURE)).all(1))
+        some = some[(self.approx[rows[some]] >= other.approx * (1 - _SURE)).all(1)]
+        if len(some):
+            rest = self[rows[some]]
+            no_less = (rest.exact - other.exact) >= 0
+            if self.exact.dtype != object:
+                no_less |= rest.approx > other.approx * (1 + _SURE)
+            found[some] = no_less.all(1)
         return found
 
     def below(self, other: Rows) -> NDArray[np.bool_]:
         """For each row: is it, in every corner, at most `other` (one row)? Exact."""
-        maybe = np.flatnonzero((self.approx <= other.approx * (1 + _SURE)).all(1))
+        maybe = np.flatnonzero((self._few <= other._few * (1 + _SURE)).all(1))
+        maybe = maybe[(self.approx[maybe] <= other.approx * (1 + _SURE)).all(1)]
         found = np.zeros(len(self), dtype=bool)
-        found[maybe] = [bool(other.above(self[k : k + 1])[0]) for k in maybe]
+        if len(maybe):
+            rest = self[maybe]
+            no_more = (other.exact - rest.exact) >= 0
+            if self.exact.dtype != object:
+                no_more |= other.approx > rest.approx * (1 + _SURE)
+            found[maybe] = no_more.all(1)
         return found
 
     def undominated(self) -> NDArray[np.intp]:
@@ -95,18 +108,13 @@ class Rows:
         while len(alive):
             first, alive = int(alive[0]), alive[1:]
             kept.append(first)
-            alive = alive[~self[alive].above(self[first : first + 1])]
+            alive = alive[~self.above(self[first : first + 1], alive)]
         return np.array(kept, dtype=np.intp)
 
 
 def join(parts: Sequence[Rows]) -> Rows:
     """The rows of all parts, one part after the other."""
     return Rows(np.concatenate([p.approx for p in parts]), np.concatenate([p.exact for p in parts]))
-
-
-def _column_blocks(columns: int) -> list[slice]:
-    """A few spread columns first, since most comparisons fail early; then all."""
-    return [slice(None, None, columns // 16), slice(None)] if columns > 64 else [slice(None)]
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,10 @@ class Domain:
     def free(self) -> tuple[str, ...]:
         """Indices of more than one size; the others are numbers."""
         return tuple(i for i, (low, high) in self.bounds.items() if low != high)
+
+    @cached_property
+    def _widenings(self) -> dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[NDArray[np.intp], NDArray[np.bool_]]]:
+        return {}
 
     @cached_property
     def limit(self) -> int:
@@ -174,7 +186,10 @@ class Domain:
         """The same polynomials over more indices, which they do not hold."""
         if tuple(old) == tuple(new):
             return rows
-        source, kept = self._widening(tuple(old), tuple(new))
+        key = tuple(old), tuple(new)
+        if key not in self._widenings:
+            self._widenings[key] = self._widening(*key)
+        source, kept = self._widenings[key]
         exact = rows.exact[:, source]
         return Rows(rows.approx[:, source] * kept, exact * kept.astype(np.int64))
 

@@ -170,10 +170,20 @@ class _Search:
                 pairs = [(int(i), j) for i in chosen for j in range(len(right))]
                 i, j = (np.array([p[side] for p in pairs]) for side in (0, 1))
                 rows = left[i] + right[j] + split.step
-                origins = [*origin, *((split, a, b) for a, b in pairs)]
-                rows = rows if best is None else join([best, rows])
+                new = [(split, a, b) for a, b in pairs]
+                if best is not None:
+                    fresh = [k for k in range(len(rows)) if not _any_below(best, rows[k : k + 1])]
+                    rows, new = rows[fresh], [new[k] for k in fresh]
                 survivors = rows.undominated()
-                best, origin = rows[survivors], [origins[k] for k in survivors]
+                rows, new = rows[survivors], [new[k] for k in survivors]
+                if best is None:
+                    best, origin = rows, new
+                elif new:
+                    still = np.ones(len(best), dtype=bool)
+                    for k in range(len(rows)):
+                        still &= ~best.above(rows[k : k + 1])
+                    origin = [o for o, s in zip(origin, still, strict=True) if s] + new
+                    best = join([best[still], rows])
         assert best is not None
         kept = []
         for split, i_, j_ in origin:
