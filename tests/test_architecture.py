@@ -44,6 +44,7 @@ ALLOWED = {
     "device_profile": {"cache", "cost", "errors", "rates", "report"},
     "function": {"adjoint", "dims", "errors", "program", "rematerialise"},
     "hardware": {"cost", "datasheet", "device_profile", "dims", "errors", "ops", "program", "rates", "report"},
+    "built": {"plan"},
     "rates": {"errors"},
     "rematerialise": {"cost", "errors", "ops"},
     "rank": {"cost", "dims", "errors", "layer", "network", "ops"},
@@ -156,6 +157,7 @@ TOP = {
     "question",
     "slicing",
     "sweep",
+    "whole_model",
     "tune",
 }
 

@@ -74,6 +74,7 @@ from tnmoe.program import Program
 from tnmoe.slicing import Sliced, plan_sliced
 from tnmoe.sweep import sweep
 from tnmoe.tune import Tuned, tune
+from tnmoe.whole_model import ModelCost, ModuleCost, cost_model
 from tnmoe.writing import save
 
 __all__ = [
@@ -106,6 +107,8 @@ __all__ = [
     "MemoryReport",
     "MixtureOfDepths",
     "MixtureOfTokens",
+    "ModelCost",
+    "ModuleCost",
     "Monarch",
     "MuMoE",
     "MuMoEBlock",
@@ -133,6 +136,7 @@ __all__ = [
     "calibrate",
     "check",
     "cost",
+    "cost_model",
     "crossover",
     "datasheet",
     "declare",

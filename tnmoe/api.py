@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tnmoe._version import __version__
 from tnmoe.backends import torch as torch_backend
 from tnmoe.backends.torch_function import FunctionUnit
+from tnmoe.built import remember
 from tnmoe.cost_report import CostReport
 from tnmoe.errors import DeclarationError
 from tnmoe.memory_report import MemoryReport
@@ -153,7 +154,9 @@ def build(
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for tracebacks
         exec(compile(source, file, "exec"), module.__dict__)
         sys.modules[module_name] = module  # so that instances can be pickled within the process
-    result: torch.nn.Module = getattr(sys.modules[module_name], name)(device=device, dtype=dtype)
+    made = getattr(sys.modules[module_name], name)
+    remember(made, planned)
+    result: torch.nn.Module = made(device=device, dtype=dtype)
     return result
 
 
