@@ -110,8 +110,18 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
     target, comment = writer.ref(a.program.output.name), axes_comment(a.program.output.indices)
     arguments = [writer.ref(v.name) for v in a.inputs]
     lines = _wrapped("operands = _autocast(", arguments, ")", margin=8)
-    first = f"{target} = {name}.apply(*operands)[0]{comment}"
-    return [*lines, first]
+    whole = f"{target} = {name}.apply(*operands)[0]{comment}"
+    if unit.chunk is None:
+        return [*lines, whole]
+    data = sum(v.indices[:1] == a.seed.indices[:1] for v in a.inputs)
+    return [
+        *lines,
+        f"if operands[0].shape[0] <= {unit.chunk} or torch.compiler.is_compiling():",
+        f"    {whole}",
+        "else:  # chunks of tokens, so that temporaries stay small",
+        f"    rows = zip(*(a.split({unit.chunk}) for a in operands[:{data}]))",
+        f"    {target} = torch.cat([{name}.apply(*row, *operands[{data}:])[0] for row in rows]){comment}",
+    ]
 
 
 def _backward(unit: FunctionUnit, saved: Sequence[str]) -> list[str]:

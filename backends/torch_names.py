@@ -41,6 +41,8 @@ LOCALS = frozenset(
         "output",
         "operands",
         "needs",
+        "row",
+        "rows",
         "_",
     }
 )

@@ -44,9 +44,9 @@ ways = pytest.mark.parametrize(
     "way",
     [
         {"memory": "save"},
-        {"memory": "recompute"},
+        {"memory": "recompute", "chunk": 5},
         {"memory": "save", "flavour": "fast"},
-        {"memory": "recompute", "flavour": "fast"},
+        {"memory": "recompute", "flavour": "fast", "chunk": 5},
     ],
     ids=lambda w: "-".join(map(str, w.values())),
 )
@@ -314,7 +314,7 @@ def test_a_gradient_that_was_not_planned_is_refused():
         module(draw(4, 6)).sum().backward()
 
 
-@pytest.mark.parametrize("way", [{"memory": "save"}, {"memory": "recompute", "flavour": "fast"}], ids=str)
+@pytest.mark.parametrize("way", [{"memory": "save"}, {"memory": "recompute", "flavour": "fast", "chunk": 5}], ids=str)
 @pytest.mark.parametrize("name", ["cp", "tr_batch_norm"])
 def test_compiled_training_steps(name, way):
     """One graph and one compilation for every batch size, with the gradients of eager."""
@@ -330,7 +330,7 @@ def test_compiled_training_steps(name, way):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("way", [{"memory": "save"}, {"memory": "recompute", "flavour": "fast"}], ids=str)
+@pytest.mark.parametrize("way", [{"memory": "save"}, {"memory": "recompute", "flavour": "fast", "chunk": 5}], ids=str)
 @pytest.mark.parametrize("name", ["cp", "tr_batch_norm"])
 def test_exports_with_a_dynamic_batch(name, way):
     _, module = pair(tnmoe.plan(SPECS[name], tokens=16, **way))

@@ -107,6 +107,26 @@ class Adjoint:
         results = tuple(op.out for op in self.ops if op.out.name in self.kept)
         return tuple(v for v in self.inputs + results if v.name in used)
 
+    @property
+    def token(self) -> str:
+        """The index along which the function can run in chunks: of all its data and of the output the first.
+
+        Raises:
+            PlanError: if there is none, or an op needs all of it at once.
+        """
+        out = self.program.output
+        stored = {p.name for p in (*self.program.parameters, *self.program.buffers)}
+        data = [v for v in self.inputs if v.name not in stored]
+        token = out.indices[0] if out.indices else ""
+        if token not in self.program.dynamic or not data or any(v.indices[:1] != (token,) for v in data):
+            raise PlanError(
+                "chunk= needs tokens: an axis that only the data knows, the first of all data and the output"
+            )
+        for op in self.ops:
+            if any(token in v.indices for v in operands(op)) and token not in op.out.indices:
+                raise PlanError(f"{op.out.name!r} sums over the tokens ({token}), so they cannot run in chunks")
+        return token
+
     def as_program(self) -> Program:
         """The backward pass as a program; its inputs are what was saved and the gradient of the output."""
         stored = {p.name for p in (*self.program.parameters, *self.program.buffers)}

@@ -85,6 +85,8 @@ def plan_function(
         memory = "save"
     assert memory is not None
     whole = adjoint(program, needing)
+    if chunk is not None:
+        _ = whole.token  # raises where the tokens cannot be split
     sizes = {index: int(size) for index, size in program.sizes.items()}
     choices = front(whole.ops, sizes, {v.name for v in whole.reads})
 
