@@ -116,7 +116,7 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
     data = sum(v.indices[:1] == a.seed.indices[:1] for v in a.inputs)
     return [
         *lines,
-        f"if operands[0].shape[0] <= {unit.chunk} or torch.compiler.is_compiling():",
+        f"if torch.compiler.is_compiling() or operands[0].shape[0] <= {unit.chunk}:",
         f"    {whole}",
         "else:  # chunks of tokens, so that temporaries stay small",
         f"    rows = zip(*(a.split({unit.chunk}) for a in operands[:{data}]))",

@@ -96,13 +96,12 @@ def any_kept(plan: Plan, seed: int) -> Plan:
 
 
 @settings(max_examples=40)
-@given(
-    layers(), st.integers(0, 2**32), st.sampled_from(["portable", "fast"]), st.sampled_from([(0,), (1,), (5,), (2, 3)])
-)
-def test_gradients_are_those_of_autograd(spec, seed, flavour, lead):
-    """Any layer, any order, whatever is kept: float64 to 1e-10."""
-    plan = any_kept(any_order(tnmoe.plan(spec, tokens=5, flavour=flavour), seed), seed)
+@given(layers(), st.integers(0, 2**32), st.sampled_from(["portable", "fast"]), st.sampled_from([None, 1, 2]))
+def test_gradients_are_those_of_autograd(spec, seed, flavour, chunk):
+    """Any layer, any order, whatever is kept, any chunk: float64 to 1e-10."""
+    plan = any_kept(any_order(tnmoe.plan(spec, tokens=5, flavour=flavour, chunk=chunk), seed), seed)
     plain, module = pair(plan)
+    lead = random.Random(seed).choice([(0,), (1,), (5,), (2, 3)])
     assert_same(plain, module, draw(*lead, int(plan.bound.sizes["i"])), 1e-10)
 
 
@@ -440,6 +439,13 @@ def test_bad_input_says_what_to_do():
         tnmoe.plan(spec, flavour="fastest")
     with pytest.raises(tnmoe.PlanError, match=r"the least .* is [\d,]+ bytes"):
         tnmoe.plan(PRESETS["gpt2-cp"].spec, tokens=64, memory=1)
+    for wrong in (0, -1, 2.5, "8", True):
+        with pytest.raises(tnmoe.PlanError, match="chunk must be"):
+            tnmoe.plan(spec, chunk=wrong)
+    for text in ("ti,ij->j", "it,ij->tj", "ti,ij->jt"):
+        network = tnmoe.Network.parse(text, weights="ij")
+        with pytest.raises(tnmoe.PlanError, match="chunk= needs tokens"):
+            tnmoe.plan(network, sizes=dict.fromkeys(network.indices, 4), chunk=2)
     frozen = tnmoe.Network.parse("ab,bc->ac", frozen="bc")
     with pytest.raises(tnmoe.PlanError, match="needs no gradient"):
         tnmoe.plan(frozen, sizes={"a": 2, "b": 3, "c": 4}, memory="save", input_gradients=False)

@@ -109,18 +109,17 @@ class Adjoint:
 
     @property
     def token(self) -> str:
-        """The index along which the function can run in chunks: of all its data and of the output the first.
+        """The index along which the function can run in chunks: the first of the output and of all inputs that have it.
 
         Raises:
             PlanError: if there is none, or an op needs all of it at once.
         """
         out = self.program.output
-        stored = {p.name for p in (*self.program.parameters, *self.program.buffers)}
-        data = [v for v in self.inputs if v.name not in stored]
         token = out.indices[0] if out.indices else ""
-        if token not in self.program.dynamic or not data or any(v.indices[:1] != (token,) for v in data):
+        data = [v.indices for v in self.inputs if token in v.indices]
+        if token not in self.program.dynamic or not data or any(indices[0] != token for indices in data):
             raise PlanError(
-                "chunk= needs tokens: an axis that only the data knows, the first of all data and the output"
+                "chunk= needs tokens: an axis of the data alone, the first of the output and of every input that has it"
             )
         for op in self.ops:
             if any(token in v.indices for v in operands(op)) and token not in op.out.indices:
@@ -172,6 +171,7 @@ def adjoint(program: Program, needing: Set[str], kept: Set[str] | None = None) -
     read = {v.name: v for op in ops for v in operands(op) if v.name not in made}
     stored = [v for v in program.leaves if v not in program.inputs]
     data = [v for v in read.values() if v not in stored]
+    data.sort(key=lambda v: v.indices[:1] != program.output.indices[:1])  # chunks are taken of the first ones
     inputs = (*data, *(v for v in stored if v.name in read))
     seed = replace(program.output, name=_fresh(program, f"{program.output.name}_grad"))
     gradients, known = _gradients(program, ops, seed, needing)
