@@ -45,6 +45,7 @@ from tnmoe.factorizations import (
 )
 from tnmoe.files import load
 from tnmoe.fit_ranks import FittedRanks, fit_ranks
+from tnmoe.from_weights import Converted, CurvePoint, error_curve, from_experts, from_linear, stack_experts
 from tnmoe.hardware import Prediction, predict
 from tnmoe.layer import Layer
 from tnmoe.layers import (
@@ -71,6 +72,7 @@ from tnmoe.planners.atlas import atlas
 from tnmoe.planners.atlas_orders import Atlas
 from tnmoe.planning import pareto, plan
 from tnmoe.program import Program
+from tnmoe.safetensors_files import read_safetensors, write_safetensors
 from tnmoe.slicing import Sliced, plan_sliced
 from tnmoe.sweep import sweep
 from tnmoe.tune import Tuned, tune
@@ -84,9 +86,11 @@ __all__ = [
     "Atlas",
     "BlockTerm",
     "Candidate",
+    "Converted",
     "CostError",
     "CostReport",
     "Crossover",
+    "CurvePoint",
     "Custom",
     "Datasheet",
     "DeclarationError",
@@ -141,8 +145,11 @@ __all__ = [
     "datasheet",
     "declare",
     "emit",
+    "error_curve",
     "explain",
     "fit_ranks",
+    "from_experts",
+    "from_linear",
     "from_reference",
     "load",
     "memory",
@@ -150,11 +157,14 @@ __all__ = [
     "plan",
     "plan_sliced",
     "predict",
+    "read_safetensors",
     "save",
     "shortlist",
+    "stack_experts",
     "sweep",
     "symbol",
     "to_reference",
     "token_range",
     "tune",
+    "write_safetensors",
 ]
