@@ -1,4 +1,4 @@
-"""Predicted against measured time of emitted modules: CP, tensor ring and dense layers, 1 to 4096 tokens.
+"""Predicted against measured time of emitted modules: CP, tensor ring and dense layers, 1 to 8192 tokens.
 
 Run: `OMP_WAIT_POLICY=passive python benchmarks/predicted_time.py [--threads 1] [--rounds 15] [--budget 40]`.
 Calibrates this machine, then runs all layers in turn, in random order, and compares medians. float32, no gradients.
@@ -23,7 +23,7 @@ import tnmoe
 from tnmoe import hardware
 from tnmoe.calibrate import BUDGET, calibrate
 
-TOKENS = (1, 16, 256, 4096)
+TOKENS = (1, 16, 256, 8192)
 
 
 def layers() -> dict[str, object]:

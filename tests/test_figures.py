@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tnmoe
+from tnmoe.cost_report import comparison
 from tnmoe.optimizers import OPTIMIZERS, PRECISIONS, training_state
 from tnmoe.presets import PRESETS
 from tnmoe.report import Table
@@ -217,3 +218,38 @@ def test_rows_sort_by_a_column() -> None:
     assert [row[0] for row in TABLE.sorted("-ratio").rows] == ["y", "z", "x"]
     with pytest.raises(tnmoe.TnmoeError, match=r"unknown column 'size'.*name, count, ratio"):
         TABLE.sorted("-size")
+
+
+# ---- ideal and executed --------------------------------------------------------------------------------------
+
+
+def test_what_is_computed_in_vain_stands_beside_the_ideal() -> None:
+    """All 64 experts run, 2 are chosen: I·H + H·O products of each, and the gate's; T·N·O products mix the outputs."""
+    sizes = {"inputs": 24, "outputs": 20, "experts": 64, "active": 2, "hidden": 48, "bias": False}
+    masked = tnmoe.cost(tnmoe.SparseMoE(**sizes, lowering="masked"), tokens=10)
+    gathered = tnmoe.cost(tnmoe.SparseMoE(**sizes), tokens=10)
+    expert = 24 * 48 + 48 * 20
+    assert gathered.ideal is None
+    assert masked.ideal is not None
+    assert masked.ideal.macs == gathered.macs == 10 * (24 * 64 + 2 * expert + 2 * 20)
+    assert masked.macs == 10 * (24 * 64 + 64 * expert + 64 * 20)
+    assert masked.value("ideal_flops") == gathered.flops
+    assert gathered.value("ideal_flops") == gathered.flops
+    assert f"{masked.macs:,} MACs" in str(masked)
+    assert f"{gathered.macs:,} MACs" in str(masked)
+    table = comparison({"masked": masked, "gathered": gathered}, "both")
+    rows = table.records()
+    assert [r["macs"] for r in rows] == [masked.macs, gathered.macs]
+    assert [r["ideal_macs"] for r in rows] == [gathered.macs] * 2
+    assert "ideal_macs" not in comparison({"gathered": gathered}, "one").records()[0]
+
+
+def test_slots_beyond_the_choices_are_in_vain() -> None:
+    """A capacity of 200 % makes twice as many slots as choices."""
+    sizes = {"inputs": 24, "outputs": 20, "experts": 8, "active": 2, "hidden": 48, "bias": False}
+    report = tnmoe.cost(tnmoe.SparseMoE(**sizes, capacity=200), tokens=64)
+    assert report.ideal is not None
+    expert, slots = 24 * 48 + 48 * 20, 8 * (200 * 2 * 64 // (100 * 8))
+    assert slots == 2 * 2 * 64
+    combined = 2 * 64 * 2 * 20  # gathered, the k results of a token are mixed by a product; slots scatter-add theirs
+    assert report.matmul_flops - report.ideal.matmul_flops == 2 * (slots - 2 * 64) * expert - combined

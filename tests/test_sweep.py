@@ -96,6 +96,7 @@ def test_every_operation_of_formulas_over_columns() -> None:
         sympy.Min(a, b, 5) * sympy.Max(a, 2),
         sympy.ceiling(sympy.log(a + b, 2)),
         sympy.ceiling(sympy.log(a, 2)) * b,
+        sympy.ceiling(sympy.log(4 * a * b**2, 2)),
         sympy.floor(a / b),
         sympy.floor((4 * a + 1) / 3),
         sympy.ceiling(b / a),

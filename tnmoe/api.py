@@ -15,6 +15,7 @@ from tnmoe.backends.torch_function import FunctionUnit
 from tnmoe.built import remember
 from tnmoe.cost_report import CostReport
 from tnmoe.errors import DeclarationError
+from tnmoe.layers import declare
 from tnmoe.memory_report import MemoryReport
 from tnmoe.plan import Plan
 from tnmoe.planning import plan, with_tokens
@@ -42,7 +43,24 @@ def cost(what: Plan | Planable, *, tokens: int | None = None, dtype: str = "floa
         CostError: an unknown dtype.
     """
     planned = _planned(what, tokens)
-    return CostReport(planned.layer, planned.program, planned.values, dtype, planned.input_gradients, planned.function)
+    ideal = _without_vain_work(planned)
+    return _report(planned, dtype, None if ideal is None else _report(ideal, dtype))
+
+
+def _report(planned: Plan, dtype: str, ideal: CostReport | None = None) -> CostReport:
+    program, gradients = planned.program, planned.input_gradients
+    return CostReport(planned.layer, program, planned.values, dtype, gradients, planned.function, ideal)
+
+
+def _without_vain_work(planned: Plan) -> Plan | None:
+    """The plan of the same mixture whose tokens run through their chosen experts alone; None if they do so already."""
+    declared = dict(planned.layer.declaration)
+    if declared.get("kind") != "sparse_moe" or (declared.get("lowering") != "masked" and "capacity" not in declared):
+        return None
+    layer = declare({k: v for k, v in declared.items() if k not in ("lowering", "capacity")})
+    values = {k: v for k, v in planned.values.items() if k in layer.free_symbols - {layer.token_symbol}}
+    tokens = planned.values[planned.layer.token_symbol]
+    return plan(layer, tokens=tokens, sizes=values, input_gradients=planned.input_gradients)
 
 
 def memory(

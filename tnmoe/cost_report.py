@@ -23,13 +23,23 @@ CONVENTIONS = (
 TRAFFIC = "Bytes: each operand read once, each result written once. Intensity: FLOPs for each of these bytes."
 
 
+IDEAL = ("macs", "flops", "matmul_flops")
+"""What is compared with the ideal too."""
+
 COMPARED = ("parameters", "macs", "flops", "matmul_flops", "max_rank", "weight_bytes", "activation_bytes")
 """The figures of a comparison, unless others are chosen."""
 
 
 @dataclass(frozen=True)
 class CostReport(Figures):
-    """Figures of one layer at given sizes, and their tables."""
+    """Figures of one layer at given sizes, and their tables.
+
+    Attributes:
+        ideal: of the same mixture if no token ran through an expert that it did not choose; None where nothing is
+            computed in vain. All figures here are of what is executed.
+    """
+
+    ideal: CostReport | None = None
 
     # ---- tables ----------------------------------------------------------------------------------------------
 
@@ -56,7 +66,20 @@ class CostReport(Figures):
         keys = ("parameters", "macs", "flops", "matmul_flops", "elementwise_flops", "special_flops", "activation_bytes")
         columns = (("part", "part"), *((k, HEADINGS[k]) for k in keys))
         return Table(
-            f"Cost of {self.title}", columns, tuple(rows), (f"Max expert rank: {self.max_rank:,}.", *CONVENTIONS)
+            f"Cost of {self.title}",
+            columns,
+            tuple(rows),
+            (*self._vain, f"Max expert rank: {self.max_rank:,}.", *CONVENTIONS),
+        )
+
+    @property
+    def _vain(self) -> tuple[str, ...]:
+        if self.ideal is None:
+            return ()
+        ideal = self.ideal
+        return (
+            f"Executed: {self.macs:,} MACs, {self.flops:,} FLOPs. Ideal, each token in its chosen experts alone: "
+            f"{ideal.macs:,} MACs, {ideal.flops:,} FLOPs.",
         )
 
     def _row(self, name: str, stored: int, work: Cost) -> tuple[Cell, ...]:
@@ -141,8 +164,17 @@ class CostReport(Figures):
         Raises:
             CostError: an unknown figure.
         """
-        values = {f: self.ratio(f) if f in RATIOS else self.number(f) for f in figures}
-        return {"layer": label or self.layer.name, **values}
+        return {"layer": label or self.layer.name, **{f: self.value(f) for f in figures}}
+
+    def value(self, name: str) -> int | float:
+        """A figure, a ratio, or `ideal_` and a figure: what that would be if nothing were computed in vain.
+
+        Raises:
+            CostError: if there is none of that name.
+        """
+        if name.startswith("ideal_"):
+            return (self.ideal or self).number(name.removeprefix("ideal_"))
+        return self.ratio(name) if name in RATIOS else self.number(name)
 
     def __str__(self) -> str:
         return str(self.parts())
@@ -200,10 +232,15 @@ def comparison(
 ) -> Table:
     """One row for each report, under its label, with the chosen figures.
 
+    Where a layer computes something in vain, the ideal MACs and FLOPs stand beside the executed ones.
+
     Raises:
         CostError: an unknown figure.
     """
+    if any(report.ideal for report in reports.values()):
+        figures = [name for f in figures for name in ((f, f"ideal_{f}") if f in IDEAL else (f,))]
     rows = tuple(tuple(report.record(label, figures).values()) for label, report in reports.items())
     headings = {**HEADINGS, "matmul_flops": "matmul FLOPs"}
+    headings |= {f"ideal_{f}": f"ideal {heading}" for f, heading in headings.items()}
     columns = (("layer", "layer"), *((f, headings[f]) for f in figures))
     return Table(title, columns, rows, (*notes, *CONVENTIONS))

@@ -93,12 +93,10 @@ class Columns:
         """⌊a / b⌋, ⌈a / b⌉ and ⌈log2 a⌉."""
         (inside,) = formula.args
         up = isinstance(formula, sympy.ceiling)
-        logarithms = inside.atoms(sympy.log)
-        if up and logarithms:
-            (argument,) = {a.args[0] for a in logarithms if a.args[0].free_symbols}
-            if sympy.simplify(inside - sympy.log(argument) / sympy.log(2)) == 0:
-                values, _ = self._value(argument)
-                return np.array([(int(v) - 1).bit_length() for v in _distinct(values)])[_places(values)], 64
+        if up and inside.has(sympy.log):
+            values, _ = self._value(_power_of_two(inside))
+            lengths = [(int(v) - 1).bit_length() for v in np.unique(values)]
+            return np.array(lengths)[np.unique(values, return_inverse=True)[1]], 64
         above, below = inside.as_numer_denom()
         (over, most), (under, least) = self._value(above), self._value(below)
         over, under = _wide([over, under], max(most, least) + 1)
@@ -110,9 +108,16 @@ def _wide(columns: list[Column], bound: int) -> list[Column]:
     return columns if bound < SAFE else [c.astype(object) for c in columns]
 
 
-def _distinct(values: Column) -> Column:
-    return np.unique(values)
-
-
-def _places(values: Column) -> Column:
-    return np.unique(values, return_inverse=True)[1]
+def _power_of_two(exponent: sympy.Expr) -> sympy.Expr:
+    """2 to a sum of logarithms over log 2: the product of their arguments."""
+    found = sympy.Integer(1)
+    for term in sympy.Add.make_args(sympy.expand(exponent)):
+        inner = [a for a in sympy.Mul.make_args(term) if isinstance(a, sympy.log)]
+        if not inner and term.is_Integer and term >= 0:
+            found *= 2**term
+            continue
+        power = term * sympy.log(2) / inner[0] if inner else sympy.nan
+        if not power.is_Integer or power < 0:
+            raise CostError(f"⌈{exponent}⌉ cannot be evaluated over columns: it is no logarithm to base 2")
+        found *= inner[0].args[0] ** power
+    return found
