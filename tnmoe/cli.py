@@ -32,7 +32,7 @@ from tnmoe.explain import explain
 from tnmoe.figures import FIGURES
 from tnmoe.fit_ranks import fit_ranks
 from tnmoe.fit_table import published
-from tnmoe.goals import OBJECTIVES, SHORTLISTED
+from tnmoe.goals import ALONE, OBJECTIVES
 from tnmoe.hardware import Device, predict
 from tnmoe.html_report import html_report
 from tnmoe.layer import Layer
@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--objective",
             metavar="WHAT",
-            help=f"what the planner minimises: {', '.join((*OBJECTIVES, *SHORTLISTED))}; a sum such as "
+            help=f"what the planner minimises: {', '.join((*OBJECTIVES, *ALONE))}; a sum such as "
             "'training + 0.5*saved', or several such as 'saved, flops', the first deciding (default: flops)",
         )
         sub.add_argument(
@@ -134,6 +134,12 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument(
             "--saved-limit", type=int, metavar="N", help="elements that may be kept for the backward pass at most"
+        )
+        sub.add_argument(
+            "--memory-limit",
+            type=int,
+            metavar="BYTES",
+            help="bytes alive at once in a forward pass (float32) at most",
         )
         if name != "cost":  # which has its own use for it
             sub.add_argument("--profile", metavar="FILE", help="a calibration, for --objective time")
@@ -497,6 +503,7 @@ def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], t
         objective=options.objective or "flops",
         calls=options.calls,
         saved_limit=options.saved_limit,
+        memory_limit=options.memory_limit,
         profile=options.profile if options.objective == "time" or options.command != "cost" else None,
         planner=options.planner or "auto",
         budget=options.budget,
@@ -504,7 +511,7 @@ def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], t
 
 
 def _read_plan(path: str, options: argparse.Namespace) -> Plan:
-    for flag in ("size", "objective", "calls", "saved-limit", "planner", "budget"):
+    for flag in ("size", "objective", "calls", "saved-limit", "memory-limit", "planner", "budget"):
         if getattr(options, flag.replace("-", "_")):
             raise DeclarationError(f"{path} is a plan already: --{flag} goes with a preset or a TOML file")
     planned = _read(path, Plan.from_json)

@@ -9,7 +9,7 @@ from fractions import Fraction
 from tnmoe import advice
 from tnmoe.cost import elements
 from tnmoe.errors import PlanError
-from tnmoe.goals import SHORTLISTED, parse, priced
+from tnmoe.goals import ALONE, PEAK, parse, priced
 from tnmoe.layer import Contraction
 from tnmoe.lower import lower_network
 from tnmoe.objective import Prices, amounts, price
@@ -52,7 +52,8 @@ def token_range(plan: Plan, name: str) -> TokenRange:
     """
     if not plan.layer.batched:
         raise PlanError("a plan of a bare network has no tokens")
-    if not plan.paths[name].exact or plan.objective in SHORTLISTED or plan.saved_limit is not None:
+    limited = plan.saved_limit is not None or plan.paths[name].planner == PEAK
+    if not plan.paths[name].exact or plan.objective in ALONE or limited:
         raise PlanError(f"the order of {name!r} is not proven optimal, so there is no range in which it is")
     node = _node(plan, name)
     tokens = plan.values[plan.layer.token_symbol]
@@ -101,7 +102,11 @@ def _chapter(plan: Plan, node: Contraction) -> str:
         sentences.append(_runner_up(plan, node, path, names))
     else:
         sentences.append(f"With {len(names)} tensors the runner-up is not searched.")
-    if plan.layer.batched and path.exact and plan.shortlist is None and plan.saved_limit is None:
+    if path.planner == PEAK:
+        sentences.append(
+            "It was searched for the memory of a forward pass: cheaper orders, if there are any, hold more at once."
+        )
+    elif plan.layer.batched and path.exact and plan.shortlist is None and plan.saved_limit is None:
         sentences.append(_tokens(plan, node, names))
     sentences += [said for said in (advice.folds(plan, node, names), advice.recomputations(plan, node)) if said]
     return "\n  ".join(sentences)

@@ -24,6 +24,12 @@ forward passes between two updates of the weights, in which what depends on weig
 SHORTLISTED = ("time", "layout")
 """What is chosen among the orders with the fewest FLOPs: by predicted time, or by how much is copied."""
 
+PEAK = "peak"
+"""The most bytes that are alive at once in a forward pass without autograd; between equals, FLOPs."""
+
+ALONE = (*SHORTLISTED, PEAK)
+"""Objectives that are no sum over steps; each stands alone."""
+
 TIES = {"saved": "training", "inference": "flops"}
 """What decides between equals where one of these is asked for by itself."""
 
@@ -100,10 +106,10 @@ def parse(text: str) -> Objective:
 def _term(part: str, text: str) -> Term:
     match = _TERM.fullmatch(part)
     name = part if match is None else match[2]
-    if name in SHORTLISTED:
-        raise PlanError(f"{name!r} chooses from a shortlist, stands alone and has no calls; got {_shown(text)}")
+    if name in ALONE:
+        raise PlanError(f"{name!r} is no sum over steps, stands alone and has no calls; got {_shown(text)}")
     if match is None or name not in OBJECTIVES:
-        raise PlanError(unknown("objective", name if len(name) <= 80 else name[:80] + "…", (*OBJECTIVES, *SHORTLISTED)))
+        raise PlanError(unknown("objective", name if len(name) <= 80 else name[:80] + "…", (*OBJECTIVES, *ALONE)))
     calls = None if match[3] is None else int(match[3][:30])
     if calls is not None and name != "inference":
         raise PlanError(f"only 'inference' has a number of calls, got {_shown(text)}")
@@ -145,7 +151,7 @@ def as_objective(given: object, calls: object = None) -> str:
     Raises:
         PlanError: if it is none of these.
     """
-    if isinstance(given, str) and given in SHORTLISTED and calls is None:
+    if isinstance(given, str) and given in ALONE and calls is None:
         return given
     if isinstance(given, str):
         objective = parse(given)
@@ -157,7 +163,7 @@ def as_objective(given: object, calls: object = None) -> str:
             raise PlanError(f"a list of objectives holds names or mappings of names to weights, got {_shown(given)}")
         objective = Objective(tuple(level for part in parts for level in part.levels))
     else:
-        raise PlanError(unknown("objective", given, (*OBJECTIVES, *SHORTLISTED)))
+        raise PlanError(unknown("objective", given, (*OBJECTIVES, *ALONE)))
     if calls is not None:
         objective = _with_calls(objective, calls)
     return str(parse(str(objective)))
@@ -188,8 +194,8 @@ Goal = str | Mapping[str, float] | Sequence[str | Mapping[str, float]]
 
 
 def priced(objective: str) -> str:
-    """The text of what single steps are priced by: FLOPs where the objective chooses from a shortlist."""
-    return "flops" if objective in SHORTLISTED else objective
+    """The text of what single steps are priced by: FLOPs where the objective is no sum over steps."""
+    return "flops" if objective in ALONE else objective
 
 
 def check_forward(objective: object) -> str:

@@ -9,9 +9,10 @@ from tnmoe.backward import gradient_names
 from tnmoe.candidates import Profile, choose
 from tnmoe.errors import DeclarationError, PlanError, unknown
 from tnmoe.function import plan_function
-from tnmoe.goals import SHORTLISTED, Goal, as_objective
+from tnmoe.goals import PEAK, SHORTLISTED, Goal, as_objective
 from tnmoe.limits import within
 from tnmoe.path import ContractionPath
+from tnmoe.peaks import within_peak
 from tnmoe.plan import Plan
 from tnmoe.planners import pareto as front
 from tnmoe.planners.effort import check_budget
@@ -34,6 +35,8 @@ def plan(
     flavour: str = "portable",
     chunk: int | None = None,
     saved_limit: int | None = None,
+    memory_limit: int | None = None,
+    dtype: str = "float32",
 ) -> Plan:
     """Choose the order in which every network of a layer is contracted.
 
@@ -48,7 +51,8 @@ def plan(
             first and between its equals by the next; as text, "training + 0.5*saved" and "saved, flops".
             "time" and "layout" choose among the 16 orders with the fewest FLOPs: "time" by predicted time, which is a
             model and no proof; "layout" the one that copies the fewest elements into another order of axes, of those
-            within 1 % of the fewest FLOPs.
+            within 1 % of the fewest FLOPs. "peak": the most bytes alive at once in a forward pass without autograd,
+            over all orders and the order of their steps, then FLOPs; up to 9 tensors a network.
         calls: forward passes between two updates of the weights, for "inference"; None if they are never updated.
         planner: "subset_dp" (exact, up to 12 tensors), "search" (any number: greedy starts, and cotengra's if it is
             installed, improved by the exact planner), "greedy", "cotengra", "opt_einsum"; "auto" takes the exact one
@@ -67,6 +71,9 @@ def plan(
             `memory` is "save" if not given.
         saved_limit: elements that may be kept for the backward pass at most (`Plan.saved`), up to 9 tensors a network;
             `pareto` also says what recomputing instead would cost.
+        memory_limit: bytes that may be alive at once in a forward pass without autograd, weights and inputs included
+            (`tnmoe.memory(plan).inference_peak`), at `tokens`; for "flops" and "macs", up to 9 tensors a network.
+        dtype: of weights and activations, for "peak" and `memory_limit`.
 
     Raises:
         PlanError: unknown objective, planner, memory policy or flavour, a network the planner cannot take, a budget
@@ -81,6 +88,13 @@ def plan(
     if profile is not None and goal != "time":
         raise PlanError(f"a profile goes with the objective 'time', not with {goal!r}")
     asked = question(what, tokens, sizes, input_gradients)
+    if goal == PEAK or memory_limit is not None:
+        if planner != "auto" or (saved_limit, memory, flavour, chunk) != (None, None, "portable", None):
+            raise PlanError(
+                "the peak of a forward pass is planned by a search of its own, for modules whose backward pass is "
+                "autograd's: leave planner, saved_limit, memory, flavour and chunk out"
+            )
+        return within_peak(asked, goal, memory_limit, dtype)
     if goal not in SHORTLISTED and saved_limit is None:
         paths: dict[str, ContractionPath] = {}
         for node in asked.layer.contractions:

@@ -32,9 +32,14 @@ def release(program: Program) -> Program:
         return program
 
 
+def eager(program: Program) -> Program:
+    """The program with every value dropped right after its last use, which gives the least peak."""
+    return replace(program, drops=_dead(program))
+
+
 def _released(program: Program) -> Program:
     dead = _dead(program)
-    least = max((m.peak for m in inference(replace(program, drops=dead), ITEM)), default=0)
+    least = max((m.peak for m in inference(eager(program), ITEM)), default=0)
     released = replace(program, drops={})
     pending: list[str] = []
     moments = inference(released, ITEM)
