@@ -22,6 +22,7 @@ from tnmoe.routing_ops import (
     ProductTopK,
     RoutingOp,
     ScatterAdd,
+    Select,
     SortSlots,
     Spread,
     TopK,
@@ -102,6 +103,8 @@ def run_routing(op: RoutingOp, env: dict[str, Array], sizes: Mapping[str, Dim], 
                 rows_of = slice(ends[n] - get(counts)[n], ends[n])
                 product[rows_of] = get(lhs)[rows_of] @ matrix + (get(bias)[n] if bias else 0)
             env[out.name] = product
+        case Select(_, x, index, position):
+            env[out.name] = get(x).take(position, x.indices.index(index))
         case LoadBalance(_, x, positions):
             experts = get(x).shape[1]
             share = np.bincount(get(positions).ravel(), minlength=experts) / max(1, get(positions).size)

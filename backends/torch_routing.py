@@ -26,6 +26,7 @@ from tnmoe.routing_ops import (
     ProductTopK,
     RoutingOp,
     ScatterAdd,
+    Select,
     SortSlots,
     Spread,
     TopK,
@@ -150,6 +151,8 @@ def routing_expression(op: RoutingOp, program: Program, ref: dict[str, str]) -> 
         case GroupedContract(_, lhs, rhs, bias, counts):
             offset = f", {name(bias)}" if bias else ""
             return f"grouped_matmul({name(lhs)}, {name(rhs)}, {name(counts)}{offset})"
+        case Select(_, x, index, position):
+            return f"{name(x)}.select({x.indices.index(index) - len(x.indices)}, {position})"
         case LoadBalance(_, x, positions):
             return f"load_balance({name(x)}, {name(positions)})"
         case ZLoss(_, x):

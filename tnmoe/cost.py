@@ -43,6 +43,7 @@ from tnmoe.ops import (
     results,
 )
 from tnmoe.program import Program
+from tnmoe.routing_ops import Select
 
 INTEGER_BYTES = 8
 """Of a position or a count."""
@@ -107,14 +108,14 @@ def op_cost(op: Op, sizes: Mapping[str, Dim]) -> Cost:
             return Cost(activations=0 if is_view(op) else written)
         case _ if isinstance(op, RoutingOp):
             macs, elementwise, special = routing_cost.forward(op, sizes)
-            return Cost(macs, 2 * macs, elementwise, special, written)
+            return Cost(macs, 2 * macs, elementwise, special, 0 if is_view(op) else written)
         case _:
             return Cost(special_flops=_special(op, sizes), activations=written)
 
 
 def is_view(op: Op) -> bool:
     """True if the op writes nothing: its result is its operand's memory."""
-    return isinstance(op, Merge) or (isinstance(op, Split) and not op.padded)
+    return isinstance(op, Merge | Select) or (isinstance(op, Split) and not op.padded)
 
 
 def joint_indices(lhs: Value, rhs: Value) -> tuple[str, ...]:

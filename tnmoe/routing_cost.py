@@ -21,6 +21,7 @@ from tnmoe.routing_ops import (
     ProductTopK,
     RoutingOp,
     ScatterAdd,
+    Select,
     SortSlots,
     Spread,
     TopK,
@@ -70,7 +71,7 @@ def forward(op: RoutingOp, sizes: Sizes) -> tuple[Dim, Dim, Dim]:
             return 0, _elements(x, sizes), 0
         case GroupedContract(bias=bias):
             return grouped_macs(op, sizes), out if bias else 0, 0
-        case Gather() | Unsort() | Spread():
+        case Gather() | Unsort() | Spread() | Select():
             return 0, 0, 0
         case LoadBalance(_, x, positions):  # mean, count, product
             return 0, 0, 2 * _elements(x, sizes) + _elements(positions, sizes)

@@ -159,6 +159,16 @@ class GroupedContract:
     counts: Value
 
 
+@dataclass(frozen=True, slots=True)
+class Select:
+    """The slice of `x` at one `position` along `index`; a view."""
+
+    out: Value
+    x: Value
+    index: str
+    position: int
+
+
 # ---- diagnostics: scalars beside the forward pass ------------------------------------------------------------
 
 
@@ -201,6 +211,7 @@ RoutingOp = (
     | ScatterAdd
     | Spread
     | GroupedContract
+    | Select
     | LoadBalance
     | ZLoss
     | Dropped
@@ -255,5 +266,7 @@ def fault(op: RoutingOp) -> str | None:
             n, *matrix = rhs.indices
             fits = matrix == [i, out[-1]] and out[0] == row and len(counts.indices) == 1
             return None if fits and (bias is None or bias.indices == (n, out[-1])) else "is no product of rows"
+        case Select(_, x, index):
+            return None if out == tuple(i for i in x.indices if i != index) else "the rest does not fit"
         case LoadBalance() | ZLoss() | Dropped():
             return None if not out else "is a scalar"

@@ -10,18 +10,25 @@ from tnmoe.dims import Dim, as_dim
 from tnmoe.errors import DeclarationError, unknown
 from tnmoe.factorizations import FACTORIZATIONS, Factorization
 from tnmoe.layer import Layer, network_layer
+from tnmoe.layers.cartesian_moe import CartesianMoE
+from tnmoe.layers.deep_moe import DeepMoE
 from tnmoe.layers.dense_moe import DenseMoE
 from tnmoe.layers.expert_choice import ExpertChoice
 from tnmoe.layers.factorized import FactorizedLinear
 from tnmoe.layers.gate import Gate
 from tnmoe.layers.linear import MLP, Linear
+from tnmoe.layers.lora import MoLoRA, MoSLoRA, MoV
 from tnmoe.layers.mixture_of_depths import MixtureOfDepths
 from tnmoe.layers.mixture_of_tokens import MixtureOfTokens
+from tnmoe.layers.moefied import MoEfied
 from tnmoe.layers.multi_head_moe import MultiHeadMoE
 from tnmoe.layers.mumoe import MuMoE, MuMoEBlock
 from tnmoe.layers.peer import PEER
+from tnmoe.layers.residual_moe import ResidualMoE
+from tnmoe.layers.smile import SMILE
 from tnmoe.layers.soft_moe import SoftMoE
 from tnmoe.layers.sparse_moe import SparseMoE
+from tnmoe.layers.tensor_poly import TensorPoly
 from tnmoe.network import Network
 
 Spec = (
@@ -38,6 +45,15 @@ Spec = (
     | MixtureOfDepths
     | PEER
     | MultiHeadMoE
+    | MoLoRA
+    | MoV
+    | MoSLoRA
+    | TensorPoly
+    | CartesianMoE
+    | DeepMoE
+    | ResidualMoE
+    | SMILE
+    | MoEfied
 )
 
 KINDS: dict[str, type[Spec]] = {c.kind: c for c in Spec.__args__}
@@ -122,6 +138,9 @@ __all__ = [
     "KINDS",
     "MLP",
     "PEER",
+    "SMILE",
+    "CartesianMoE",
+    "DeepMoE",
     "DenseMoE",
     "ExpertChoice",
     "FactorizedLinear",
@@ -129,12 +148,18 @@ __all__ = [
     "Linear",
     "MixtureOfDepths",
     "MixtureOfTokens",
+    "MoEfied",
+    "MoLoRA",
+    "MoSLoRA",
+    "MoV",
     "MuMoE",
     "MuMoEBlock",
     "MultiHeadMoE",
+    "ResidualMoE",
     "SoftMoE",
     "SparseMoE",
     "Spec",
+    "TensorPoly",
     "check_keys",
     "declare",
 ]

@@ -172,7 +172,7 @@ class Builder:
         return FoldedBias(x.indices[-1], x.name, factors.input, tensor)
 
     def grouped_experts(
-        self, prefix: str, u: Value, counts: Value, hidden: str | None, out: Value, *, bias: bool
+        self, prefix: str, u: Value, counts: Value, hidden: str | None, out: Value, *, bias: bool, last_bias: bool
     ) -> Value:
         """Experts with full matrices on rows sorted by expert."""
         x, row = u, u.indices[0]
@@ -183,7 +183,7 @@ class Builder:
             x = Value(f"{prefix}activated", up.indices, up.part)
             self.add(Gelu(x, up))
             stem = f"{prefix}down_"
-        return self._grouped(stem, x, counts, out, bias)
+        return self._grouped(stem, x, counts, out, last_bias)
 
     def _grouped(self, prefix: str, x: Value, counts: Value, out: Value, bias: bool) -> Value:
         factors = self._factors(prefix, x, out.indices[-1], bias, None)

@@ -20,12 +20,14 @@ def chosen_experts(
     y: Value,
     *,
     bias: bool,
+    last_bias: bool | None = None,
     factorization: Factorization | None = None,
     column: str = "n",
 ) -> Value:
     """y[t] = Σ_k shares[t, k] · expert positions[t, k] of x[t], none dropped; without `shares` a plain sum.
 
-    Full matrices meet rows sorted by expert; of factorized ones the chosen entries are gathered.
+    Full matrices meet rows sorted by expert (`last_bias`: whether the second of two has a bias, by default as the
+    first); of factorized ones the chosen entries are gathered.
     """
     token, slot = positions.indices
     part = f"{prefix}down" if hidden else f"{prefix}experts"
@@ -41,7 +43,7 @@ def chosen_experts(
         u = Value(f"{prefix}dispatched", (row, x.indices[-1]), dispatch)
         b.add(Gather(u, x, rows, token))
         v = Value(f"{prefix}sorted_outputs", (row, y.indices[-1]), part)
-        b.grouped_experts(prefix, u, counts, hidden, v, bias=bias)
+        b.grouped_experts(prefix, u, counts, hidden, v, bias=bias, last_bias=bias if last_bias is None else last_bias)
         outputs = Value(outputs.name, outputs.indices, y.part)
         b.add(Unsort(outputs, v, order))
     return b.network(y, outputs) if shares is None else b.network(y, shares, outputs)
