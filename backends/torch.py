@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tnmoe.backends.torch_function import FunctionUnit, call_statements, function_source
+from tnmoe.backends.torch_freeze import freeze_method, frozen_init
+from tnmoe.backends.torch_function import function_source
+from tnmoe.backends.torch_methods import Unit, coefficients, diagnostics, forward, function_name, rows
 from tnmoe.backends.torch_names import CLASSES, LOCALS, attribute
 from tnmoe.backends.torch_routing import routing_sources
 from tnmoe.backends.torch_statements import (
@@ -30,37 +31,11 @@ from tnmoe.ops import (
     Entmax15,
     Gelu,
     LayerNorm,
-    Op,
     Sparsemax,
     Split,
-    Value,
-    results,
 )
-from tnmoe.program import Program, gate_ops, needed
+from tnmoe.program import Program, gate_ops
 from tnmoe.routing_ops import Gather, Noise
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One class to emit.
-
-    Attributes:
-        program: bound and laid out.
-        name: of the class.
-        title: first line of the class's docstring.
-        summary: what `extra_repr` returns.
-        notes: further lines of the docstring, e.g. the declaration and the plan.
-        batched: the single input takes any leading axes.
-        function: the end of the program as a function with a backward pass of its own, if it is to have one.
-    """
-
-    program: Program
-    name: str
-    title: str
-    summary: str
-    notes: Sequence[str] = ()
-    batched: bool = True
-    function: FunctionUnit | None = None
 
 
 def emit(units: Sequence[Unit], heading: str) -> str:
@@ -73,11 +48,13 @@ def emit(units: Sequence[Unit], heading: str) -> str:
     Raises:
         EmitError: a class name that is taken, or an op that has no torch form.
     """
+    units = [made for u in units for made in ((u,) if u.frozen is None else (u, u.frozen.unit))]
     names = [check_name(u.name, "class") for u in units]
     taken = [n for k, n in enumerate(names) if n in LOCALS | CLASSES or n in names[:k]]
     if taken:
         raise EmitError(f"class name {taken[0]!r} is taken; choose another with name=…")
     ops = [op for u in units for op in u.program.ops + u.program.diagnostics]
+    ops += [op for u in units if u.frozen is not None for op in u.frozen.folded.once]
     gates = [
         n for n, kind in (("entmax15", Entmax15), ("sparsemax", Sparsemax)) if any(isinstance(o, kind) for o in ops)
     ]
@@ -92,7 +69,12 @@ def emit(units: Sequence[Unit], heading: str) -> str:
     if functions:
         imports.insert(2, "from torch.autograd.function import once_differentiable")
     helpers = dict.fromkeys(helper for f in functions for helper in f.helpers)
-    bodies = [*(_gate_source(gate) for gate in gates), *routing_sources(ops), *helpers, *(_class(u) for u in units)]
+    bodies = [
+        *(_gate_source(gate) for gate in gates),
+        *routing_sources(ops),
+        *helpers,
+        *(_class(u) for u in units if not u.inference),
+    ]
     blocks = [f'"""{heading}"""', "\n".join(imports)]
     return "\n\n".join(blocks) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
 
@@ -113,27 +95,29 @@ _STARTS = "Draw fresh weights; the layer starts with the variance of nn.Linear."
 # ---- one class -----------------------------------------------------------------------------------------------
 
 
-def _class(unit: Unit) -> str:
+def _class(unit: Unit, made_from: Unit | None = None) -> str:
+    """The source of a class; of an inference form, if it is `made_from` another."""
     program = unit.program
     lines = [f"class {unit.name}(nn.Module):", *docstring([unit.title, *unit.notes], 4), ""]
-    lines += [*_init(program), "", *_reset(program, _STARTS if unit.batched else "Draw fresh weights.")]
+    if made_from is None:
+        lines += [*_init(program), "", *_reset(program, _STARTS if unit.batched else "Draw fresh weights.")]
+    else:
+        lines += frozen_init(made_from)
     writer = Writer(program)
     gates = gate_ops(program)
     if unit.batched:
-        lines += ["", *_rows(program.inputs[0], program)]
+        lines += ["", *rows(program.inputs[0], program)]
     if gates:
-        lines += ["", *_coefficients(unit, writer, gates)]
-    lines += ["", *_forward(unit, writer, gates)]
+        lines += ["", *coefficients(unit, writer, gates)]
+    lines += ["", *forward(unit, writer, gates)]
     if program.diagnostics:
-        lines += ["", *_diagnostics(unit, writer)]
+        lines += ["", *diagnostics(unit, writer)]
+    if unit.frozen is not None:
+        lines += ["", *freeze_method(unit.frozen)]
     lines += ["", "    def extra_repr(self) -> str:", *_extra_repr(unit.summary)]
-    if unit.function is not None:
-        return function_source(unit.function, _function_name(unit)) + "\n\n\n" + "\n".join(lines)
-    return "\n".join(lines)
-
-
-def _function_name(unit: Unit) -> str:
-    return f"_{unit.name}Function"
+    before = "" if unit.function is None else function_source(unit.function, function_name(unit)) + "\n\n\n"
+    after = "" if unit.frozen is None else "\n\n\n" + _class(unit.frozen.unit, unit)
+    return before + "\n".join(lines) + after
 
 
 def _extra_repr(summary: str) -> list[str]:
@@ -212,108 +196,3 @@ def _initialise(name: str, p: Parameter, init: Init, program: Program) -> list[s
 
 def _number(value: object) -> str:
     return repr(float(str(value)))
-
-
-def _rows(x: Value, program: Program) -> list[str]:
-    width = program.sizes[x.indices[-1]]
-    return [
-        f"    def _rows(self, {x.name}: Tensor) -> Tensor:",
-        '        """All leading axes flattened into one."""',
-        f"        if {x.name}.ndim == 0 or {x.name}.shape[-1] != {width}:",
-        f'            raise ValueError(f"expected (..., {width}), got {{tuple({x.name}.shape)}}")',
-        f"        return {x.name}.reshape(-1, {width}){axes_comment(x.indices)}",
-    ]
-
-
-def _coefficients(unit: Unit, writer: Writer, ops: Sequence[Op]) -> list[str]:
-    program = unit.program
-    (x,) = program.inputs
-    width = program.sizes[x.indices[-1]]
-    names = [writer.ref(n) for n in program.coefficients]
-    several = len(names) > 1
-    running = any(isinstance(op, BatchNorm) for op in ops)
-    levels = "one (..., experts) tensor for each level" if several else "a tuple of one (..., experts) tensor"
-    written = {v.name: v for op in ops for v in results(op)}
-    if any(written[name].integer for name in program.coefficients):
-        levels = "those of the chosen ones, and which they are, (..., choices) each"
-    lines = [
-        f"    def expert_coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:",
-        f'        """Shares of the experts for (..., {width}): {levels}."""',
-        f"        lead = {x.name}.shape[:-1]",
-        f"        levels = self._coefficients(self._rows({x.name}){', update=False' if running else ''})",
-        "        return tuple(a.reshape(*lead, a.shape[-1]) for a in levels)",
-        "",
-    ]
-    if running:
-        # One row has no variance; and looking at the coefficients must not move the running statistics.
-        lines.append(f"    def _coefficients(self, {x.name}: Tensor, update: bool = True) -> tuple[Tensor, ...]:")
-        condition = f"self.training if {x.name}.shape[0] > 1 else False"
-        lines.append(f"        training = {condition}  # one row has no variance")
-        lines.append("        momentum = 0.1 if update else 0.0  # of the running statistics")
-    else:
-        lines.append(f"    def _coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:")
-    for op in ops:
-        lines += indented([*writer.drops(op), *writer.statement(op)])
-    lines.append(f"        return {_tuple(names)}")
-    return lines
-
-
-def _tuple(names: Sequence[str]) -> str:
-    return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
-
-
-def _forward(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
-    program = unit.program
-    arguments = ", ".join(f"{writer.ref(v.name)}: Tensor" for v in program.inputs)
-    lines = [f"    def forward(self, {arguments}) -> Tensor:" if arguments else "    def forward(self) -> Tensor:"]
-    if unit.batched:
-        (x,) = program.inputs
-        width_in, width_out = program.sizes[x.indices[-1]], program.sizes[program.output.indices[-1]]
-        lines.append(f'        """Map (..., {width_in}) to (..., {width_out})."""')
-        lines.append(f"        lead = {x.name}.shape[:-1]")
-        lines.append(f"        {x.name} = self._rows({x.name}){axes_comment(x.indices)}")
-    else:
-        shapes = ", ".join(f"{writer.ref(v.name)} ({' '.join(v.indices)})" for v in program.inputs)
-        lines += docstring([f"Contract {shapes or 'the weights'} to ({' '.join(program.output.indices)})."], 8)
-    if gates:
-        names = [writer.ref(n) for n in program.coefficients]
-        axes = {v.name: " ".join(v.indices) for op in gates for v in results(op)}
-        comment = ", ".join(axes[name] for name in program.coefficients)
-        lines.append(f"        {_tuple(names)} = self._coefficients({x.name})  # {comment}")
-    ops = program.ops if unit.function is None else unit.function.adjoint.before
-    for name, where in writer.runtime_sizes(ops).items():
-        lines.append(f"        {name} = {where}")
-    done = set(gates)
-    part = "gate" if gates else ops[0].out.part if ops else ""
-    for op in ops:
-        if op in done:
-            continue
-        lines += indented(writer.drops(op) if unit.function is None else [])
-        if op.out.part != part:
-            part = op.out.part
-            lines.append("")
-        lines += indented(writer.statement(op))
-    if unit.function is not None:
-        lines += ["", *indented(call_statements(unit.function, _function_name(unit), writer))]
-    result = writer.ref(program.output.name)
-    if unit.batched:
-        lines.append(f"        return {result}.reshape(*lead, {width_out})")
-    else:
-        lines.append(f"        return {result}")
-    return lines
-
-
-def _diagnostics(unit: Unit, writer: Writer) -> list[str]:
-    """A method of its own: what the scalars need is computed again, so nothing of a forward pass is kept."""
-    program = unit.program
-    (x,) = program.inputs
-    scalars = [op.out.name for op in program.diagnostics if not op.out.indices]
-    lines = [
-        f"    def diagnostics(self, {x.name}: Tensor) -> dict[str, Tensor]:",
-        *docstring([f"Scalars of the router for (..., {program.sizes[x.indices[-1]]}): {', '.join(scalars)}."], 8),
-        f"        {x.name} = self._rows({x.name}){axes_comment(x.indices)}",
-    ]
-    for op in needed(program.ops + program.diagnostics, scalars):
-        lines += indented(writer.statement(op))
-    pairs = ", ".join(f'"{name}": {writer.ref(name)}' for name in scalars)
-    return [*lines, *indented([f"return {{{pairs}}}"])]

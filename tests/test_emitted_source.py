@@ -64,6 +64,12 @@ def variety() -> Iterator[tuple[str, str]]:
     }
     for name, network in networks.items():
         yield name, tnmoe.emit(tnmoe.plan(network, sizes=dict.fromkeys(network.indices, 1024)))
+    tucker = tnmoe.MuMoEBlock(768, 3072, 768, (256, 128), tnmoe.Tucker((8, 8, 256, 256)), input_norm=True)
+    yield "frozen_tucker", tnmoe.emit(tnmoe.plan(tucker, tokens=1), freeze=True)
+    yield (
+        "frozen_network",
+        tnmoe.emit(tnmoe.plan(networks["words"], sizes=dict.fromkeys(networks["words"].indices, 9)), freeze=True),
+    )
     yield "dense_moe", tnmoe.emit(tnmoe.plan(tnmoe.DenseMoE(768, 3072, 768, 256, input_norm=True)))
 
 
@@ -278,7 +284,7 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
     emitted = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = emitted
     spec.loader.exec_module(emitted)
-    (made,) = (v for v in vars(emitted).values() if isinstance(v, type) and issubclass(v, torch.nn.Module))
+    made, *_ = (v for v in vars(emitted).values() if isinstance(v, type) and issubclass(v, torch.nn.Module))
     torch.manual_seed(0)
     layer = made()
     optimizer = torch.optim.SGD(layer.parameters(), 1e-4)

@@ -17,6 +17,7 @@ from tnmoe.function import Function
 from tnmoe.layer import Layer
 from tnmoe.lower import lower, lower_steps
 from tnmoe.ops import Permute
+from tnmoe.passes.fold_weights import Folded, fold_weights
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program
 from tnmoe.release import bound
@@ -57,6 +58,11 @@ class Plan:
     def bound(self) -> Program:
         """The ops, with integer sizes, as they are emitted."""
         return bound(self.program, self.values)
+
+    @cached_property
+    def folded(self) -> Folded:
+        """The program, with symbolic sizes, parted into what weights alone determine and what every call does."""
+        return fold_weights(self.program)
 
     @cached_property
     def _numbers(self) -> Estimate:

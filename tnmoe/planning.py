@@ -113,6 +113,26 @@ def plan(
     return within(asked, goal, saved_limit)
 
 
+def symbol_sizes(planned: Plan) -> dict[str, int]:
+    """The values of the symbols that a plan's layer leaves open, the tokens aside."""
+    layer = planned.layer
+    open_ = layer.free_symbols - ({layer.token_symbol} if layer.batched else set())
+    return {name: size for name, size in planned.values.items() if name in open_}
+
+
+def for_inference(planned: Plan) -> Plan:
+    """The same layer at the same sizes, with the orders that cost least where weights stay the same.
+
+    The plan's own orders are kept unless others do less work at each call.
+    """
+    layer = planned.layer
+    tokens = planned.values[layer.token_symbol] if layer.batched else DEFAULT_TOKENS
+    found = plan(layer, tokens=tokens, sizes=symbol_sizes(planned), objective="inference", input_gradients=False)
+    if found.flops - found.folding_flops < planned.flops - planned.folding_flops:
+        return found
+    return replace(planned, function=None)
+
+
 def _with_function(planned: Plan, memory: str | int | None, flavour: str, chunk: int | None) -> Plan:
     needing = gradient_names(planned.bound, planned.input_gradients)
     return replace(planned, function=plan_function(planned.bound, needing, memory, flavour, chunk))

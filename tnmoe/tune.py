@@ -23,6 +23,7 @@ from tnmoe.candidates import shortlist
 from tnmoe.errors import PlanError, unknown
 from tnmoe.goals import SHORTLISTED
 from tnmoe.plan import Plan
+from tnmoe.planning import symbol_sizes
 from tnmoe.question import DEFAULT_TOKENS, Planable
 from tnmoe.report import Table
 
@@ -185,13 +186,11 @@ def _candidates(
         )
         return [c.plan for c in given]
     layer = what.layer
-    free = layer.free_symbols - ({layer.token_symbol} if layer.batched else set())
-    kept = {name: size for name, size in what.values.items() if name in free}
     given = shortlist(
         layer,
         count=count,
         tokens=tokens or (what.values[layer.token_symbol] if layer.batched else DEFAULT_TOKENS),
-        sizes={**kept, **(sizes or {})},
+        sizes={**symbol_sizes(what), **(sizes or {})},
         objective="flops" if what.objective in SHORTLISTED and not training else objective,
         input_gradients=what.input_gradients,
     )
