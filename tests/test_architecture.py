@@ -32,7 +32,7 @@ ALLOWED = {
     "goals": {"dims", "errors"},
     "plan_format": {"dims", "errors", "goals", "layer", "layers", "path", "shortlist"},
     "shortlist": {"errors", "goals"},
-    "objective": {"backward", "cost", "goals", "network", "ops"},
+    "objective": {"backward", "cost", "goals", "network", "ops", "traffic"},
     "least_squares": {"network"},
     "safetensors_files": {"errors", "plan"},
     "lower": {"errors", "layer", "network", "ops", "passes", "path", "program"},

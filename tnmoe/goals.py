@@ -17,9 +17,10 @@ from numbers import Real
 from tnmoe.dims import LARGEST
 from tnmoe.errors import PlanError, unknown
 
-OBJECTIVES = ("flops", "macs", "training", "saved", "inference")
-"""FLOPs or MACs of the forward pass; FLOPs of forward and backward; elements kept for the backward; FLOPs of the
-forward passes between two updates of the weights, in which what depends on weights alone is made once."""
+OBJECTIVES = ("flops", "macs", "traffic", "training", "saved", "inference")
+"""FLOPs or MACs of the forward pass; elements that its steps read and write; FLOPs of forward and backward; elements
+kept for the backward; FLOPs of the forward passes between two updates of the weights, in which what depends on weights
+alone is made once."""
 
 SHORTLISTED = ("time", "layout")
 """What is chosen among the orders with the fewest FLOPs: by predicted time, or by how much is copied."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from fractions import Fraction
+from typing import cast
 
 from tnmoe.backward import saved_inside, saved_values, training_cost
 from tnmoe.cost import elements, op_cost
 from tnmoe.goals import Objective, Term, parse
 from tnmoe.network import Network, Role
 from tnmoe.ops import Op, Value, propagate, results
+from tnmoe.traffic import forward_traffic
 
 _FIRST = 1 << 4096
 """Weight of a criterion over the next one: beyond any figure that sizes below 2**63 can give."""
@@ -60,6 +62,9 @@ def _figure(
             kept = {v.name: v for op in ops for v in saved_values(op, live) if v.name not in leaves}
             values = [elements(v.indices, sizes) for v in kept.values()]
             return sum(values + [saved_inside(op, sizes, live) for op in ops])
+        case "traffic":
+            moved = [forward_traffic(op, sizes) for op in ops]
+            return cast(int, sum(t.read + t.written for t in moved))
         case "inference":
             often = _reached(ops, varying)
             each, all_ = price(often, sizes, "flops"), price(ops, sizes, "flops")
@@ -131,7 +136,7 @@ def _least(goal: Objective, sums: bool, varies: bool) -> int:
     for criterion in goal.criteria:
         figure = 0
         for term, weight in criterion:
-            each = 0 if term.name == "saved" else 2 if sums and term.name != "macs" else 1
+            each = 0 if term.name in ("saved", "traffic") else 2 if sums and term.name != "macs" else 1
             if term.name == "inference":
                 each *= (term.calls or 1) if varies else int(term.calls is not None)
             figure += weight * each

@@ -44,11 +44,12 @@ def plan(
         what: a declaration such as `MuMoE(…)`, a `Layer`, or a bare `Network`.
         tokens: rows of the input (batch × sequence) to plan for; the emitted module takes any number.
         sizes: values of the declaration's symbols by name; for a bare network, of its indices.
-        objective: "flops" or "macs" of the forward pass; "training": FLOPs of forward and backward, for each operand
-            that needs a gradient; "saved": elements kept for the backward pass, then FLOPs of training; "inference":
-            FLOPs of forward passes where what weights alone make is made once. A mapping such as
-            `{"training": 1, "saved": 0.5}` is a weighted sum, a sequence such as `("saved", "flops")` decides by the
-            first and between its equals by the next; as text, "training + 0.5*saved" and "saved, flops".
+        objective: "flops" or "macs" of the forward pass; "traffic": elements that its steps read and write; "training":
+            FLOPs of forward and backward, for each operand that needs a gradient; "saved": elements kept for the
+            backward pass, then FLOPs of training; "inference": FLOPs of forward passes where what weights alone make
+            is made once. A mapping such as `{"training": 1, "saved": 0.5}` is a weighted sum, a sequence such as
+            `("saved", "flops")` decides by the first and between its equals by the next; as text,
+            "training + 0.5*saved" and "saved, flops".
             "time" and "layout" choose among the 16 orders with the fewest FLOPs: "time" by predicted time, which is a
             model and no proof; "layout" the one that copies the fewest elements into another order of axes, of those
             within 1 % of the fewest FLOPs. "peak": the most bytes alive at once in a forward pass without autograd,
