@@ -157,6 +157,7 @@ TOP = {
     "fit_ranks",
     "fit_table",
     "from_weights",
+    "replace",
     "html_report",
     "limits",
     "peaks",

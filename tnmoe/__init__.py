@@ -81,6 +81,7 @@ from tnmoe.planners.atlas import atlas
 from tnmoe.planners.atlas_orders import Atlas
 from tnmoe.planning import pareto, plan
 from tnmoe.program import Program
+from tnmoe.replace import Replacement, replace
 from tnmoe.safetensors_files import read_safetensors, write_safetensors
 from tnmoe.slicing import Sliced, plan_sliced
 from tnmoe.sweep import sweep
@@ -139,6 +140,7 @@ __all__ = [
     "Prediction",
     "Program",
     "ProgramError",
+    "Replacement",
     "ResidualMoE",
     "Role",
     "Sliced",
@@ -176,6 +178,7 @@ __all__ = [
     "plan_sliced",
     "predict",
     "read_safetensors",
+    "replace",
     "save",
     "shortlist",
     "stack_experts",
