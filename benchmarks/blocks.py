@@ -242,9 +242,7 @@ def main() -> None:
     clock = time.perf_counter if given.clock == "wall" else time.process_time
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     print(f"{cpu_name()}, {os.cpu_count()} CPUs, load {load}, {given.threads} threads, torch {torch.__version__}")
-    print(
-        f"float32, {given.clock} clock, medians and quartiles of {given.rounds} rounds; %: of the bound, ×: speed-up"
-    )
+    print(f"float32, {given.clock} clock, medians and quartiles of {given.rounds} rounds; %: of the bound, ×: speed-up")
     for name, tokens in CASES:
         if given.only in (None, f"{name}@{tokens}"):
             table(name, tokens, given.rounds, clock, given.compile)

@@ -29,6 +29,7 @@ import tnmoe
 from tnmoe.adjoint import adjoint
 from tnmoe.backends import numpy as numpy_backend
 from tnmoe.backward import gradient_names
+from tnmoe.cli import main
 from tnmoe.function import Function
 from tnmoe.network import Role
 from tnmoe.ops import Op, operands
@@ -413,6 +414,24 @@ def test_plans_round_trip(way):
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert tnmoe.emit(again) == tnmoe.emit(plan)
+
+
+def test_command_line(capsys, tmp_path):
+    """`--keep`, `--flavour` and `--chunk` are what the calls take; a plan in JSON has them already."""
+    with pytest.raises(SystemExit) as stop:
+        main(["emit", "clip-128-cp", "--tokens", "64", "--keep", "recompute", "--flavour", "fast", "--chunk", "32"])
+    assert stop.value.code == 0
+    way = {"memory": "recompute", "flavour": "fast", "chunk": 32}
+    plan = tnmoe.plan(PRESETS["clip-128-cp"].spec, tokens=64, **way)
+    assert capsys.readouterr().out == tnmoe.emit(plan)
+    file = tmp_path / "plan.json"
+    file.write_text(plan.to_json())
+    for arguments, code in ((["emit", str(file)], 0), (["emit", str(file), "--keep", "save"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == code
+    with pytest.raises(tnmoe.CostError, match="a backward pass of its own"):
+        tnmoe.memory(plan)
 
 
 def test_sources_are_lint_clean_and_deterministic(tmp_path):

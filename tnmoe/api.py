@@ -15,7 +15,7 @@ from tnmoe.backends.torch_function import FunctionUnit
 from tnmoe.backends.torch_methods import Frozen, Unit
 from tnmoe.built import remember
 from tnmoe.cost_report import CostReport
-from tnmoe.errors import DeclarationError
+from tnmoe.errors import CostError, DeclarationError
 from tnmoe.layers import declare
 from tnmoe.memory_report import MemoryReport
 from tnmoe.passes.fold_weights import fold_weights
@@ -81,10 +81,16 @@ def memory(
         frozen: names of parameters that get no gradient.
 
     Raises:
-        CostError: an unknown dtype or parameter, or a layer that cannot be emitted.
+        CostError: an unknown dtype or parameter, a layer that cannot be emitted, or one with its own backward pass.
     """
+    planned = _planned(what, tokens)
+    if planned.function is not None:
+        raise CostError(
+            "the memory report follows autograd, but this plan has a backward pass of its own: "
+            "cost(plan).saved_bytes says what that keeps; plan without memory=, flavour= and chunk= for a timeline"
+        )
     names = (frozen,) if isinstance(frozen, str) else tuple(frozen)
-    return MemoryReport(_planned(what, tokens), dtype, names)
+    return MemoryReport(planned, dtype, names)
 
 
 def _planned(what: Plan | Planable, tokens: int | None) -> Plan:

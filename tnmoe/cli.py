@@ -32,6 +32,7 @@ from tnmoe.explain import explain
 from tnmoe.figures import FIGURES
 from tnmoe.fit_ranks import fit_ranks
 from tnmoe.fit_table import published
+from tnmoe.function import FLAVOURS
 from tnmoe.goals import ALONE, OBJECTIVES
 from tnmoe.hardware import Device, predict
 from tnmoe.html_report import html_report
@@ -144,6 +145,13 @@ def parser() -> argparse.ArgumentParser:
         if name != "cost":  # which has its own use for it
             sub.add_argument("--profile", metavar="FILE", help="a calibration, for --objective time")
         sub.add_argument("--planner", choices=["auto", *PLANNERS], help="default: auto")
+        sub.add_argument(
+            "--keep",
+            metavar="WHAT",
+            help="a backward pass of the module's own: save, recompute, or the bytes that it may keep at most",
+        )
+        sub.add_argument("--flavour", choices=FLAVOURS, help="products of that (default: portable)")
+        sub.add_argument("--chunk", type=int, metavar="T", help="tokens that it takes at once")
         sub.add_argument("--budget", type=float, metavar="S", help="seconds to search orders of a large network")
         return sub
 
@@ -507,11 +515,25 @@ def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], t
         profile=options.profile if options.objective == "time" or options.command != "cost" else None,
         planner=options.planner or "auto",
         budget=options.budget,
+        memory=int(options.keep) if (options.keep or "").isdecimal() else options.keep,
+        flavour=options.flavour or "portable",
+        chunk=options.chunk,
     )
 
 
 def _read_plan(path: str, options: argparse.Namespace) -> Plan:
-    for flag in ("size", "objective", "calls", "saved-limit", "memory-limit", "planner", "budget"):
+    for flag in (
+        "size",
+        "objective",
+        "calls",
+        "saved-limit",
+        "memory-limit",
+        "planner",
+        "budget",
+        "keep",
+        "flavour",
+        "chunk",
+    ):
         if getattr(options, flag.replace("-", "_")):
             raise DeclarationError(f"{path} is a plan already: --{flag} goes with a preset or a TOML file")
     planned = _read(path, Plan.from_json)
