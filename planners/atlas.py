@@ -14,16 +14,20 @@ from collections.abc import Iterable, Mapping
 from tnmoe.errors import PlanError
 from tnmoe.goals import check_forward
 from tnmoe.network import Network
+from tnmoe.planners.atlas_cache import AtlasQuestion
 from tnmoe.planners.atlas_format import check_calls, constants
-from tnmoe.planners.atlas_orders import Atlas, Excluded, make_order
+from tnmoe.planners.atlas_order import Excluded, make_order
+from tnmoe.planners.atlas_orders import Atlas
 from tnmoe.planners.dominance import Bounds, Domain
 from tnmoe.planners.multipliers import INSTALLED, Multipliers, prove_out
 from tnmoe.planners.polynomial import Polynomial
-from tnmoe.planners.symbolic_dp import Pricing, candidates, path_of
+from tnmoe.planners.symbolic_dp import MOST_WORK, Pricing, candidates, path_of
 from tnmoe.planners.witness import Sizes, WitnessSearch
 
 _ROUNDS = 60
 _NEAR = 16
+_WORTH_KEEPING = 1.0
+"""Seconds; reading an atlas back takes a part of that."""
 
 
 def atlas(
@@ -35,11 +39,12 @@ def atlas(
     calls: int = 1,
     seconds: float = 10.0,
     close: bool = False,
+    most: int = MOST_WORK,
 ) -> Atlas:
     """Every contraction order that is the cheapest at some sizes within the bounds.
 
     Args:
-        network: up to 9 tensors; hyperedges, batch indices and a folded bias included.
+        network: up to 11 tensors; hyperedges, batch indices and a folded bias included.
         bounds: (lowest, highest) of every index, highest None if it is open; or one integer. Lower bounds of 2
             instead of 1 leave several times fewer candidates.
         objective: "flops" or "macs", forward.
@@ -47,15 +52,33 @@ def atlas(
         calls: steps that involve such tensors alone are done once in so many calls (inference with folding).
         seconds: roughly how long to try to decide the candidates that sampling leaves open.
         close: raise if some remain undecided.
+        most: comparisons of corner numbers that finding the candidates may take, by default about half a minute.
+
+    What took more than a second is kept in the cache (`tnmoe.cache`).
 
     Raises:
-        PlanError: too many tensors, faulty bounds, or `close` and some orders are undecided.
+        PlanError: too many tensors, too many orders that matter within the bounds (more than `most` comparisons),
+            faulty bounds, or `close` and some orders are undecided.
         DeclarationError: `frozen` names no tensor.
     """
     check_forward(objective)
     domain = Domain(_complete(network, bounds), check_calls(calls))
     pricing = Pricing(objective, calls, constants(network, frozenset(frozen)))
-    kept = candidates(network, domain, pricing)
+    asked = AtlasQuestion(network, domain, pricing, seconds, most)
+    found = asked.kept()
+    if found is None:
+        start = time.monotonic()
+        found = _made(network, domain, pricing, seconds, most)
+        if time.monotonic() - start > _WORTH_KEEPING:
+            asked.keep(found)
+    if close and not found.closed:
+        remedy = "allow more seconds" if INSTALLED else "pip install 'tnmoe[atlas]' (proofs need scipy)"
+        raise PlanError(f"{found.gap}; {remedy}, or narrow the bounds")
+    return found
+
+
+def _made(network: Network, domain: Domain, pricing: Pricing, seconds: float, most: int) -> Atlas:
+    kept = candidates(network, domain, pricing, most)
     n = len(network.tensors)
     full = (1 << n) - 1
     costs = [k.cost for k in kept[full]]
@@ -68,11 +91,9 @@ def atlas(
         for k, p in proofs.items()
     )
     certificate = {s: tuple(k.cost for k in found) for s, found in kept.items() if n == 1 or s & (s - 1)}
-    found = Atlas(network, domain.bounds, objective, calls, pricing.constant, orders, excluded, certificate)
-    if close and not found.closed:
-        remedy = "allow more seconds" if INSTALLED else "pip install 'tnmoe[atlas]' (proofs need scipy)"
-        raise PlanError(f"{found.gap}; {remedy}, or narrow the bounds")
-    return found
+    return Atlas(
+        network, domain.bounds, pricing.objective, pricing.calls, pricing.constant, orders, excluded, certificate
+    )
 
 
 def _complete(network: Network, bounds: object) -> Bounds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tnmoe.errors import PlanError
@@ -38,8 +39,33 @@ def plain_proof(proof: Multipliers) -> dict[str, Any]:
     return {"degree": list(proof.degree), "weights": [[s, list(t), w] for s, t, w in proof.weights]}
 
 
+def read_proof(data: Mapping[str, Any]) -> Multipliers:
+    """What `plain_proof` gave."""
+    return Multipliers(tuple(data["degree"]), tuple((int(s), tuple(t), int(w)) for s, t, w in data["weights"]))
+
+
 def plain_network(network: Network) -> dict[str, Any]:
     """Tensor by tensor even where an expression would do, so that the verifier need not parse one."""
     tensors = [{"name": t.name, "indices": list(t.indices), "role": t.role.value} for t in network.tensors]
     found: dict[str, Any] = {"tensors": tensors, "output": list(network.output)}
     return found if network.bias is None else {**found, "bias": network.to_mapping()["bias"]}
+
+
+def renamed(data: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """What depends on the names of indices in the plain data of an atlas, under other names: orders and certificate."""
+
+    def polynomial(terms: list[Any]) -> list[Any]:
+        return [[c, [names[i] for i in m]] for c, m in terms]
+
+    def order(given: Mapping[str, Any]) -> dict[str, Any]:
+        witness = given["witness"]
+        moved = None if witness is None else {names[i]: size for i, size in witness.items()}
+        return {**given, "cost": polynomial(given["cost"]), "witness": moved}
+
+    def proof(given: Mapping[str, Any]) -> dict[str, Any]:
+        weights = [[s, [names[i] for i in t], w] for s, t, w in given["weights"]]
+        return {"cost": polynomial(given["cost"]), "degree": [names[i] for i in given["degree"]], "weights": weights}
+
+    kept = {subset: [polynomial(p) for p in costs] for subset, costs in data["certificate"]["kept"].items()}
+    out = [proof(p) for p in data["certificate"]["out"]]
+    return {"orders": [order(o) for o in data["orders"]], "certificate": {"kept": kept, "out": out}}

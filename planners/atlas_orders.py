@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import sympy
@@ -15,51 +14,16 @@ from tnmoe.errors import PlanError
 from tnmoe.goals import check_forward
 from tnmoe.network import Network
 from tnmoe.path import ContractionPath
-from tnmoe.planners.atlas_format import FORMAT, check_calls, plain_network, plain_proof, read_bounds
+from tnmoe.planners.atlas_format import FORMAT, check_calls, plain_network, plain_proof, read_bounds, read_proof
+from tnmoe.planners.atlas_order import Excluded, Order, tree_text
 from tnmoe.planners.conditions import condition, rounded_up
 from tnmoe.planners.diagram import Diagram, Segment, lower_envelope
 from tnmoe.planners.dominance import Bounds, Domain
-from tnmoe.planners.multipliers import Multipliers
 from tnmoe.planners.polynomial import Polynomial
+from tnmoe.planners.regret import Regret, worst
 from tnmoe.planners.symbolic_dp import Pricing, path_cost
 from tnmoe.planners.witness import wins
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A contraction order that may be the cheapest.
-
-    Attributes:
-        path: its SSA pairs.
-        tree: the same as nested products of the tensors' names.
-        cost: its exact cost in the sizes of the indices.
-        witness: sizes at which it is cheaper than all other listed orders; None if none were found.
-    """
-
-    path: ContractionPath
-    tree: str
-    cost: Polynomial
-    witness: Mapping[str, int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Excluded:
-    """A cost that no other is below everywhere, yet that is nowhere the smallest, by proof."""
-
-    cost: Polynomial
-    proof: Multipliers
-
-
-class Regret(NamedTuple):
-    """The worst factor lost by keeping one order, and where. Both are exact, not the result of a search.
-
-    Attributes:
-        factor: cost of the order over the cheapest cost; `math.inf` if it grows without bound.
-        sizes: where it is lost; `math.inf` for an open index means that the factor is approached as the index grows.
-    """
-
-    factor: Fraction | float
-    sizes: Mapping[str, int | float]
+from tnmoe.report import read_json
 
 
 class Region(NamedTuple):
@@ -167,13 +131,13 @@ class Atlas:
         domain = Domain({**self.bounds, **(bounds or {})}, self.calls)
         self._require_within(domain.bounds)
         own = path.cost if isinstance(path, Order) else self.cost_of(path)
-        return _worst(domain.corners(own, domain.free), self._least(domain), domain)
+        return worst(domain.corners(own, domain.free), self._least(domain), domain)
 
     def steadiest(self) -> Order:
         """The order whose worst factor within the bounds is the smallest."""
         domain = Domain(self.bounds, self.calls)
         least = self._least(domain)
-        return min(self.orders, key=lambda o: _worst(domain.corners(o.cost, domain.free), least, domain).factor)
+        return min(self.orders, key=lambda o: worst(domain.corners(o.cost, domain.free), least, domain).factor)
 
     def _least(self, domain: Domain) -> list[int]:
         """The smallest of each corner number."""
@@ -248,19 +212,15 @@ class Atlas:
             PlanError: if it is no such text, or a cost or a witness is wrong.
             DeclarationError: if its network is faulty.
         """
+        data = read_json(text, "an atlas", FORMAT, PlanError)
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PlanError(f"an atlas must be JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise PlanError(f'an atlas must be a JSON object with "format": "{FORMAT}"')
-        try:
-            return cls._read(data)
+            return cls.from_data(data)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise PlanError(f"the atlas is damaged ({type(error).__name__}: {error}); make it again") from None
 
     @classmethod
-    def _read(cls, data: Mapping[str, Any]) -> Atlas:
+    def from_data(cls, data: Mapping[str, Any]) -> Atlas:
+        """The atlas that parsed JSON holds; raises whatever faulty data makes Python raise, besides `PlanError`."""
         network = Network.from_mapping(data["network"])
         bounds = Domain({i: read_bounds(b) for i, b in data["bounds"].items()}).bounds
         if set(bounds) != set(network.indices):
@@ -276,16 +236,10 @@ class Atlas:
             if witness is not None:
                 if Domain(bounds).outside(witness) is not None or not wins(k, costs, witness):
                     raise PlanError(f"order {k} of the atlas does not win at its witness; the file was changed")
-            orders.append(Order(path, _tree(network, path), costs[k], witness))
+            orders.append(Order(path, tree_text(network, path), costs[k], witness))
         if not orders:
             raise PlanError("the atlas lists no order")
-        excluded = tuple(
-            Excluded(
-                Polynomial.from_list(e["cost"]),
-                Multipliers(tuple(e["degree"]), tuple((int(s), tuple(t), int(w)) for s, t, w in e["weights"])),
-            )
-            for e in data["certificate"]["out"]
-        )
+        excluded = tuple(Excluded(Polynomial.from_list(e["cost"]), read_proof(e)) for e in data["certificate"]["out"])
         kept = {int(s): tuple(map(Polynomial.from_list, ps)) for s, ps in data["certificate"]["kept"].items()}
         return cls(network, bounds, pricing.objective, pricing.calls, pricing.constant, tuple(orders), excluded, kept)
 
@@ -319,28 +273,3 @@ class Atlas:
                     f"the bounds {(low, high)} of {index!r} leave those of the atlas, {(own_low, own_high)}; "
                     f"make an atlas with wider bounds"
                 )
-
-
-def _worst(own: Sequence[int], least: Sequence[int], domain: Domain) -> Regret:
-    """The largest ratio of corner numbers, and the sizes of that corner."""
-    worst: Fraction | float = Fraction(0)
-    place = 0
-    for k, (cost, optimum) in enumerate(zip(own, least, strict=True)):
-        factor = Fraction(cost, optimum) if optimum else math.inf if cost else Fraction(0)
-        if factor > worst:
-            worst, place = factor, k
-    sizes: dict[str, int | float] = {i: low for i, (low, _) in domain.bounds.items()}
-    for k, index in enumerate(domain.free):
-        if place >> k & 1:
-            high = domain.bounds[index][1]
-            sizes[index] = math.inf if high is None else high
-    return Regret(worst, sizes)
-
-
-def make_order(network: Network, path: ContractionPath, cost: Polynomial, witness: Mapping[str, int] | None) -> Order:
-    """An order with its text."""
-    return Order(path, _tree(network, path), cost, witness)
-
-
-def _tree(network: Network, path: ContractionPath) -> str:
-    return path.tree([t.name for t in network.tensors])

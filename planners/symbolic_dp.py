@@ -24,7 +24,10 @@ from tnmoe.path import ContractionPath, Tree
 from tnmoe.planners.dominance import Domain, Rows, join
 from tnmoe.planners.polynomial import Polynomial
 
-MAX_TENSORS = 9
+MAX_TENSORS = 11
+
+MOST_WORK = 2 * 10**10
+"""Pairs of corner numbers that may be compared: about half a minute."""
 
 _BATCH = 4_000_000
 """Corner numbers that are added at a time, to bound memory."""
@@ -88,18 +91,18 @@ def path_cost(network: Network, path: ContractionPath, pricing: Pricing) -> Poly
     return total
 
 
-def candidates(network: Network, domain: Domain, pricing: Pricing) -> dict[int, list[Kept]]:
-    """The undominated orders of every subset (a bit mask) of at most 9 tensors.
+def candidates(network: Network, domain: Domain, pricing: Pricing, most: int = MOST_WORK) -> dict[int, list[Kept]]:
+    """The undominated orders of every subset (a bit mask) of at most 11 tensors.
 
     Raises:
-        PlanError: if there are more.
+        PlanError: if there are more tensors, or finding the orders would take more than `most` comparisons.
     """
     n = len(network.tensors)
     if n > MAX_TENSORS:
         raise PlanError(f"an atlas takes up to {MAX_TENSORS} tensors, this network has {n}; plan it at concrete sizes")
     if n == 1:
         return {1: [Kept(path_cost(network, ContractionPath(()), pricing))]}
-    search = _Search(network, domain, pricing)
+    search = _Search(network, domain, pricing, most)
     for subset in range(1, 1 << n):
         if subset & (subset - 1):
             search.solve(subset)
@@ -131,8 +134,9 @@ class _Split:
 class _Search:
     """The tables of the dynamic program."""
 
-    def __init__(self, network: Network, domain: Domain, pricing: Pricing) -> None:
-        self.network, self.domain, self.pricing = network, domain, pricing
+    def __init__(self, network: Network, domain: Domain, pricing: Pricing, most: int) -> None:
+        self.network, self.domain, self.pricing, self.most = network, domain, pricing, most
+        self.work = 0
         self.kept: dict[int, list[Kept]] = {}
         self.rows: dict[int, Rows] = {}
         self.least: dict[int, Rows] = {}
@@ -171,6 +175,7 @@ class _Search:
                 i, j = (np.array([p[side] for p in pairs]) for side in (0, 1))
                 rows = left[i] + right[j] + split.step
                 new = [(split, a, b) for a, b in pairs]
+                self._spend(subset, len(rows) * (len(rows) if best is None else len(best)) * rows.approx.shape[1])
                 if best is not None:
                     fresh = [k for k in range(len(rows)) if not _any_below(best, rows[k : k + 1])]
                     rows, new = rows[fresh], [new[k] for k in fresh]
@@ -190,6 +195,17 @@ class _Search:
             cost = split.cost + self.kept[split.left][i_].cost + self.kept[split.right][j_].cost
             kept.append(Kept(cost, ((split.left, i_), (split.right, j_))))
         self._store(subset, kept, best)
+
+    def _spend(self, subset: int, work: int) -> None:
+        """Count work; raise where there is too much of it."""
+        self.work += work
+        if self.work > self.most:
+            raise PlanError(
+                f"too many orders may be optimal within these bounds: the first {subset.bit_count()} of "
+                f"{len(self.network.tensors)} tensors alone have {max(map(len, self.kept.values())):,} or more, and "
+                f"{self.most:,} comparisons are allowed (most=); raise the lower bounds, fix sizes that are known, or "
+                f"plan at concrete sizes"
+            )
 
     def _splits(self, subset: int) -> list[_Split]:
         """Every way to part a subset in two, the most promising first."""

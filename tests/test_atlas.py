@@ -25,6 +25,7 @@ from test_planner import Oracle, every_tree
 
 import tnmoe
 from tnmoe import Network, PlanError
+from tnmoe import cache as disk
 from tnmoe.layer import Contraction
 from tnmoe.lower import lower_network
 from tnmoe.objective import price
@@ -606,7 +607,76 @@ def test_faulty_calls_are_refused(calls: Any) -> None:
         atlas(network("dense"), dict.fromkeys("bnio", 2), calls=calls)
 
 
-def test_more_than_nine_tensors_are_refused() -> None:
+def test_more_than_eleven_tensors_are_refused() -> None:
     net = Network.parse(",".join("ab" for _ in range(MAX_TENSORS + 1)) + "->a")
-    with pytest.raises(PlanError, match="up to 9 tensors"):
+    with pytest.raises(PlanError, match="up to 11 tensors"):
         atlas(net, {"a": 2, "b": 2})
+
+
+HIERARCHY = "bn,bm,nx,mw,xwv,bi,iy,oz,yzt,vs,st->bo"
+"""Hierarchical Tucker {{n, m}, {i, o}} with two levels of experts and a matrix at the root: 11 tensors."""
+
+
+def test_too_many_orders_are_refused_and_not_waited_for() -> None:
+    """The same bounds and cap are refused on every machine; the message says what may be done."""
+    net = Network.parse(HIERARCHY)
+    with pytest.raises(PlanError, match=r"tensors alone have .*20,000,000 comparisons.*raise the lower bounds"):
+        atlas(net, dict.fromkeys(net.indices, (1, None)), most=20_000_000)
+
+
+def test_ten_tensors_of_known_ranks() -> None:
+    """Only the tokens are unknown: a certified list, checked by the verifier and at concrete sizes."""
+    net = Network.parse("bn,bm,nx,mw,xwv,bi,iy,oz,yzt,vt->bo")
+    sizes = dict(zip("bnmxwvioyzt", (2, 16, 8, 4, 4, 6, 64, 96, 16, 16, 6)))
+    found = atlas(net, {**sizes, "b": (1, 4096)}, seconds=1)
+    rng = random.Random(0)
+    for _ in range(8):
+        at = drawn(rng, found)
+        assert found.best(at).cost.at(at) == concrete(net, at)
+    assert atlas_verifier.verify(json.loads(found.to_json()))[0] == len(found.orders)
+
+
+# ---- cache -----------------------------------------------------------------------------------------------------
+
+
+def renamed(net: Network, names: dict[str, str]) -> Network:
+    tensors = [tnmoe.Tensor(f"x{k}", tuple(names[i] for i in t.indices), t.role) for k, t in enumerate(net.tensors)]
+    return Network(tuple(tensors), tuple(names[i] for i in net.output))
+
+
+def test_an_atlas_is_kept_under_its_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TNMOE_CACHE", str(tmp_path))
+    monkeypatch.setattr("tnmoe.planners.atlas._WORTH_KEEPING", 0.0)
+    net = network("tensor ring")
+    bounds = {i: REALISTIC.get(i, (8, 2048)) for i in net.indices}
+    first = atlas(net, bounds, seconds=2)
+    assert len(list((tmp_path / "entries").iterdir())) == 1
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("made again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tnmoe.planners.atlas._made", never)
+        assert atlas(net, bounds, seconds=2) == first
+        names = {i: f"{i}{i}" for i in net.indices}
+        other = atlas(renamed(net, names), {names[i]: b for i, b in bounds.items()}, seconds=2)
+        assert len(other.orders) == len(first.orders)
+        assert other.orders[0].tree == "((x0 · x1) · (x2 · x3)) · x4"
+        assert atlas_verifier.verify(json.loads(other.to_json())) == atlas_verifier.verify(json.loads(first.to_json()))
+        for changed in (
+            lambda: atlas(net, {**bounds, "b": (1, 65537)}, seconds=2),
+            lambda: atlas(net, bounds, "macs", seconds=2),
+            lambda: atlas(net, bounds, seconds=2, calls=3),
+            lambda: atlas(net, bounds, seconds=2, frozen=["bn"]),
+            lambda: atlas(net, bounds, seconds=3),
+            lambda: atlas(network("tensor train"), dict.fromkeys("bnaico", (8, 9)), seconds=2),
+        ):
+            with pytest.raises(AssertionError, match="made again"):
+                changed()
+    (entry,) = (tmp_path / "entries").iterdir()
+    damaged = disk.get(entry.stem)
+    assert damaged is not None
+    damaged["orders"][0]["cost"][0][0] += 1  # an order that does not cost what is written is found out
+    disk.put(entry.stem, damaged)
+    assert atlas(net, bounds, seconds=2) == first
+    assert disk.get(entry.stem) != damaged

@@ -6,7 +6,6 @@ The figures are files in `tnmoe/profiles`, each with its source. They are peaks:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from tnmoe.cost import DTYPE_BYTES, op_cost
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError, DeclarationError, unknown
 from tnmoe.ops import Op
+from tnmoe.report import read_json
 from tnmoe.traffic import forward_traffic
 
 FORMAT = "tnmoe-datasheet-1"
@@ -79,12 +79,7 @@ class Datasheet:
         Raises:
             DeclarationError: naming the key that is missing or wrong.
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DeclarationError(f"a data sheet must be JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise DeclarationError(f'a data sheet must be a JSON object with "format": "{FORMAT}"')
+        data = read_json(text, "a data sheet", FORMAT, DeclarationError)
         keys = ("name", "source", "device", "peaks", "vector", "bandwidth", "memory", "overhead")
         lacking = [k for k in keys if k not in data]
         surplus = [k for k in data if k not in (*keys, "format")]

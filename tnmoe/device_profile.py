@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from tnmoe import cache
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.errors import CostError, DeclarationError, TnmoeError
 from tnmoe.rates import OVERHEADS, ROWWISE, STREAMS, Grid, Rates
-from tnmoe.report import json_text
+from tnmoe.report import json_text, read_json
 
 FORMAT = "tnmoe-profile-1"
 LARGEST_AXIS = 2**40
@@ -83,12 +82,7 @@ class DeviceProfile:
         Raises:
             DeclarationError: naming the key, what it must be and what it is.
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, deep nesting
-            raise DeclarationError(f"a profile must be JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise DeclarationError(f'a profile must be a JSON object with "format": "{FORMAT}"')
+        data = read_json(text, "a profile", FORMAT, DeclarationError)
         _object(data, "profile", ("format", "name", "source", "device", "rates"))
         for key in ("name", "source", "device"):
             if not isinstance(data[key], str) or not data[key].strip():

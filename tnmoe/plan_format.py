@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from tnmoe.goals import as_objective
 from tnmoe.layer import Layer
 from tnmoe.layers import declare
 from tnmoe.path import ContractionPath
+from tnmoe.report import read_json
 from tnmoe.shortlist import Shortlist
 
 FORMAT = "tnmoe-plan-1"
@@ -39,12 +39,7 @@ def read(text: str) -> PlanFields:
         PlanError: if it is no such text, or its paths do not fit its networks.
         DeclarationError: if its declaration is faulty.
     """
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, deep nesting
-        raise PlanError(f"a plan must be JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise PlanError(f'a plan must be a JSON object with "format": "{FORMAT}"')
+    data = read_json(text, "a plan", FORMAT, PlanError)
     missing = [k for k in ("declaration", "values", "objective", "input_gradients", "paths") if k not in data]
     if missing:
         raise PlanError(f"the plan lacks {missing[0]!r}")
