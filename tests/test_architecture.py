@@ -47,6 +47,7 @@ ALLOWED = {
     "function": {"adjoint", "dims", "errors", "program", "rematerialise"},
     "hardware": {"cost", "datasheet", "device_profile", "dims", "errors", "ops", "program", "rates", "report"},
     "built": {"plan"},
+    "expert_rank": {"dims", "errors", "layer", "network", "plan", "rank", "report"},
     "rates": {"errors"},
     "rematerialise": {"cost", "errors", "ops"},
     "rank": {"cost", "dims", "errors", "layer", "network", "ops"},

@@ -29,6 +29,7 @@ from tnmoe.errors import (
     ProgramError,
     TnmoeError,
 )
+from tnmoe.expert_rank import ExpertRank, ExpertRanks, expert_ranks
 from tnmoe.explain import TokenRange, explain, token_range
 from tnmoe.factorizations import (
     CP,
@@ -112,6 +113,8 @@ __all__ = [
     "DeviceProfile",
     "EmitError",
     "ExpertChoice",
+    "ExpertRank",
+    "ExpertRanks",
     "FactorizedLinear",
     "FileError",
     "FittedRanks",
@@ -166,6 +169,7 @@ __all__ = [
     "declare",
     "emit",
     "error_curve",
+    "expert_ranks",
     "explain",
     "fit_ranks",
     "from_experts",

@@ -35,6 +35,7 @@ def calibrate(
     dtypes: Sequence[str] = ("float32",),
     budget: float = BUDGET,
     progress: Callable[[int, int], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> DeviceProfile:
     """Measure this machine's rates, with as many threads as torch now uses.
 
@@ -43,6 +44,8 @@ def calibrate(
         dtypes: which to measure, e.g. ("float32", "bfloat16").
         budget: seconds for each dtype, about; below 5 only a coarse grid is measured.
         progress: called with the number of cases done and of all cases.
+        clock: seconds. On a machine shared with others, `time.process_time` with one thread of torch leaves out the
+            time that others had the processor; what they do to caches and memory stays.
 
     Raises:
         CostError: an unknown device or dtype, or a budget that is no positive number.
@@ -68,7 +71,7 @@ def calibrate(
         with torch.no_grad():
             cases = cases_of(torch.device(device), getattr(torch, dtype), sizes, DTYPE_BYTES[dtype])
             shift, total = position * PASSES * len(cases), len(dtypes) * PASSES * len(cases)
-            _measure(cases, budget, synchronize, progress, shift, total)
+            _measure(cases, budget, synchronize, progress, shift, total, clock)
         rates[dtype] = _rates(cases, sizes, DTYPE_BYTES[dtype])
     if device == "cuda":
         name, threads = torch.cuda.get_device_name(), ""
@@ -98,6 +101,7 @@ def _measure(
     progress: Callable[[int, int], None] | None,
     shift: int,
     total: int,
+    clock: Callable[[], float],
 ) -> None:
     """Fill in samples. Passes run over all cases in turn; each case gets an equal slice, at least one call."""
     slice_ = budget / (PASSES * len(cases))
@@ -109,32 +113,40 @@ def _measure(
             # Slow cases need fewer samples: a long run averages by itself, and short ones want the time.
             if k >= 3 and case.seconds > 3 * slice_:
                 continue
-            case.samples.append(_sample(case.run, slice_, synchronize, warm=k > 0 and case.seconds > slice_))
+            warm = k > 0 and case.seconds > slice_
+            case.samples.append(_sample(case.run, slice_, synchronize, clock, warm=warm))
             if progress is not None:
                 progress(shift + k * len(cases) + done + 1, total)
     if progress is not None:
         progress(shift + PASSES * len(cases), total)
 
 
-def _sample(run: Callable[[], object], slice_: float, synchronize: Callable[[], None], *, warm: bool) -> float:
+def _sample(
+    run: Callable[[], object],
+    slice_: float,
+    synchronize: Callable[[], None],
+    clock: Callable[[], float],
+    *,
+    warm: bool,
+) -> float:
     """Median seconds of one call within a slice of time; unless `warm`, after a call that fills the caches."""
     if not warm:
         run()
         synchronize()
-    begin = time.perf_counter()
+    begin = clock()
     run()
     synchronize()
-    first = time.perf_counter() - begin
+    first = clock() - begin
     repeats = min(200, int(slice_ / 5 / max(first, 1e-7)))
     if repeats < 1:
         return first
     groups = []
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = clock()
         for _ in range(repeats):
             run()
         synchronize()
-        groups.append((time.perf_counter() - begin) / repeats)
+        groups.append((clock() - begin) / repeats)
     return statistics.median(groups)
 
 
