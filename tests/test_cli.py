@@ -572,7 +572,7 @@ def test_calibrate_and_predict(cli, capsys):
     assert "wrote here.json" in cli("calibrate", "--budget", "1", "-o", "here.json")
     rows = cli.json("cost", "clip-128-cp", "--profile", "here.json")
     assert len(rows) >= 7
-    assert "too large to be built" in refused(capsys, "cost", "clip-128-sparse", "--profile", "here.json")
+    assert "only costed" in refused(capsys, "cost", "clip-128-sparse", "--profile", "here.json")
     assert "bfloat16" in refused(capsys, "cost", "clip-128-cp", "--profile", "here.json", "--dtype", "bfloat16")
 
 

@@ -48,7 +48,8 @@ T = TypeVar("T")
 
 EPILOG = f"""\
 what to name:
-  a preset       {", ".join(presets.FAMILIES)}: the paper's layers, each as MLP or linear, CP, TR, dense and sparse MoE
+  a preset       {", ".join(presets.FAMILIES)}: the paper's layers, each as MLP or linear, CP, TR, dense and sparse MoE;
+                 moe: every family of mixtures at equal parameters and at equal MACs a token
   one row of it  {", ".join(list(presets.PRESETS)[:3])}, …
   a TOML file    with a [layer] table:
 
@@ -283,6 +284,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         options = parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has printed the help, the version or an error
         return stop.code if isinstance(stop.code, int) else 2
+    if hasattr(options, "what"):
+        options.what = [name for what in options.what for name in presets.GROUPS.get(what, (what,))]
     code: int = options.run(options)
     return code
 
@@ -344,7 +347,7 @@ def _cost(options: argparse.Namespace) -> int:
     if not tables:
         if options.memory:
             raise DeclarationError("there is no layer whose memory is counted")
-        raise DeclarationError("these layers are too large to be built, so there is no time to predict")
+        raise DeclarationError("these layers are only costed, so there is no time to predict")
     if len(tables) > 1 and options.format in ("csv", "json"):  # one document, which then says which layer a row is of
         labels = [t.title for t in tables]
         rows = tuple((label, *row) for label, t in zip(labels, tables, strict=True) for row in t.rows)
@@ -380,7 +383,7 @@ def _emit(options: argparse.Namespace) -> int:
     rows = [row for what in options.what for row in _rows(what, options)[1]]
     chosen = [row for row in rows if row.emitted]
     if not chosen:
-        raise DeclarationError(f"{rows[0].label} is too large to be built; it is only costed")
+        raise DeclarationError(f"{rows[0].label} is only costed; declare the layer in a file to build it")
     if options.name is not None and len(chosen) > 1:
         raise DeclarationError(f"--name goes with one layer, this names {len(chosen)}; choose one row, e.g. gpt2-cp")
     names = options.name if options.name is not None else _unique([row.planned.layer.name for row in chosen])
@@ -447,7 +450,7 @@ def _check(options: argparse.Namespace) -> int:
     rows = [row for what in options.what for row in _rows(what, options)[1]]
     chosen = [row for row in rows if row.emitted]
     if not chosen:
-        raise DeclarationError(f"{rows[0].label} is too large to be built; it is only costed")
+        raise DeclarationError(f"{rows[0].label} is only costed; declare the layer in a file to build it")
     reports = [(row.label, check(row.planned)) for row in _progress(chosen, "checking")]
     cells = tuple((label, *line) for label, report in reports for line in report.table().rows)
     left = tuple(f"Not checked (cost only): {row.label}." for row in rows if not row.emitted)

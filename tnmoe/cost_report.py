@@ -29,6 +29,8 @@ IDEAL = ("macs", "flops", "matmul_flops")
 COMPARED = ("parameters", "macs", "flops", "matmul_flops", "max_rank", "weight_bytes", "activation_bytes")
 """The figures of a comparison, unless others are chosen."""
 
+COUPLED = "† couples tokens: the output for one token depends on others of its batch."
+
 
 @dataclass(frozen=True)
 class CostReport(Figures):
@@ -239,7 +241,13 @@ def comparison(
     """
     if any(report.ideal for report in reports.values()):
         figures = [name for f in figures for name in ((f, f"ideal_{f}") if f in IDEAL else (f,))]
-    rows = tuple(tuple(report.record(label, figures).values()) for label, report in reports.items())
+    coupled = [label for label, report in reports.items() if report.layer.couples_tokens]
+    if coupled:
+        notes += (COUPLED,)
+    rows = tuple(
+        tuple(report.record(f"{label} †" if label in coupled else label, figures).values())
+        for label, report in reports.items()
+    )
     headings = {**HEADINGS, "matmul_flops": "matmul FLOPs"}
     headings |= {f"ideal_{f}": f"ideal {heading}" for f, heading in headings.items()}
     columns = (("layer", "layer"), *((f, headings[f]) for f in figures))

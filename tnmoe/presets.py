@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tnmoe.errors import DeclarationError
 from tnmoe.factorizations import CP, Dense, TensorRing
 from tnmoe.layers import MLP, DenseMoE, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, Spec
+from tnmoe.moe_presets import EQUAL_MACS, EQUAL_PARAMETERS, TOKENS
 
 ACTIVE = 2
 """Experts that a token runs through in the sparse rows."""
@@ -20,7 +21,7 @@ ACTIVE = 2
 class Preset:
     """A named layer with the tokens it is usually costed for.
 
-    `emitted` is false for mixtures of gigabytes of full matrices, which are there to be compared with, not built.
+    `emitted` is false for rows that are there to be compared with, not built: many hold gigabytes of full matrices.
     """
 
     name: str
@@ -117,6 +118,20 @@ FAMILIES: dict[str, tuple[str, tuple[Preset, ...]]] = {
 
 PRESETS: dict[str, Preset] = {p.name: p for _, rows in FAMILIES.values() for p in rows}
 """Every row by its own name, e.g. `gpt2-cp`."""
+
+FAMILIES |= {
+    f"moe-{what}": (
+        f"Mixtures at the size of a GPT-2 block 768→3072→768: equal {title}",
+        tuple(Preset(f"moe-{what}-{k}", label, spec, TOKENS, False) for k, (label, spec) in enumerate(rows.items())),
+    )
+    for what, title, rows in (
+        ("parameters", "parameters", EQUAL_PARAMETERS),
+        ("flops", "MACs a token", EQUAL_MACS),
+    )
+}
+
+GROUPS = {"moe": ("moe-parameters", "moe-flops")}
+"""Names that stand for several families."""
 
 
 def find(name: str) -> tuple[str, tuple[Preset, ...]]:

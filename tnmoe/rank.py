@@ -18,7 +18,7 @@ from tnmoe.dims import Dim
 from tnmoe.errors import CostError
 from tnmoe.layer import Contraction, ExpertMap, Layer
 from tnmoe.network import Network, Role
-from tnmoe.ops import GroupedContract
+from tnmoe.routing_ops import Gather, GroupedContract
 
 MAX_WEIGHTS = 20
 """Cuts are enumerated, 2ⁿ of them."""
@@ -41,10 +41,17 @@ def max_expert_rank(network: Network, expert_map: ExpertMap, sizes: Mapping[str,
 
 def layer_rank(layer: Layer, sizes: Mapping[str, Dim]) -> Dim:
     """The smallest maximal expert rank among the linear maps of a layer; 0 if it has none."""
+    stored = {p.name for p in layer.parameters}
+    chosen = {n.out.name: n.x.indices for n in layer.nodes if isinstance(n, Gather) and n.x.name in stored}
     ranks: list[Dim] = []
     for node in layer.nodes:
         if isinstance(node, Contraction) and node.expert_map is not None:
-            ranks.append(max_expert_rank(node.network, node.expert_map, sizes))
+            weights = [
+                chosen.get(t.name, t.indices)
+                for t in node.network.tensors
+                if t.role is not Role.DATA or t.name in chosen
+            ]
+            ranks.append(_smallest(weights, node.expert_map, sizes))
         elif isinstance(node, GroupedContract):
             n, i, o = node.rhs.indices
             ranks.append(_smallest([node.rhs.indices], ExpertMap(i, o, (n,)), sizes))

@@ -78,15 +78,17 @@ class Builder:
         self.add(Contraction(out, Network(leaves, out.indices, bias), **options))
         return out
 
-    def linear(self, prefix: str, x: Value, out: Value, *, bias: bool = False, name: str = "weight") -> Value:
-        """A matrix (and bias) from the last index of `x` to the last of `out`."""
+    def linear(
+        self, prefix: str, x: Value, out: Value, *, bias: bool = False, name: str = "weight", ranked: bool = False
+    ) -> Value:
+        """A matrix (and bias) from the last index of `x` to the last of `out`; `ranked` if it counts as an expert's."""
         i, o = x.indices[-1], out.indices[-1]
         weight = self.weight(prefix + name, (i, o), self.fan_in(i), out.part)
         folded = None
         if bias:
             offset = self.weight(prefix + "bias", (o,), self.fan_in(i), out.part)
             folded = FoldedBias(i, x.name, weight.name, offset)
-        return self.network(out, x, weight, bias=folded)
+        return self.network(out, x, weight, bias=folded, expert_map=ExpertMap(i, o) if ranked else None)
 
     def logits(self, x: Value, index: str, prefix: str = "") -> Value:
         """x · G with G starting as in `torch.nn.Linear`."""
@@ -107,15 +109,17 @@ class Builder:
 
     # ---- experts ---------------------------------------------------------------------------------------------
 
-    def feed_forward(self, prefix: str, x: Value, hidden: str | None, out: Value, *, bias: bool) -> Value:
+    def feed_forward(
+        self, prefix: str, x: Value, hidden: str | None, out: Value, *, bias: bool, ranked: bool = False
+    ) -> Value:
         """Linear, GELU, linear over the last index of `x`; one linear map if `hidden` is None."""
         if hidden is None:
-            return self.linear(prefix, x, out, bias=bias)
+            return self.linear(prefix, x, out, bias=bias, ranked=ranked)
         up = Value(f"{prefix}hidden", (*x.indices[:-1], hidden), f"{prefix}up")
         active = Value(f"{prefix}activated", up.indices, up.part)
-        self.linear(f"{prefix}up_", x, up, bias=bias)
+        self.linear(f"{prefix}up_", x, up, bias=bias, ranked=ranked)
         self.add(Gelu(active, up))
-        return self.linear(f"{prefix}down_", active, out, bias=bias)
+        return self.linear(f"{prefix}down_", active, out, bias=bias, ranked=ranked)
 
     def experts(
         self,
@@ -227,7 +231,8 @@ class Builder:
                 tensors.append(Tensor(chosen.name, chosen.indices))
             else:
                 tensors.append(tensor)
-        return self.network(out, x, *tensors, bias=self._folded(x, factors))
+        expert_map = ExpertMap(x.indices[-1], out.indices[-1], ("n",))
+        return self.network(out, x, *tensors, bias=self._folded(x, factors), expert_map=expert_map)
 
     # ---- the layer -------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class MixtureOfDepths(Declaration):
         b.add(TopK(chosen, rows, scores, DYNAMIC))
         u = Value("dispatched", ("c", "i"), "dispatch")
         b.add(Gather(u, b.x, rows, DYNAMIC))
-        v = b.feed_forward("", u, "h", Value("block_outputs", ("c", "i"), "down"), bias=self.bias)
+        v = b.feed_forward("", u, "h", Value("block_outputs", ("c", "i"), "down"), bias=self.bias, ranked=True)
         weighted = b.network(Value("weighted", ("c", "i"), "combine"), chosen, v)
         added = Value("added", (DYNAMIC, "i"), "combine")
         b.add(ScatterAdd(added, weighted, rows, DYNAMIC))
