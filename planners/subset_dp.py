@@ -14,7 +14,7 @@ from collections.abc import Mapping, Set
 
 from tnmoe.errors import PlanError
 from tnmoe.layer import Contraction
-from tnmoe.lower import Operand, leaf_operands, lower_network, lower_step
+from tnmoe.lower import Operand, leaf_operands, lower_step, lower_steps
 from tnmoe.network import Network, Role
 from tnmoe.objective import Prices
 from tnmoe.ops import Value
@@ -51,7 +51,10 @@ def plan(
     best: dict[int, int] = {1 << k: 0 for k in range(n)}
     split: dict[int, tuple[int, int]] = {}
     node = Contraction(Value("__result", network.output), network)
-    bound = prices.of(lower_network(node, greedy.plan(network, sizes, objective, needing)))
+    bound = 0  # by steps, as everything here: what two steps keep costs either of them
+    for ops in lower_steps(node, greedy.plan(network, sizes, objective, needing)):
+        bound += prices.of(ops)
+        prices.follow(ops)
     data = sum(1 << k for k, t in enumerate(network.tensors) if t.role is Role.DATA)
     # A step's price depends on the operands' indices and on what is kept (and, under some objectives, on what needs a
     # gradient, varies or is a leaf); equal steps recur across subsets.

@@ -260,3 +260,10 @@ def test_frozen_operands_change_the_best_order() -> None:
     assert abs(forward - other_forward) / forward < 0.003
     assert round(training / 1e9) == 275
     assert int(other_training / 1e9) == 413
+
+
+def test_what_two_steps_keep_is_no_fault() -> None:
+    """A bias's slice may be an operand that its product keeps too: the greedy bound counted it once, a plan twice."""
+    gate = tnmoe.Gate("sparsemax", "batch")
+    plan = tnmoe.plan(tnmoe.MuMoE(2, 9, (2, 3, 1), tnmoe.CP(3), gate=gate), tokens=16, objective="saved")
+    assert plan.saved > 0
