@@ -9,13 +9,14 @@ from tnmoe.cost import elements
 from tnmoe.lower import Operand, leaf_operands, lower_step
 from tnmoe.network import Network
 from tnmoe.objective import Prices
+from tnmoe.ops import Op
 from tnmoe.path import ContractionPath
 
 
 def plan(
     network: Network, sizes: Mapping[str, int], objective: str = "flops", needing: Set[str] = frozenset()
 ) -> ContractionPath:
-    """Contract the pair with the smallest growth in size, and of those the one with the cheapest step; O(n³) steps.
+    """Contract the pair with the smallest growth in size, and of those the one with the cheapest step.
 
     Args:
         network: any number of tensors.
@@ -30,21 +31,28 @@ def plan(
     live: dict[int, Operand] = dict(enumerate(leaf_operands(network)))
     inside = {k: frozenset([k]) for k in live}
     steps: list[tuple[int, int]] = []
+    # What a pair costs depends on nothing but the pair, so each is lowered once: O(n²) steps.
+    options: dict[tuple[int, int], tuple[tuple[int, int], tuple[Op, ...], Operand]] = {}
+
+    def consider(i: int, j: int) -> None:
+        ops, result = lower_step(live[i], live[j], network.kept(inside[i] | inside[j]), f"_{i}_{j}")
+        growth = _size(result, sizes) - _size(live[i], sizes) - _size(live[j], sizes)
+        options[i, j] = (growth, prices.of(ops)), ops, result
+
+    for i, j in combinations(live, 2):
+        consider(i, j)
     while len(live) > 1:
-        options = []
-        for i, j in combinations(live, 2):
-            merged = inside[i] | inside[j]
-            keep = network.kept(merged)
-            ops, result = lower_step(live[i], live[j], keep, f"_{len(steps)}_{i}_{j}")
-            growth = _size(result, sizes) - _size(live[i], sizes) - _size(live[j], sizes)
-            options.append((growth, prices.of(ops), i, j, ops, result))
-        _, _, i, j, ops, result = min(options, key=lambda o: o[:4])
+        i, j = min(options, key=lambda pair: (options[pair][0], pair))
+        _, ops, result = options[i, j]
         prices.follow(ops)
         new = len(network.tensors) + len(steps)
         steps.append((i, j))
         inside[new] = inside.pop(i) | inside.pop(j)
         del live[i], live[j]
+        options = {pair: option for pair, option in options.items() if not {i, j} & set(pair)}
         live[new] = result
+        for k in list(live)[:-1]:
+            consider(k, new)
     return ContractionPath(tuple(steps), "greedy")
 
 
