@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tnmoe
 from tnmoe.cost_report import comparison
+from tnmoe.figures import FIGURES
+from tnmoe.layers import KINDS
 from tnmoe.optimizers import OPTIMIZERS, PRECISIONS, training_state
 from tnmoe.presets import PRESETS
 from tnmoe.report import Table
@@ -253,3 +255,42 @@ def test_slots_beyond_the_choices_are_in_vain() -> None:
     assert slots == 2 * 2 * 64
     combined = 2 * 64 * 2 * 20  # gathered, the k results of a token are mixed by a product; slots scatter-add theirs
     assert report.matmul_flops - report.ideal.matmul_flops == 2 * (slots - 2 * 64) * expert - combined
+
+
+def test_views_move_nothing() -> None:
+    """Axes split in two are views: no bytes, and an intensity of 0."""
+    report = tnmoe.cost(tnmoe.plan(tnmoe.FactorizedLinear(6, 6, tnmoe.Kronecker((2, 3)))), tokens=4)
+    views = [r for r in report.steps().records() if r["op"] in ("Split", "Merge")]
+    assert len(views) == 2
+    assert {(r["read_bytes"], r["written_bytes"], r["intensity"]) for r in views} == {(0, 0, 0.0)}
+    assert all(r["read_bytes"] for r in report.backward().records() if r["op"] == "Contract")
+
+
+SIZES = {"inputs": 8, "outputs": 8, "hidden": 12, "experts": 4, "active": 2, "slots": 2, "heads": 2}
+ROUTED = (
+    "sparse_moe",
+    "dense_moe",
+    "expert_choice",
+    "soft_moe",
+    "mixture_of_tokens",
+    "mixture_of_depths",
+    "multi_head_moe",
+)
+
+
+@pytest.mark.parametrize("kind", ROUTED)
+def test_every_family_has_every_figure_as_a_formula_and_every_table(kind: str) -> None:
+    declaration = KINDS[kind]
+    required = [
+        f.name for f in dataclasses.fields(declaration) if f.default is f.default_factory is dataclasses.MISSING
+    ]
+    given: dict[str, Any] = {name: SIZES.get(name, 4) for name in required}
+    plan = tnmoe.plan(declaration(**given), tokens=16)
+    report = tnmoe.cost(plan)
+    values = {tnmoe.symbol(k): v for k, v in plan.values.items()}
+    for figure in FIGURES:
+        assert report.formula(figure).subs(values) == report.number(figure), figure
+    for table in (report.parts(), report.steps(), report.backward(), report.symbolic(), report.training()):
+        assert len(table.rows) > 1
+    assert report.active_parameters <= report.touched_parameters <= report.parameters
+    assert sum(int(r["flops"]) for r in report.steps().records()) == report.flops

@@ -189,6 +189,18 @@ def test_layers_built_here_are_counted_by_formula_each_time_they_run() -> None:
     assert report.matmul_flops == counter.get_total_flops()
 
 
+def test_routed_layers_need_no_values() -> None:
+    """Gathered experts have data-dependent numbers of rows, which fake tensors cannot have and formulas do not need."""
+    plan = tnmoe.plan(tnmoe.SparseMoE(6, 6, 4, 2, 8), tokens=10)
+    layer = tnmoe.build(plan)
+    model = nn.Sequential(nn.Linear(6, 6), layer, nn.Linear(6, 2))
+    found = tnmoe.cost_model(model, torch.randn(2, 5, 6))
+    assert found["1"].matmul_flops == tnmoe.cost(plan).matmul_flops
+    assert found.total.matmul_flops == found["1"].matmul_flops + 2 * 10 * (36 + 12)
+    assert model(torch.randn(3, 6)).shape == (3, 2)  # it computes again
+    assert "forward" not in vars(layer)
+
+
 def test_emitted_files_take_their_plan_by_path() -> None:
     plan = tnmoe.plan(tnmoe.MuMoE(6, 6, 4, tnmoe.CP(3), GATE))
     namespace: dict[str, Any] = {"__name__": "from_a_file"}

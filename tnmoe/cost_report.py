@@ -222,7 +222,7 @@ _MOVED = (("read_bytes", "bytes read"), ("written_bytes", "bytes written"), ("in
 
 def _moved(work: Cost, moved: Traffic, width: int) -> tuple[Cell, ...]:
     read, written = width * int(moved.read), width * int(moved.written)
-    return read, written, round(int(work.flops) / (read + written), 4)
+    return read, written, round(int(work.flops) / max(1, read + written), 4)  # a view moves nothing
 
 
 def _shown(value: Value) -> str:

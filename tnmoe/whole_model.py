@@ -5,8 +5,8 @@ The model runs once on fake tensors, which have shapes and no memory, so its siz
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ def cost_model(
         if path not in named:
             raise DeclarationError(f"plans names {path!r}, which is no module of {type(model).__name__}")
     compiled = {path: p for path, m in named.items() if (p := (plans or {}).get(path) or plan_of(m)) is not None}
-    own = _Run(named, frozenset(compiled)).run(model, inputs)
+    own = _Run(named, compiled).run(model, inputs)
     inside = {path: _subtree(named, path) for path in named}
     covered = {below for path in compiled for below in inside[path] if below != path}
     direct = {}
@@ -178,7 +178,7 @@ def _by_formula(path: str, module: torch.nn.Module, planned: Plan, calls: Sequen
 class _Run:
     """One forward pass on fake tensors. What torch counts is charged to the module that runs at the time."""
 
-    def __init__(self, named: Mapping[str, torch.nn.Module], compiled: frozenset[str]) -> None:
+    def __init__(self, named: Mapping[str, torch.nn.Module], compiled: Mapping[str, Plan]) -> None:
         self.direct = dict.fromkeys(named, (0, 0, 0))
         self.calls: dict[str, list[tuple[int, str]]] = {}
         self._named, self._compiled = named, compiled
@@ -213,6 +213,8 @@ class _Run:
             state = {name: twins[id(t)] for name, t in stored.items()}
             positional, keywords = tree_map_only(torch.Tensor, shape_of, (positional, keywords))
             for path, module in self._named.items():
+                if path in self._compiled and self._compiled[path].layer.batched:
+                    stack.enter_context(_shapes_alone(module, self._compiled[path]))
                 before = module.register_forward_pre_hook(self._enter(path), with_kwargs=True)
                 stack.callback(before.remove)
                 stack.callback(module.register_forward_hook(self._leave, always_call=True).remove)
@@ -250,6 +252,22 @@ class _Run:
         added = tuple(b + n - c for b, n, c in zip(before, now, self._counted, strict=True))
         self.direct[path] = (added[0], added[1], added[2])
         self._counted = now
+
+
+@contextmanager
+def _shapes_alone(module: torch.nn.Module, planned: Plan) -> Iterator[None]:
+    """Let a built layer give results of the right shape and no more: routing depends on values, its formulas do not."""
+    width = int(planned.bound.sizes[planned.layer.output.indices[-1]])
+    dtype = next(module.parameters()).dtype
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.new_empty((*x.shape[:-1], width), dtype=dtype)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward  # the class's own is seen again
 
 
 def _traffic_mode() -> Any:
