@@ -105,7 +105,13 @@ def function_source(unit: FunctionUnit, name: str) -> str:
 
 
 def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
-    """The statements of the module's `forward` that call the function."""
+    """The statements of the module's `forward` that call the function.
+
+    Chunks bound the temporaries. What they gain in time is no matter of caches but of the allocator: glibc maps each
+    tensor above its threshold (at most 32 MiB) anew, and trims the heap, so that every pass faults its pages in again.
+    In a GPT-2 CP block of 4096 tokens (two threads, AMD EPYC) that was 32,000 faults and 28 of 246 ms forward; with
+    buffers allocated beforehand, or the thresholds raised, the whole batch was at least as fast as chunks of 512.
+    """
     a = unit.adjoint
     target, comment = writer.ref(a.program.output.name), axes_comment(a.program.output.indices)
     arguments = [writer.ref(v.name) for v in a.inputs]

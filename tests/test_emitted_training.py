@@ -96,7 +96,7 @@ def any_kept(plan: Plan, seed: int) -> Plan:
 # ---- gradients -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(layers(), st.integers(0, 2**32), st.sampled_from(["portable", "fast"]), st.sampled_from([None, 1, 2]))
 def test_gradients_are_those_of_autograd(spec, seed, flavour, chunk):
     """Any layer, any order, whatever is kept, any chunk: float64 to 1e-10."""
@@ -106,7 +106,7 @@ def test_gradients_are_those_of_autograd(spec, seed, flavour, chunk):
     assert_same(plain, module, draw(*lead, int(plan.bound.sizes["i"])), 1e-10)
 
 
-@ways
+@pytest.mark.parametrize("way", [{"memory": "recompute", "chunk": 5}, {"flavour": "fast"}], ids=str)
 @every
 def test_float32_is_as_close(spec, way):
     plain, module = pair(tnmoe.plan(spec, tokens=16, **way), torch.float32)
@@ -117,7 +117,7 @@ def test_random_networks():
     """Any einsum whose ops have an adjoint: outer products, batches, copies, frozen weights."""
     rng = random.Random(5)
     tried = 0
-    for seed in range(150):
+    for seed in range(100):
         network, sizes = random_network(rng, rng.randint(2, 5), max_size=4)
         names = [t.name for t in network.tensors if t.role is Role.DATA]
         wanted = [name for name in names if rng.random() < 0.7]
@@ -138,7 +138,7 @@ def test_random_networks():
         for got, want in zip(*results, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
         tried += bool(results[0])
-    assert tried > 60
+    assert tried > 40
 
 
 @pytest.mark.parametrize("name", ["cp_two_levels", "tr_block"])
@@ -204,7 +204,7 @@ def test_presets_train_as_predicted(name, way, input_gradients):
     assert formula.subs({s: plan.values[s.name] for s in formula.free_symbols}) == report.saved_bytes
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(layers(), st.integers(0, 2**32), st.booleans())
 def test_whatever_is_kept_is_predicted(spec, seed, input_gradients):
     plan = any_order(tnmoe.plan(spec, tokens=5, input_gradients=input_gradients), seed)
@@ -314,8 +314,10 @@ def test_a_gradient_that_was_not_planned_is_refused():
         module(draw(4, 6)).sum().backward()
 
 
-@pytest.mark.parametrize("way", [{"memory": "save"}, {"memory": "recompute", "flavour": "fast", "chunk": 5}], ids=str)
-@pytest.mark.parametrize("name", ["cp", "tr_batch_norm"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("cp", {"memory": "save"}), ("tr_batch_norm", {"memory": "recompute", "flavour": "fast", "chunk": 5})],
+)
 def test_compiled_training_steps(name, way):
     """One graph and one compilation for every batch size, with the gradients of eager."""
     torch._dynamo.reset()
@@ -330,8 +332,10 @@ def test_compiled_training_steps(name, way):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("way", [{"memory": "save"}, {"memory": "recompute", "flavour": "fast", "chunk": 5}], ids=str)
-@pytest.mark.parametrize("name", ["cp", "tr_batch_norm"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("cp", {"memory": "save"}), ("tr_batch_norm", {"memory": "recompute", "flavour": "fast", "chunk": 5})],
+)
 def test_exports_with_a_dynamic_batch(name, way):
     _, module = pair(tnmoe.plan(SPECS[name], tokens=16, **way))
     module.eval()
@@ -342,11 +346,11 @@ def test_exports_with_a_dynamic_batch(name, way):
         torch.testing.assert_close(exported(x), module(x))
 
 
-@ways
-@every
-def test_autocast_to_bfloat16(spec, way):
+@pytest.mark.parametrize("way", [{"memory": "recompute", "chunk": 5}, {"flavour": "fast"}], ids=str)
+@some
+def test_autocast_to_bfloat16(name, way):
     """Result and gradients near those of the plain module under autocast, each gradient in its parameter's type."""
-    plain, module = pair(tnmoe.plan(spec, tokens=16, **way), torch.float32)
+    plain, module = pair(tnmoe.plan(SPECS[name], tokens=16, **way), torch.float32)
     x = draw(9, 6, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         got, got_grads = gradients(module, x)
