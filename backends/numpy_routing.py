@@ -67,14 +67,24 @@ def run_routing(op: RoutingOp, env: dict[str, Array], sizes: Mapping[str, Dim], 
             counted = get(x) if positions is None else np.where(get(positions) < size(index), get(x), 0)
             total = counted.sum(-1, keepdims=True)
             env[out.name] = np.divide(counted, total, out=np.zeros_like(counted), where=total != 0)
-        case SortSlots(_, rows, counts, positions):
-            order = np.argsort(get(positions).ravel(), kind="stable")
-            env[out.name], env[rows.name] = order, order // max(1, get(positions).shape[1])
-            env[counts.name] = np.bincount(get(positions).ravel(), minlength=size(counts.indices[0]))
-        case Unsort(_, x, order_value):
-            back = np.empty_like(get(x))
-            back[get(order_value)] = get(x)
-            env[out.name] = back.reshape(-1, size(out.indices[1]), *back.shape[1:])
+        case SortSlots(_, rows, counts, positions, block):
+            flat, experts = get(positions).ravel(), size(counts.indices[0])
+            place = np.zeros(len(flat), dtype=np.int64)
+            tokens: list[int] = []
+            per_expert: list[int] = []
+            for n in range(experts):
+                mine = np.flatnonzero(flat == n)
+                place[mine] = len(tokens) + np.arange(len(mine))
+                tokens += [*(mine // get(positions).shape[1]), *[0] * (-len(mine) % block)]
+                per_expert.append(len(mine) + -len(mine) % block)
+            if block > 1:
+                left = block * (-(-len(flat) // block) + min(experts, len(flat))) - len(tokens)
+                tokens += [0] * left
+                per_expert[-1] += left
+            env[out.name], env[rows.name] = place, np.array(tokens, dtype=np.int64)
+            env[counts.name] = np.array(per_expert)
+        case Unsort(_, x, slots):
+            env[out.name] = get(x)[get(slots)].reshape(-1, size(out.indices[1]), get(x).shape[1])
         case CapacitySlots(_, rows, shares, positions):
             table = np.zeros([size(i) for i in out.indices], dtype=np.int64)
             held = np.zeros(table.shape, dtype=get(shares).dtype)

@@ -21,16 +21,31 @@ def product_top_k(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def sort_slots(positions: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The slots (token, choice) sorted by expert: their flat numbers, their tokens, the count of each expert."""
+    """Rows for the slots (token, choice) sorted by expert: row of each slot, token of each row, rows of each expert."""
     flat = positions.flatten()
     order = torch.argsort(flat, stable=True)
-    return order, order // positions.shape[1], torch.bincount(flat, minlength=experts)
+    counts = torch.bincount(flat, minlength=experts)
+    return torch.argsort(order), order // positions.shape[1], counts
 
 
-def unsort(x: Tensor, order: Tensor, choices: int) -> Tensor:
-    """Rows of x put back where they were before `sort_slots`: (tokens, choices, ...)."""
-    back = x.index_select(0, torch.argsort(order))
-    return back.reshape(x.shape[0] // choices, choices, *x.shape[1:])
+def sort_slots_in_blocks(positions: Tensor, experts: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`sort_slots`, with a multiple of `block` rows for each expert and as many in all as are always enough."""
+    flat = positions.flatten()
+    order = torch.argsort(flat, stable=True)
+    counts = torch.bincount(flat, minlength=experts)
+    padded = (counts + block - 1) // block * block
+    before = (padded - counts).cumsum(0) - (padded - counts)
+    place = torch.arange(flat.shape[0], device=flat.device) + before[flat[order]]
+    total = block * ((flat.shape[0] + block - 1) // block + min(experts, flat.shape[0]))
+    rows = flat.new_zeros(total).index_copy(0, place, order // positions.shape[1])
+    padded[-1] += total - padded.sum()
+    return torch.zeros_like(order).index_copy(0, order, place), rows, padded
+
+
+def unsort(x: Tensor, slots: Tensor, choices: int) -> Tensor:
+    """The row of each slot, (tokens, choices, ...)."""
+    back = x.index_select(0, slots)
+    return back.reshape(slots.shape[0] // choices, choices, *x.shape[1:])
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor, bias: Tensor | None = None) -> Tensor:

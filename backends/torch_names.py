@@ -24,6 +24,7 @@ LOCALS = frozenset(
         "top_k",
         "product_top_k",
         "sort_slots",
+        "sort_slots_in_blocks",
         "grouped_matmul",
         "capacity_slots",
         "normalise",

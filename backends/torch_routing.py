@@ -51,7 +51,11 @@ FUNCTIONS = {
 
 def routing_sources(ops: Iterable[Op]) -> list[str]:
     """Source of every function that `ops` call, as it stands in `routing_functions.py`."""
-    used = {FUNCTIONS[type(op)] for op in ops if type(op) in FUNCTIONS}
+    used = {
+        "sort_slots_in_blocks" if isinstance(op, SortSlots) and op.block > 1 else FUNCTIONS[type(op)]
+        for op in ops
+        if type(op) in FUNCTIONS
+    }
     return [source for name, source in _sources().items() if name in used]
 
 
@@ -125,10 +129,12 @@ def routing_expression(op: RoutingOp, program: Program, ref: dict[str, str]) -> 
         case Normalise(_, x, positions, index):
             counted = f"{name(x)} * ({name(positions)} < {size(index)})" if positions else name(x)
             return f"normalise({counted})"
-        case SortSlots(counts=counts, positions=positions):
+        case SortSlots(counts=counts, positions=positions, block=block):
+            if block > 1:
+                return f"sort_slots_in_blocks({name(positions)}, {size(counts.indices[0])}, {block})"
             return f"sort_slots({name(positions)}, {size(counts.indices[0])})"
-        case Unsort(out, x, order):
-            return f"unsort({name(x)}, {name(order)}, {size(out.indices[1])})"
+        case Unsort(out, x, slots):
+            return f"unsort({name(x)}, {name(slots)}, {size(out.indices[1])})"
         case CapacitySlots(out, _, shares, positions):
             experts, places = (size(i) for i in out.indices)
             return f"capacity_slots({name(shares)}, {name(positions)}, {experts}, {places})"

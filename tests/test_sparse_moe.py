@@ -89,6 +89,7 @@ SPECS = {
     "capacity, linear": SparseMoE(6, 5, 4, 1, capacity=125, bias=False),
     "masked": SparseMoE(6, 5, 8, 2, hidden=7, lowering="masked"),
     "masked, linear, before": SparseMoE(6, 5, 8, 2, lowering="masked", shares="before"),
+    "block": SparseMoE(6, 5, 8, 2, hidden=7, block=4),
     "fine-grained": SparseMoE.fine_grained(6, 8, 5, 4, 1, 4, shared=8),
 }
 
@@ -142,7 +143,7 @@ def test_figures_of_the_table() -> None:
             assert macs["up"] + macs["down"] == tokens * executed + mixing
 
 
-@pytest.mark.parametrize("name", ["mlp", "before", "masked", "shared", "linear"])
+@pytest.mark.parametrize("name", ["mlp", "before", "masked", "shared", "linear", "block"])
 def test_saved_for_backward(name: str) -> None:
     plan, module = built(SPECS[name], 12)
     x = rows(plan, 12).requires_grad_()
@@ -192,6 +193,7 @@ def test_noise_only_in_training() -> None:
 FORMS = {
     "gathered": SparseMoE(6, 5, 8, 2, hidden=7),
     "masked": SparseMoE(6, 5, 8, 2, hidden=7, lowering="masked"),
+    "block": SparseMoE(6, 5, 8, 2, hidden=7, block=8),
     "capacity": SparseMoE(6, 5, 8, 2, hidden=7, capacity=400),
     "factorized": SparseMoE(6, 5, 8, 2, hidden=7, factorization=tnmoe.CP(3)),
 }
@@ -234,11 +236,12 @@ def test_nan_stays_with_its_token(form: str) -> None:
     assert torch.allclose(y[others], clean[others], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["masked", "factorized"])
-def test_other_tokens_change_no_bit(form: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("form", ["masked", "factorized", "block"])
+def test_other_tokens_change_no_bit(form: str, dtype: torch.dtype) -> None:
     plan, module = built(FORMS[form], 32)
-    module = module.float()
-    x = rows(plan, 32).float()
+    module = module.to(dtype)
+    x = rows(plan, 32).to(dtype)
     y = module(x)
     for t in (0, 13, 31):
         other = torch.randn_like(x)
@@ -296,6 +299,8 @@ def test_autocast_deepcopy_and_functional_call(form: str) -> None:
         lambda: SparseMoE(6, 5, 4, 2, capacity=1.25),
         lambda: SparseMoE(6, 5, 4, 2, capacity=100, lowering="masked"),
         lambda: SparseMoE(6, 5, 4, 2, null=2),
+        lambda: SparseMoE(6, 5, 4, 2, block=0),
+        lambda: SparseMoE(6, 5, 4, 2, block=8, lowering="masked"),
         lambda: SparseMoE(6, 5, 4, 2, factorization="cp"),
         lambda: SparseMoE.fine_grained(6, 7, 5, 4, 1, 2),
     ],
@@ -307,3 +312,12 @@ def test_bad_declarations(call) -> None:
 
 def test_check_passes_where_rows_are_data() -> None:
     assert tnmoe.check(tnmoe.plan(SparseMoE(6, 5, 8, 2, hidden=7), tokens=50)).passed
+
+
+def test_blocks_run_as_many_rows_as_are_always_enough() -> None:
+    """12 tokens, 2 of 8 experts, blocks of 4: 4 · (24/4 + 8) = 56 rows; no row of them for an empty batch."""
+    spec = SparseMoE(6, 5, 8, 2, hidden=7, bias=False, block=4)
+    report = tnmoe.cost(spec, tokens=12)
+    assert {row[0]: row[2] for row in report.parts().rows}["up"] == 56 * 6 * 7
+    assert report.ideal is not None
+    assert {row[0]: row[2] for row in report.ideal.parts().rows}["up"] == 24 * 6 * 7

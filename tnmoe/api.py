@@ -63,9 +63,10 @@ def _report(planned: Plan, dtype: str, ideal: CostReport | None = None) -> CostR
 def _without_vain_work(planned: Plan) -> Plan | None:
     """The plan of the same mixture whose tokens run through their chosen experts alone; None if they do so already."""
     declared = dict(planned.layer.declaration)
-    if declared.get("kind") != "sparse_moe" or (declared.get("lowering") != "masked" and "capacity" not in declared):
+    vain = declared.get("lowering") == "masked" or "capacity" in declared or declared.get("block", 1) > 1
+    if declared.get("kind") != "sparse_moe" or not vain:
         return None
-    layer = declare({k: v for k, v in declared.items() if k not in ("lowering", "capacity")})
+    layer = declare({k: v for k, v in declared.items() if k not in ("lowering", "capacity", "block")})
     values = {k: v for k, v in planned.values.items() if k in layer.free_symbols - {layer.token_symbol}}
     tokens = planned.values[planned.layer.token_symbol]
     return plan(layer, tokens=tokens, sizes=values, input_gradients=planned.input_gradients)

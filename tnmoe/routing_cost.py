@@ -105,6 +105,8 @@ def saved(op: RoutingOp, needing: Set[str]) -> tuple[Value, ...]:
             return tuple(v for v, other in ((lhs, rhs), (rhs, lhs)) if other.name in needing)
         case Spread() | Gather() | ScatterAdd():
             return (op.positions,)
+        case Unsort(_, _, slots):
+            return (slots,)
         case Normalise(_, x):
             return (x,)
     return ()
@@ -117,6 +119,4 @@ def saved_integers(op: RoutingOp, sizes: Sizes) -> Dim:
             return _elements(x, sizes)
         case ProductTopK(out):  # of either side, and of their pairs
             return 3 * _elements(out, sizes)
-        case Unsort(_, _, order):  # its inverse
-            return _elements(order, sizes)
     return 0

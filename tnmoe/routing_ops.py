@@ -77,24 +77,27 @@ class Normalise:
 
 @dataclass(frozen=True, slots=True)
 class SortSlots:
-    """The slots (token, choice) sorted by the expert in `positions`, earlier tokens first.
+    """Rows for the slots (token, choice), sorted by the expert in `positions`, earlier tokens first.
 
-    `out` holds their flat numbers, `rows` their tokens, and `counts` how many each expert has.
+    `out` is the row of each slot, `rows` the token of each row, and `counts` the rows of each expert. With a `block`
+    every expert has a multiple of that many, and the last one what is left of as many rows as are always enough: rows
+    beyond the slots are token 0 once more.
     """
 
     out: Value
     rows: Value
     counts: Value
     positions: Value
+    block: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Unsort:
-    """Rows of `x` put back where `order` (of a `SortSlots`) took them from."""
+    """The row of `x` of each slot, as `slots` (the result of a `SortSlots`) has them."""
 
     out: Value
     x: Value
-    order: Value
+    slots: Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,10 +247,11 @@ def fault(op: RoutingOp) -> str | None:
             fits = out == x.indices and (positions is None or positions.indices == out)
             return None if fits else "the indices differ"
         case SortSlots(_, rows, counts, positions):
-            fits = len(out) == 1 and rows.indices == out and len(positions.indices) == 2 and len(counts.indices) == 1
-            return None if fits else "one list of rows, and one count for each expert"
-        case Unsort(_, x, order):
-            fits = len(order.indices) == 1 and x.indices[:1] == order.indices and len(out) > len(x.indices) - 1
+            lists = [len(v.indices) for v in (op.out, rows, counts)]
+            fits = lists == [1, 1, 1] and len(positions.indices) == 2
+            return None if fits else "one list of slots, one of rows, and one count for each expert"
+        case Unsort(_, x, slots):
+            fits = len(slots.indices) == 1 and len(x.indices) == 2 and len(out) == 3
             return None if fits and out[2:] == x.indices[1:] else "the rows do not fit"
         case CapacitySlots(_, rows, shares, positions):
             fits = len(out) == 2 and rows.indices == out and shares.indices == positions.indices

@@ -23,6 +23,7 @@ def chosen_experts(
     last_bias: bool | None = None,
     factorization: Factorization | None = None,
     column: str = "n",
+    block: int = 1,
 ) -> Value:
     """y[t] = Σ_k shares[t, k] · expert positions[t, k] of x[t], none dropped; without `shares` a plain sum.
 
@@ -36,16 +37,21 @@ def chosen_experts(
         b.gathered_experts(prefix, x, positions, hidden, outputs, bias=bias, factorization=factorization)
     else:
         row, dispatch = f"{prefix}m", f"{prefix}dispatch"
-        b.length(row, sympy.sympify(b.sizes.sizes[token]) * b.sizes.sizes[slot])
-        order, rows = (Value(f"{prefix}{name}", (row,), dispatch, True) for name in ("order", "rows"))
+        choices = sympy.sympify(b.sizes.sizes[token]) * b.sizes.sizes[slot]
+        every = f"{prefix}s"
+        b.length(every, choices)
+        enough = block * (sympy.ceiling(choices / block) + sympy.Min(b.sizes.sizes["n"], choices))
+        b.length(row, enough if block > 1 else choices)
+        slots = Value(f"{prefix}slots", (every,), dispatch, True)
+        rows = Value(f"{prefix}rows", (row,), dispatch, True)
         counts = Value(f"{prefix}counts", (column,), dispatch, True)
-        b.add(SortSlots(order, rows, counts, positions))
+        b.add(SortSlots(slots, rows, counts, positions, block))
         u = Value(f"{prefix}dispatched", (row, x.indices[-1]), dispatch)
         b.add(Gather(u, x, rows, token))
         v = Value(f"{prefix}sorted_outputs", (row, y.indices[-1]), part)
         b.grouped_experts(prefix, u, counts, hidden, v, bias=bias, last_bias=bias if last_bias is None else last_bias)
         outputs = Value(outputs.name, outputs.indices, y.part)
-        b.add(Unsort(outputs, v, order))
+        b.add(Unsort(outputs, v, slots))
     return b.network(y, outputs) if shares is None else b.network(y, shares, outputs)
 
 

@@ -50,10 +50,13 @@ class SparseMoE(Declaration):
         factorization: of every W[n, i, o]; None for full matrices.
         lowering: "gathered" runs the chosen experts alone, on tokens sorted by expert; "masked" runs all of them and
             mixes with shares that are zero but for the chosen ones.
+        block: gathered full matrices: every expert has a multiple of so many rows, up to block · (min(N, kT) + 1) more
+            in all, and they run whatever is chosen. With 8, a token's result is the same to the bit whatever the other
+            tokens of a batch of its size are, where the library's matrix product treats rows in blocks alike.
 
     Gathered full matrices loop over experts with data-dependent numbers of rows, so `torch.compile(fullgraph=True)`
-    and `torch.export` do not take them, and a token's result may change in its last bits with the number of rows that
-    share its expert. The masked form, a capacity and factorized experts have neither limit.
+    and `torch.export` do not take them, and (without a `block`) a token's result may change in its last bits with the
+    number of rows that share its expert. The masked form, a capacity and factorized experts have neither limit.
 
     Raises:
         DeclarationError: sizes that do not fit, or options that exclude one another.
@@ -73,6 +76,7 @@ class SparseMoE(Declaration):
     null: Size | None = None
     factorization: Factorization | None = None
     lowering: str = "gathered"
+    block: int = 1
     kind: ClassVar[str] = "sparse_moe"
 
     def __post_init__(self) -> None:
@@ -92,6 +96,11 @@ class SparseMoE(Declaration):
             raise DeclarationError("capacity bounds the gathered form; the masked one has no slots: leave one out")
         if self.null is not None and (self.lowering == "masked" or self.capacity is not None or self.factorization):
             raise DeclarationError("null experts need the gathered form with full matrices and no capacity")
+        if not isinstance(self.block, int) or isinstance(self.block, bool) or self.block < 1:
+            raise DeclarationError(f"block must be an integer of at least 1, got {self.block!r}")
+        factorized = self.factorization is not None and self.factorization.kind != "dense"
+        if self.block > 1 and (self.lowering == "masked" or self.capacity or self.null is not None or factorized):
+            raise DeclarationError("block needs the gathered form with full matrices, no capacity and no null experts")
         if self.null is not None and self.shares != "normalised":
             raise DeclarationError('null experts divide the true shares by their sum: set shares="normalised"')
 
@@ -141,7 +150,17 @@ class SparseMoE(Declaration):
         if self.capacity is not None:
             return self._in_slots(b, experts, shares, positions, hidden, y)
         return chosen_experts(
-            b, "", b.x, shares, positions, hidden, y, bias=self.bias, factorization=self.factorization, column=column
+            b,
+            "",
+            b.x,
+            shares,
+            positions,
+            hidden,
+            y,
+            bias=self.bias,
+            factorization=self.factorization,
+            column=column,
+            block=self.block,
         )
 
     def _in_slots(
