@@ -153,3 +153,10 @@ def test_faults() -> None:
     plan = tnmoe.plan(spec, tokens=8, objective="peak")
     assert Plan.from_json(plan.to_json()).paths == plan.paths
     assert "memory of a forward pass" in tnmoe.explain(plan)
+    within = tnmoe.plan(spec, tokens=8, memory_limit=10**6)
+    assert within.proof == "proven optimal with at most 1,000,000 bytes alive at once"
+    assert Plan.from_json(within.to_json()).memory_limit == 10**6
+    with pytest.raises(tnmoe.PlanError, match="memory_limit of a plan must be a number of bytes"):
+        Plan.from_json(within.to_json().replace("1000000", "-7"))
+    assert tnmoe.plan(spec, tokens=8, objective="peak", memory_limit=10**6).exact
+    assert tnmoe.planning.with_tokens(within, 9).memory_limit is None

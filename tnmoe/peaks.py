@@ -55,10 +55,9 @@ def within_peak(asked: Question, goal: str, memory_limit: object, dtype: str) ->
     for attempt in wanted:  # where copies exceed the limit, what leaves the most room for them
         plan = _planned(asked, goal, parts, attempt, item)
         found = max((m.peak for m in inference(plan.bound, item)), default=0)
-        if found <= attempt:
-            return plan if attempt == wanted[0] else _unproven(plan)
-        if memory_limit is None or found <= limit:
-            return _unproven(plan)
+        if found <= limit or memory_limit is None:
+            plan = replace(plan, memory_limit=memory_limit)
+            return plan if found <= attempt == wanted[0] else _unproven(plan)
     raise PlanError(f"no order was found that holds {limit:,} bytes or fewer, copies included; the least is {found:,}")
 
 

@@ -38,6 +38,7 @@ class Plan:
         function: what the emitted module computes with a backward pass of its own; None leaves that to autograd.
         shortlist: what it was chosen among, under the objectives "time" and "layout".
         saved_limit: the most that `saved` was allowed to be; what is proven is proven of orders within it.
+        memory_limit: the most bytes that a forward pass was allowed to hold at once; likewise.
     """
 
     layer: Layer
@@ -48,6 +49,7 @@ class Plan:
     shortlist: Shortlist | None = None
     function: Function | None = None
     saved_limit: int | None = None
+    memory_limit: int | None = None
 
     @cached_property
     def program(self) -> Program:
@@ -144,6 +146,8 @@ class Plan:
         if self.shortlist is not None:
             return self.shortlist.summary
         proof = "proven optimal" if self.exact else "not proven optimal"
+        if self.memory_limit is not None:
+            return f"{proof} with at most {self.memory_limit:,} bytes alive at once"
         return proof if self.saved_limit is None else f"{proof} with at most {self.saved_limit:,} elements saved"
 
     def table(self) -> Table:
@@ -214,6 +218,7 @@ class Plan:
                 "paths": paths,
                 **({} if self.shortlist is None else {"shortlist": self.shortlist.to_mapping()}),
                 **({} if self.saved_limit is None else {"saved_limit": self.saved_limit}),
+                **({} if self.memory_limit is None else {"memory_limit": self.memory_limit}),
                 **({} if self.function is None else {"function": self.function.to_mapping()}),
             }
         )
@@ -235,6 +240,7 @@ class Plan:
             asked.inputs,
             asked.shortlist,
             saved_limit=asked.saved_limit,
+            memory_limit=asked.memory_limit,
         )
         if asked.function is None:
             return plan

@@ -29,6 +29,7 @@ class PlanFields:
     inputs: tuple[str, ...]
     shortlist: Shortlist | None
     saved_limit: int | None
+    memory_limit: int | None
     function: Any
 
 
@@ -60,14 +61,16 @@ def read(text: str) -> PlanFields:
         _objective(data["objective"]),
         _inputs(layer, data["input_gradients"]),
         _shortlist(data),
-        _limit(data.get("saved_limit")),
+        _limit(data, "saved_limit", "elements"),
+        _limit(data, "memory_limit", "bytes"),
         data.get("function"),
     )
 
 
-def _limit(value: Any) -> int | None:
+def _limit(data: Mapping[str, Any], key: str, unit: str) -> int | None:
+    value = data.get(key)
     if value is not None and (type(value) is not int or value < 0):
-        raise PlanError(f"saved_limit of a plan must be a number of elements, got {value!r}")
+        raise PlanError(f"{key} of a plan must be a number of {unit}, got {value!r}")
     found: int | None = value
     return found
 

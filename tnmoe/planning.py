@@ -200,4 +200,6 @@ def with_tokens(planned: Plan, tokens: int) -> Plan:
     if value.items() <= planned.values.items():
         return planned
     paths = {name: replace(path, exact=False) for name, path in planned.paths.items()}
-    return replace(planned, paths=paths, values={**planned.values, **value}, shortlist=None, saved_limit=None)
+    return replace(
+        planned, paths=paths, values={**planned.values, **value}, shortlist=None, saved_limit=None, memory_limit=None
+    )
