@@ -35,6 +35,8 @@ class _Entry:
 def _entries(layer: Layer) -> list[_Entry]:
     declaration = layer.declaration
     kind, factorization = declaration.get("kind"), declaration.get("factorization", {}).get("kind")
+    if declaration.get("factorization", {}).get("order"):
+        raise DeclarationError("the reference has its rings in the order experts, input, output alone")
     if kind not in KINDS or factorization not in ("cp", "tensor_ring"):
         raise DeclarationError(f"the reference has CP and tensor-ring μMoE layers, not {kind!r} with {factorization!r}")
     levels = len(layer.coefficients)

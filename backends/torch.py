@@ -128,6 +128,8 @@ def _extra_repr(summary: str) -> list[str]:
 
     if len(summary) + 17 <= WIDTH:
         return [f"        return {quoted(summary)}"]
+    if len(summary) + 14 <= WIDTH:
+        return ["        return (", f"            {quoted(summary)}", "        )"]
     pieces = [""]
     for word in summary.split(", "):
         if len(pieces[-1]) + len(word) + 18 > WIDTH:

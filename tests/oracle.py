@@ -67,7 +67,7 @@ def factor_axes(spec: Spec, prefix: str, i: str, o: str) -> dict[str, Axes]:
     modes = {n: (f"expert_{{}}{s}", n) for s, n in levels} | {"i": ("input_{}", i), "o": ("output_{}", o)}
     f = spec.factorization
     ranks = {mode: f"r_{mode}" for mode in modes}
-    i1, i2, o1, o2 = (f"{prefix}{m}{k}" for m in (i, o) for k in (1, 2))
+    i1, i2, o1, o2 = _parts(i, o)
     match f:
         case tnmoe.CP():
             return {stem.format("factor"): (axis, "r") for stem, axis in modes.values()}
@@ -102,9 +102,9 @@ def factor_axes(spec: Spec, prefix: str, i: str, o: str) -> dict[str, Axes]:
         case tnmoe.LowRank():
             return {"input_factor": (*experts, i, "r"), "output_factor": (*experts, "r", o)}
         case tnmoe.Kronecker():
-            return {"left_factor": (*experts, "s", i1, o1), "right_factor": (*experts, "s", i2, o2)}
+            return {"left": (*experts, "s", i1, o1), "right": (*experts, "s", i2, o2)}
         case tnmoe.Monarch():
-            return {"left_core": (*experts, i1, i2, o1, "r"), "right_core": (*experts, i1, o1, "r", o2)}
+            return {"left": (*experts, i1, i2, o1, "r"), "right": (*experts, i1, o1, "r", o2)}
         case tnmoe.Custom():
             left, right = f.expression.split("->")
             data = [t for t in left.split(",") if right[0] in t]
@@ -113,6 +113,12 @@ def factor_axes(spec: Spec, prefix: str, i: str, o: str) -> dict[str, Axes]:
             return {f"w_{t}": tuple(name.get(c, f"{c}_" if c in "tihon" else c) for c in t) for t in terms}
         case _:
             return {"weight": (*experts, i, o)}
+
+
+def _parts(i: str, o: str) -> tuple[str, ...]:
+    """Input and output axes in two parts each; those of a hidden input differ from those of the hidden output."""
+    again = "_" if i == "h" else ""
+    return f"{i}1{again}", f"{i}2{again}", f"{o}1", f"{o}2"
 
 
 def bias_axes(spec: Spec, prefix: str, i: str, o: str) -> tuple[str, Axes, str]:
@@ -171,7 +177,7 @@ def whole_weight(spec: Spec, weights: Mapping[str, Tensor], prefix: str = "") ->
         axis = factors[holder].index(i)
         arrays[holder] = torch.cat([arrays[holder], weights[prefix + bias].unsqueeze(axis)], axis)
     known = {a for axes in factors.values() for a in axes}
-    ends = [m for index in (i, o) for m in ((index,) if index in known else (f"{prefix}{index}1", f"{prefix}{index}2"))]
+    ends = [i, o] if i in known else list(_parts(i, o))
     letter = {a: string.ascii_letters[k] for k, a in enumerate(sorted(known))}
 
     def term(axes: Axes) -> str:

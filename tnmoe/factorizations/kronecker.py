@@ -40,11 +40,11 @@ class Kronecker(Declared):
     def factors(self, modes: Modes, sizes: Sizes, *, prefix: str, bias: bool) -> Factors:
         """Zero-mean factors, experts around a shared draw, scaled so that the mixed map starts as nn.Linear."""
         first_in, first_out, *_ = self.dims()
-        into = split_axis(sizes, modes.input, first_in, prefix=prefix, pad=self.pad, what="left[0]")
-        out = split_axis(sizes, modes.output, first_out, prefix=prefix, pad=self.pad, what="left[1]")
+        into = split_axis(sizes, modes.input, first_in, pad=self.pad, what="left[0]")
+        out = split_axis(sizes, modes.output, first_out, pad=self.pad, what="left[1]")
         sizes.add("s", "S", as_dim(self.terms, "terms"))
         factors = {
-            "left_factor": (*modes.experts, "s", into.parts[0], out.parts[0]),
-            "right_factor": (*modes.experts, "s", into.parts[1], out.parts[1]),
+            "left": (*modes.experts, "s", into.parts[0], out.parts[0]),
+            "right": (*modes.experts, "s", into.parts[1], out.parts[1]),
         }
         return assemble(factors, modes, sizes, prefix=prefix, bias=bias, splits=(into, out))

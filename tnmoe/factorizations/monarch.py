@@ -42,10 +42,10 @@ class Monarch(Declared):
     def factors(self, modes: Modes, sizes: Sizes, *, prefix: str, bias: bool) -> Factors:
         """Zero-mean factors, experts around a shared draw, scaled so that the mixed map starts as nn.Linear."""
         first_in, first_out, *_ = self.dims()
-        into = split_axis(sizes, modes.input, first_in, prefix=prefix, pad=self.pad, what="blocks[0]")
-        out = split_axis(sizes, modes.output, first_out, prefix=prefix, pad=self.pad, what="blocks[1]")
+        into = split_axis(sizes, modes.input, first_in, pad=self.pad, what="blocks[0]")
+        out = split_axis(sizes, modes.output, first_out, pad=self.pad, what="blocks[1]")
         sizes.add("r", "R", as_dim(self.rank, "rank"))
         i1, i2 = into.parts
         o1, o2 = out.parts
-        factors = {"left_core": (*modes.experts, i1, i2, o1, "r"), "right_core": (*modes.experts, i1, o1, "r", o2)}
+        factors = {"left": (*modes.experts, i1, i2, o1, "r"), "right": (*modes.experts, i1, o1, "r", o2)}
         return assemble(factors, modes, sizes, prefix=prefix, bias=bias, splits=(into, out))

@@ -10,14 +10,13 @@ from tnmoe.factorizations.base import Sizes
 from tnmoe.layer import AxisSplit
 
 
-def split_axis(sizes: Sizes, index: str, blocks: Dim, *, prefix: str, pad: bool, what: str) -> AxisSplit:
+def split_axis(sizes: Sizes, index: str, blocks: Dim, *, pad: bool, what: str) -> AxisSplit:
     """`index` as `blocks` parts of equal length: two new indices, the first counting the blocks.
 
     Args:
         sizes: get the two parts' sizes.
         index: of the layer.
         blocks: the size of the first part.
-        prefix: of the parts' names.
         pad: append zeros where `blocks` does not divide the size (or cut off the surplus of an output).
         what: the declared field, for the error.
 
@@ -42,7 +41,8 @@ def split_axis(sizes: Sizes, index: str, blocks: Dim, *, prefix: str, pad: bool,
         rest += padded
     else:
         rest = sympy.ceiling(whole / sympy.sympify(blocks)) if pad else whole / sympy.sympify(blocks)
-    parts = (f"{prefix}{index}1", f"{prefix}{index}2")
-    for part, number, size in zip(parts, "12", (blocks, rest), strict=True):
-        sizes.add(part, f"{prefix}{index.upper()}{number}", size)
+    taken = "_" if f"{index}1" in sizes.sizes else ""  # the hidden index is an output here and an input there
+    parts = (f"{index}1{taken}", f"{index}2{taken}")
+    for part, size in zip(parts, (blocks, rest), strict=True):
+        sizes.add(part, part[0].upper() + part[1:], size)
     return AxisSplit(index, parts, padded)

@@ -109,4 +109,15 @@ def assemble(
     experts = [made[f] for f, indices in factors.items() if set(indices) & set(modes.experts)]
     if input_name and made[holders[0]] not in experts and len(experts) == len(modes.experts):
         names = stage_names(prefix, experts, made[holders[0]])
+    elif modes.experts or splits:
+        mixing = frozenset(f"a{e + 1}" for e in range(len(modes.experts)))
+        whole = frozenset(p.name for p in made.values())
+        names = {whole: prefix + "whole", whole | {"x"}: prefix + "outputs", whole | mixing: prefix + "mixture"}
+        for factor in made.values():
+            own = frozenset([factor.name])
+            names |= {
+                own | mixing | {"x"}: prefix + "gated",
+                own | mixing: prefix + "mixed",
+                own | {"x"}: prefix + "inner",
+            }
     return Factors(tuple(made.values()), folded, input_name, names, added, splits)

@@ -59,7 +59,7 @@ def factorized_map(
             before = Value(f"{prefix}x_parts", (*x.indices[:-1], *split.parts), part)
             nodes.append(Split(before, x, i, split.parts, split.padded))
         else:
-            raw = Value(f"{out.name}_parts", (*out.indices[:-1], *split.parts), part)
+            raw = Value(f"{prefix}parts", (*out.indices[:-1], *split.parts), part)
     network = _network(factors, (*coefficients, before), raw, i)
     stand_in = {"x": before.name} | {f"a{e + 1}": a.name for e, a in enumerate(coefficients)}
     names = {frozenset(stand_in.get(n, n) for n in subset): name for subset, name in factors.names.items()}

@@ -41,6 +41,9 @@ from tnmoe.program import Program
 
 Order = tuple[str, ...]
 
+LONGEST = 20
+"""Characters of a name that says a copy's order; a longer one says only that it is a copy."""
+
 ROWWISE = (LayerNorm, BatchNorm, Softmax, Entmax15, Sparsemax)
 """Ops over one index, which has to be the last in memory."""
 
@@ -57,7 +60,10 @@ def assign_layouts(program: Program) -> Program:
         if value.indices == order:
             return value
         if (value.name, order) not in copies:
-            copy = Value(f"{value.name}_as_{'_'.join(order)}", order, value.part)
+            name = f"{value.name}_as_{'_'.join(order)}"
+            if len(name) > LONGEST:
+                name = f"{value.name}_copy" + "_again" * sum(v == value.name for v, _ in copies)
+            copy = Value(name, order, value.part)
             ops.append(Permute(copy, value))
             copies[value.name, order] = copy
         return copies[value.name, order]
