@@ -111,13 +111,13 @@ def assemble(
         names = stage_names(prefix, experts, made[holders[0]])
     elif modes.experts or splits:
         mixing = frozenset(f"a{e + 1}" for e in range(len(modes.experts)))
-        whole = frozenset(p.name for p in made.values())
-        names = {whole: prefix + "whole", whole | {"x"}: prefix + "outputs", whole | mixing: prefix + "mixture"}
+        both = frozenset(p.name for p in made.values())
+        names = {both: prefix + "whole", both | {"x"}: prefix + "outputs", both | mixing: prefix + "mixture"}
         for factor in made.values():
-            own = frozenset([factor.name])
+            alone = frozenset([factor.name])
             names |= {
-                own | mixing | {"x"}: prefix + "gated",
-                own | mixing: prefix + "mixed",
-                own | {"x"}: prefix + "inner",
+                alone | mixing | {"x"}: prefix + "gated",
+                alone | mixing: prefix + "mixed",
+                alone | {"x"}: prefix + "inner",
             }
     return Factors(tuple(made.values()), folded, input_name, names, added, splits)
