@@ -7,6 +7,7 @@ import linecache
 import sys
 import types
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tnmoe._version import __version__
@@ -15,9 +16,10 @@ from tnmoe.backends.torch_function import FunctionUnit
 from tnmoe.backends.torch_methods import Frozen, Unit
 from tnmoe.built import remember
 from tnmoe.cost_report import CostReport
-from tnmoe.errors import CostError, DeclarationError
+from tnmoe.errors import CostError, DeclarationError, unknown
 from tnmoe.layers import declare
 from tnmoe.memory_report import MemoryReport
+from tnmoe.network import Role
 from tnmoe.passes.fold_weights import fold_weights
 from tnmoe.plan import Plan
 from tnmoe.planning import for_inference, plan, with_tokens
@@ -34,7 +36,12 @@ def _require_plan(what: object) -> Plan:
 
 
 def cost(
-    what: Plan | Planable, *, tokens: int | None = None, dtype: str = "float32", inference: bool = False
+    what: Plan | Planable,
+    *,
+    tokens: int | None = None,
+    dtype: str = "float32",
+    inference: bool = False,
+    frozen: str | Collection[str] = (),
 ) -> CostReport:
     """Parameters, work, rank and bytes of a layer, as numbers and as formulas.
 
@@ -43,20 +50,29 @@ def cost(
         tokens: rows of the input to count; by default those of the plan.
         dtype: of weights and activations, for the byte counts.
         inference: of the inference form that `freeze` makes: what each call costs, and what is stored for it.
+        frozen: names of parameters that get no gradient, besides those declared so: the backward pass, what it saves,
+            gradients and optimizer states leave them out.
 
     Raises:
-        CostError: an unknown dtype.
+        CostError: an unknown dtype or parameter.
     """
     planned = _planned(what, tokens)
     if inference:
         planned = for_inference(planned)
         return CostReport(planned.layer, planned.folded.each, planned.values, dtype)
     ideal = _without_vain_work(planned)
-    return _report(planned, dtype, None if ideal is None else _report(ideal, dtype))
+    names = (frozen,) if isinstance(frozen, str) else tuple(frozen)
+    return _report(planned, dtype, None if ideal is None else _report(ideal, dtype, frozen=names), frozen=names)
 
 
-def _report(planned: Plan, dtype: str, ideal: CostReport | None = None) -> CostReport:
+def _report(planned: Plan, dtype: str, ideal: CostReport | None = None, frozen: Collection[str] = ()) -> CostReport:
     program, gradients = planned.program, planned.input_gradients
+    stored = [p.name for p in program.parameters]
+    for name in frozen:
+        if name not in stored:
+            raise CostError(unknown("parameter", name, stored))
+    kept = (replace(p, role=Role.FROZEN) if p.name in frozen else p for p in program.parameters)
+    program = replace(program, parameters=tuple(kept))
     return CostReport(planned.layer, program, planned.values, dtype, gradients, planned.function, ideal)
 
 
