@@ -172,10 +172,10 @@ def _statements(writer: Writer, ops: Sequence[Op], conditions: Mapping[Op, str])
     lines = [f"{name} = {where}" for name, where in writer.runtime_sizes(ops).items()]
     part = ops[0].out.part
     for op in ops:
+        lines += writer.drops(op)
         if op.out.part != part:
             part = op.out.part
             lines.append("")
-        lines += writer.drops(op)
         lines += _conditional(writer, op, conditions[op]) if op in conditions else writer.statement(op)
     return lines
 

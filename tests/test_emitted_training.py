@@ -438,6 +438,17 @@ def test_command_line(capsys, tmp_path):
         tnmoe.memory(plan)
 
 
+def test_golden_file(update_golden):
+    """A person reads what changes: forward, what is kept, and backward of a CP block."""
+    spec = tnmoe.MuMoEBlock(16, 64, 16, 8, tnmoe.CP(12), tnmoe.Gate("entmax15", "layer"), input_norm=True)
+    source = tnmoe.emit(tnmoe.plan(spec, tokens=64, memory="recompute", flavour="fast", chunk=32)).encode()
+    path = GOLDEN / "cp_block_training.py"
+    if update_golden:
+        path.write_bytes(source)
+    assert path.is_file(), f"{path} is missing; run pytest --update-golden and read what it writes"
+    assert path.read_bytes() == source, f"{path} differs; run pytest --update-golden and read the difference"
+
+
 def test_sources_are_lint_clean_and_deterministic(tmp_path):
     """ruff finds nothing, no line is beyond 100 columns, and the same plan gives the same bytes."""
     ways = itertools.product(("gpt2-cp", "gpt2-tr", "clip-128-tr"), ("save", "recompute"), ("portable", "fast"))

@@ -10,35 +10,17 @@ the end of the program, from the gates on.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import partial
 
 from tnmoe.backward import saved_elements, saved_values, training_cost
 from tnmoe.cost import Cost, elements, is_view, op_cost
 from tnmoe.dims import Dim
-from tnmoe.errors import PlanError, ProgramError
-from tnmoe.ops import (
-    Add,
-    Contract,
-    ContractAdd,
-    Gelu,
-    GeluBackward,
-    Merge,
-    Multiply,
-    Op,
-    Permute,
-    Reduce,
-    Split,
-    Value,
-    is_matmul,
-    operands,
-)
+from tnmoe.errors import PlanError
+from tnmoe.ops import Merge, Op, Split, Value, operands
 from tnmoe.program import Program, verify
-
-DIFFERENTIABLE = (Contract, ContractAdd, Multiply, Add, Permute, Split, Merge, Gelu)
-"""Ops with an adjoint in the op set."""
+from tnmoe.reverse_mode import DIFFERENTIABLE, fresh
+from tnmoe.reverse_mode import gradients as reverse
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +155,8 @@ def adjoint(program: Program, needing: Set[str], kept: Set[str] | None = None) -
     data = [v for v in read.values() if v not in stored]
     data.sort(key=lambda v: v.indices[:1] != program.output.indices[:1])  # chunks are taken of the first ones
     inputs = (*data, *(v for v in stored if v.name in read))
-    seed = replace(program.output, name=_fresh(program, f"{program.output.name}_grad"))
-    gradients, known = _gradients(program, ops, seed, needing)
+    seed = replace(program.output, name=fresh(program, f"{program.output.name}_grad"))
+    gradients, known = reverse(program, ops, seed, needing)
     wanted = {v.name: known[v.name] for v in inputs if v.name in known}
     found = Adjoint(
         program,
@@ -220,96 +202,3 @@ def split(program: Program) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
             ops.insert(0, op)
             live |= {v.name for v in operands(op)}
     return tuple(before), tuple(ops)
-
-
-def _gradients(
-    program: Program, ops: Sequence[Op], seed: Value, needing: Set[str]
-) -> tuple[tuple[Op, ...], Mapping[str, Value]]:
-    """The ops of reverse mode, and the gradient of each value; those of several uses of a value are added up."""
-    uses = Counter(v.name for op in ops for v in operands(op) if v.name in needing)
-    if uses[program.output.name]:
-        raise ProgramError(f"the output {program.output.name!r} is read by another op")
-    found: list[Op] = []
-    known = {program.output.name: seed}
-    seen: Counter[str] = Counter()
-    for op in reversed(ops):
-        if op.out.name not in needing:
-            continue
-        for value, make in _contributions(op, known[op.out.name]):
-            if value.name not in needing:
-                continue
-            whole = replace(value, name=_fresh(program, f"{value.name}_grad"), part=op.out.part)
-            count, several = seen[value.name], uses[value.name] > 1
-            part = replace(whole, name=_fresh(program, f"{whole.name}_{count + 1}")) if several else whole
-            made, result = make(part)
-            found += made
-            if count:
-                last = count + 1 == uses[value.name]
-                total = whole if last else replace(whole, name=_fresh(program, f"{whole.name}_to_{count + 1}"))
-                found.append(Add(total, known[value.name], result))
-                result = total
-            known[value.name] = result
-            seen[value.name] += 1
-    return tuple(found), known
-
-
-Make = Callable[[Value], tuple[tuple[Op, ...], Value]]
-"""From what a gradient is to be called to the ops that make it, and the value that holds it."""
-
-
-def _contributions(op: Op, grad: Value) -> Iterator[tuple[Value, Make]]:
-    """Each operand, and how its gradient is made from that of the result."""
-    match op:
-        case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
-            yield lhs, partial(_product, grad, rhs)
-            yield rhs, partial(_product, lhs, grad)
-            if isinstance(op, ContractAdd):
-                yield op.bias, partial(_summed, grad)
-        case Multiply(_, lhs, rhs):
-            yield lhs, partial(_hadamard, grad, rhs)
-            yield rhs, partial(_hadamard, grad, lhs)
-        case Add(_, lhs, rhs):
-            yield lhs, partial(_summed, grad)
-            yield rhs, partial(_summed, grad)
-        case Permute(_, x):
-            yield x, lambda out: ((Permute(out, grad),), out)
-        case Split(_, x, index, parts, padded):
-            yield x, lambda out: ((Merge(out, grad, index, parts, padded),), out)
-        case Merge(_, x, index, parts, padded):
-            yield x, lambda out: ((Split(out, grad, index, parts, padded),), out)
-        case Gelu(_, x):
-            yield x, lambda out: ((GeluBackward(out, grad, x),), out)
-        case _:
-            raise ProgramError(f"op {type(op).__name__} has no adjoint; add one to tnmoe/adjoint.py")
-
-
-def _product(lhs: Value, rhs: Value, out: Value) -> tuple[tuple[Op, ...], Value]:
-    """The gradient of one factor of a contraction: the product of the other one and of the result's gradient.
-
-    Either order of the two gives a matrix product over views; `out` decides which.
-    """
-    if set(out.indices) == set(lhs.indices) | set(rhs.indices):
-        return (Multiply(out, lhs, rhs),), out
-    op = Contract(out, lhs, rhs)
-    return (op if is_matmul(op) else Contract(out, rhs, lhs),), out
-
-
-def _hadamard(grad: Value, other: Value, out: Value) -> tuple[tuple[Op, ...], Value]:
-    """The gradient of one factor of a broadcasting product."""
-    if out.indices == grad.indices:
-        return (Multiply(out, grad, other),), out
-    spread = replace(grad, name=f"{out.name}_spread")
-    return (Multiply(spread, grad, other), Reduce(out, spread)), out
-
-
-def _summed(grad: Value, out: Value) -> tuple[tuple[Op, ...], Value]:
-    """The gradient of a term of a broadcasting sum."""
-    return ((Reduce(out, grad),), out) if out.indices != grad.indices else ((), grad)
-
-
-def _fresh(program: Program, name: str) -> str:
-    """`name`, lengthened until no value of the program has it."""
-    taken = {v.name for v in program.leaves} | {op.out.name for op in program.ops}
-    while name in taken:
-        name += "_"
-    return name

@@ -150,6 +150,8 @@ def _unit(planned: Plan, name: str, freeze: bool) -> Unit:
         f"    {report.parameters:,} parameters",
         f"    {report.macs:,} MACs, {report.flops:,} FLOPs ({report.matmul_flops:,} in matmuls)",
     ]
+    if planned.function is not None:
+        notes.append(f"    training: {report.training_flops:,} FLOPs, {report.saved_bytes:,} bytes kept in float32")
     sizes = planned.bound.sizes
     if planned.layer.batched:
         width_in, width_out = sizes[planned.layer.inputs[0].indices[-1]], sizes[planned.layer.output.indices[-1]]
