@@ -204,7 +204,8 @@ class Writer:
                     surplus = math.prod(int(self.program.sizes[p]) for p in parts) - self.program.sizes[index]
                     before = "0, 0, " * (len(value.indices) - 1 - axis)
                     x = f"F.pad({x}, ({before}0, {surplus}))"
-                return f"{x}.unflatten({axis - len(value.indices)}, ({', '.join(self._sizes(parts))}))"
+                shape = ", ".join(self._sizes(parts)) + ("," if len(parts) == 1 else "")
+                return f"{x}.unflatten({axis - len(value.indices)}, ({shape}))"
             case Merge(_, value, index, parts, padded):
                 axis = value.indices.index(parts[0])
                 last = axis + len(parts) - 1

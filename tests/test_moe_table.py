@@ -40,7 +40,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     records = json.loads(table("moe", "--format", "json"))
     assert len(records) == len(EQUAL_PARAMETERS) + len(EQUAL_MACS)
     marked = {r["layer"] for r in records if r["layer"].endswith("†")}
-    families = ("expert choice", "Soft MoE", "Mixture of Tokens", "Mixture of Depths", "sparse MoE, capacity")
+    families = ("MoA", "expert choice", "Soft MoE", "Mixture of Tokens", "Mixture of Depths", "sparse MoE, capacity")
     assert all(name.startswith(families) for name in marked)
     assert {f for f in families if any(name.startswith(f) for name in marked)} == set(families)
     assert "† couples tokens" in table("moe-flops")

@@ -170,6 +170,36 @@ def test_smile() -> None:
     assert macs(report, "up", "down") == 12 * 7 * 11
 
 
+def heads(x: Tensor, w: Weights) -> Tensor:
+    keys, values = x @ w["key_weight"], x @ w["value_weight"]
+    out = []
+    for row in x:
+        logits = row @ w["gate_projection"]
+        chosen = choices(logits, 2)
+        parts = [softmax((row @ w["query_weight"][n]) @ keys.T) @ values @ w["output_weight"][n] for n in chosen]
+        out.append(sum(s * part for s, part in zip(softmax(logits[chosen]), parts, strict=True)))
+    return torch.stack(out)
+
+
+def test_mixture_of_heads() -> None:
+    report = check_family(tnmoe.MixtureOfHeads(6, 5, 2, 4), heads)
+    assert report.layer.couples_tokens
+    assert report.parameters == 6 * 5 + 2 * 5 * 6 * 4 + 2 * 6 * 4  # I N + 2 N I d_h + 2 I d_h
+    combine = 12 * 2 * 6
+    # I N + (2 k + 2) I d_h + 2 k T d_h for each token
+    assert report.macs == 12 * (6 * 5 + (2 * 2 + 2) * 6 * 4 + 2 * 2 * 12 * 4) + combine
+
+
+def test_mixture_of_heads_round_trips_and_takes_no_tokens() -> None:
+    plan, module = built(tnmoe.MixtureOfHeads(6, 5, 2, 4), 12)
+    assert tnmoe.check(plan).passed
+    assert tnmoe.Plan.from_json(plan.to_json()).bound == plan.bound
+    module(rows(plan, 12)[:0]).sum().backward()
+    x = rows(plan, 12)
+    x[3] = float("nan")
+    assert bool(module(x).isnan().all())  # all tokens attend to it
+
+
 # ---- MoEfication -----------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from tnmoe.layers.gate import Gate
 from tnmoe.layers.linear import MLP, Linear
 from tnmoe.layers.lora import MoLoRA, MoSLoRA, MoV
 from tnmoe.layers.mixture_of_depths import MixtureOfDepths
+from tnmoe.layers.mixture_of_heads import MixtureOfHeads
 from tnmoe.layers.mixture_of_tokens import MixtureOfTokens
 from tnmoe.layers.moefied import MoEfied
 from tnmoe.layers.multi_head_moe import MultiHeadMoE
@@ -54,6 +55,7 @@ Spec = (
     | ResidualMoE
     | SMILE
     | MoEfied
+    | MixtureOfHeads
 )
 
 KINDS: dict[str, type[Spec]] = {c.kind: c for c in Spec.__args__}
@@ -147,6 +149,7 @@ __all__ = [
     "Gate",
     "Linear",
     "MixtureOfDepths",
+    "MixtureOfHeads",
     "MixtureOfTokens",
     "MoEfied",
     "MoLoRA",
