@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Set
-from typing import Any
 
-from tnmoe import cache
-from tnmoe._version import __version__
-from tnmoe.errors import PlanError
 from tnmoe.network import Network
 from tnmoe.path import ContractionPath
 from tnmoe.planners import cotengra, random_greedy
 from tnmoe.planners.effort import Effort, Progress
+from tnmoe.planners.path_cache import kept_path
 from tnmoe.planners.reconfigure import reconfigure
 from tnmoe.planners.splits import Splits, Steps, path_of, splits_of
-from tnmoe.planners.structure import structure
 
 VERSION = 1
 """To be raised when the search comes to find other trees: what was kept before is then not found any more."""
@@ -67,39 +63,16 @@ def plan(
     n = len(network.tensors)
     if n < 3:
         return ContractionPath(((0, 1),) if n == 2 else (), _name())
-    key = cache.key("search", _question(network, sizes, objective, needing, budget, seed))
-    found = _read(cache.get(key), n)
-    if found is None:
-        found = path_of(best(Steps(network, sizes, objective, needing), effort, seed), n, _name())
-        cache.put(key, {"steps": [list(step) for step in found.steps]})
-    return found
+    depends = {"budget": budget, "seed": seed, "planner": _name(), "version": VERSION}
+
+    def search() -> ContractionPath:
+        return path_of(best(Steps(network, sizes, objective, needing), effort, seed), n, _name())
+
+    return kept_path("search", network, sizes, objective, needing, depends, search)
 
 
 def _name() -> str:
     return "search" if cotengra.INSTALLED else "search without cotengra"
-
-
-def _question(
-    network: Network,
-    sizes: Mapping[str, int],
-    objective: str,
-    needing: Set[str],
-    budget: float | None,
-    seed: int,
-) -> dict[str, Any]:
-    """All that the answer depends on."""
-    limits = {"budget": budget, "seed": seed, "planner": _name(), "version": [VERSION, __version__]}
-    return {**structure(network, sizes, needing), "objective": objective, **limits}
-
-
-def _read(entry: Mapping[str, Any] | None, tensors: int) -> ContractionPath | None:
-    """The path of a cache entry, if that is what it holds."""
-    try:
-        path = ContractionPath(tuple((int(i), int(j)) for i, j in (entry or {})["steps"]), _name())
-        path.check(tensors)
-    except (KeyError, TypeError, ValueError, PlanError):
-        return None
-    return path
 
 
 def best(steps: Steps, effort: Effort, seed: int = 0) -> Splits:

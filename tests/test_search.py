@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import subprocess
@@ -298,4 +297,13 @@ def test_an_entry_that_is_no_path_is_replaced(kept: Path, value: dict[str, Any])
     (entry,) = kept.iterdir()
     assert cache.put(entry.stem, value)
     assert search.plan(network, sizes) == first
-    assert cache.get(entry.stem) == {"steps": json.loads(json.dumps(first.steps))}
+    assert cache.get(entry.stem) == {"steps": [list(s) for s in first.steps], "planner": "search", "exact": False}
+
+
+@pytest.mark.parametrize(("tensors", "entries"), [(10, 0), (11, 1), (12, 1)])
+def test_exact_paths_are_kept_where_planning_takes_long(kept: Path, tensors: int, entries: int) -> None:
+    network, sizes = large_network(tensors, 1)
+    first = subset_dp.plan(network, sizes)
+    assert subset_dp.plan(network, sizes) == first
+    assert first.exact
+    assert len(list(kept.parent.rglob("*.json"))) == entries

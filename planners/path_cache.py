@@ -1,0 +1,56 @@
+"""Paths between processes: kept under the structure of the network and all that they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import replace
+from typing import Any
+
+from tnmoe import cache
+from tnmoe._version import __version__
+from tnmoe.errors import PlanError
+from tnmoe.network import Network
+from tnmoe.path import ContractionPath
+from tnmoe.planners.structure import structure
+
+
+def kept_path(
+    kind: str,
+    network: Network,
+    sizes: Mapping[str, int],
+    objective: str,
+    needing: Set[str],
+    effort: Mapping[str, Any],
+    make: Callable[[], ContractionPath],
+) -> ContractionPath:
+    """The path in the cache, else the one that `make` finds, which is then kept.
+
+    Args:
+        kind: of entry, one for each planner.
+        network, sizes, objective, needing: as planners take them.
+        effort: plain data, whatever else the path depends on, the planner's version included.
+        make: plans.
+    """
+    asked = {**structure(network, sizes, needing), "objective": objective, **effort, "tnmoe": __version__}
+    key = cache.key(kind, asked)
+    found = _read(cache.get(key), len(network.tensors))
+    if found is None:
+        found = make()
+        kept = {"steps": [list(step) for step in found.steps], "planner": found.planner, "exact": found.exact}
+        cache.put(key, kept)
+    return found
+
+
+def _read(entry: Mapping[str, Any] | None, tensors: int) -> ContractionPath | None:
+    """The path of a cache entry, if that is what it holds."""
+    match entry:
+        case {"steps": list(steps), "planner": str(planner), "exact": bool(exact)}:
+            path = ContractionPath((), planner, exact)
+        case _:
+            return None
+    try:
+        path = replace(path, steps=tuple((int(i), int(j)) for i, j in steps))
+        path.check(tensors)
+    except (TypeError, ValueError, PlanError):
+        return None
+    return path
