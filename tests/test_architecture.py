@@ -34,6 +34,7 @@ ALLOWED = {
     "shortlist": {"errors", "goals"},
     "objective": {"backward", "cost", "goals", "network", "ops", "traffic"},
     "least_squares": {"network"},
+    "useful_ranks": {"layer", "network"},
     "safetensors_files": {"errors", "plan"},
     "lower": {"errors", "layer", "network", "ops", "passes", "path", "program"},
     "cost": {"dims", "errors", "ops", "program", "routing_cost", "routing_ops"},

@@ -1,5 +1,7 @@
 """Every factorization: parameters, MACs and ranks by hand-derived formulas, initial variances, faults, contract."""
 
+import warnings
+
 import numpy as np
 import oracle
 import pytest
@@ -365,3 +367,34 @@ def test_faults_say_where(make, words):
     with pytest.raises(tnmoe.DeclarationError) as caught:
         make()
     assert words in str(caught.value)
+
+
+WASTED = {
+    # 9 of 8 outputs; 4 of 3 experts; 8 of 6 inputs and the bias; 7 of 2 × 3 entries of the left factor
+    "tucker": (
+        tnmoe.MuMoE(6, 8, 3, tnmoe.Tucker((3, 6, 9)), bias=False),
+        "'r_o' of 'y' has size 9, but more than 8",
+    ),
+    "train": (tnmoe.MuMoE(6, 8, 3, tnmoe.TensorTrain((4, 8))), "bond 'r1' of 'y' has size 4, but more than 3"),
+    "low rank": (tnmoe.MuMoE(6, 9, 3, tnmoe.LowRank(8)), "bond 'r' of 'y' has size 8, but more than 7"),
+    "kronecker": (
+        tnmoe.FactorizedLinear(6, 9, tnmoe.Kronecker((2, 3), 7)),
+        "'s' of 'parts' has size 7, but",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spec", "words"), WASTED.values(), ids=WASTED)
+def test_ranks_beyond_use_are_warned_of_with_the_bound(spec, words):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", tnmoe.RankWarning)
+        tnmoe.plan(spec)
+    assert any(words in str(w.message) for w in caught)
+
+
+def test_useful_ranks_are_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", tnmoe.RankWarning)
+        for name, (factorization, experts, _) in COUNTS.items():
+            if name != "hierarchical n, (i, o)":  # whose root is 3 × 6
+                tnmoe.plan(tnmoe.MuMoE(24, 36, experts, factorization, FREE))

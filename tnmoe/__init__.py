@@ -27,6 +27,7 @@ from tnmoe.errors import (
     FileError,
     PlanError,
     ProgramError,
+    RankWarning,
     TnmoeError,
 )
 from tnmoe.expert_rank import ExpertRank, ExpertRanks, expert_ranks
@@ -145,6 +146,7 @@ __all__ = [
     "Prediction",
     "Program",
     "ProgramError",
+    "RankWarning",
     "Replacement",
     "ResidualMoE",
     "Role",

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -286,7 +287,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     if hasattr(options, "what"):
         options.what = [name for what in options.what for name in presets.GROUPS.get(what, (what,))]
-    code: int = options.run(options)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        code: int = options.run(options)
     return code
 
 

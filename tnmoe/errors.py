@@ -32,6 +32,10 @@ class FileError(TnmoeError):
     """A file cannot be read or written."""
 
 
+class RankWarning(UserWarning):
+    """A declared rank is larger than what the other axes can use."""
+
+
 def point_at(text: str, start: int, length: int = 1) -> str:
     """`text` with carets under `length` characters from `start`, indented to stand below a message."""
     return f"  {text}\n  {' ' * start}{'^' * max(1, length)}"

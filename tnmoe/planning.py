@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from tnmoe.backward import gradient_names
 from tnmoe.candidates import Profile, choose
-from tnmoe.errors import DeclarationError, PlanError, unknown
+from tnmoe.errors import DeclarationError, PlanError, RankWarning, unknown
 from tnmoe.function import plan_function
 from tnmoe.goals import PEAK, SHORTLISTED, Goal, as_objective
 from tnmoe.limits import within
@@ -18,6 +19,7 @@ from tnmoe.planners import pareto as front
 from tnmoe.planners.effort import check_budget
 from tnmoe.planners.pareto import Tradeoff
 from tnmoe.question import DEFAULT_TOKENS, PLANNERS, Planable, planner_of, question, token_value
+from tnmoe.useful_ranks import excessive_ranks
 
 
 def plan(
@@ -89,6 +91,8 @@ def plan(
     if profile is not None and goal != "time":
         raise PlanError(f"a profile goes with the objective 'time', not with {goal!r}")
     asked = question(what, tokens, sizes, input_gradients)
+    for sentence in excessive_ranks(asked.layer, asked.sizes):
+        warnings.warn(sentence, RankWarning, stacklevel=2)
     if goal == PEAK or memory_limit is not None:
         if planner != "auto" or (saved_limit, memory, flavour, chunk) != (None, None, "portable", None):
             raise PlanError(
