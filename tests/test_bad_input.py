@@ -37,6 +37,22 @@ LEAST = {
     "mlp": {"inputs": 4, "hidden": 6, "outputs": 5},
     "dense_moe": {"inputs": 4, "hidden": 6, "outputs": 5, "experts": 3},
     "sparse_moe": {"inputs": 4, "outputs": 5, "experts": 3, "active": 2},
+    "expert_choice": {"inputs": 4, "outputs": 5, "experts": 3},
+    "soft_moe": {"inputs": 4, "outputs": 5, "experts": 3, "slots": 2},
+    "mixture_of_tokens": {"inputs": 4, "hidden": 6, "outputs": 5, "experts": 3, "group": 2},
+    "mixture_of_depths": {"inputs": 4, "hidden": 6},
+    "peer": {"inputs": 4, "outputs": 5, "experts": 9, "heads": 2, "active": 2, "key_width": 3},
+    "multi_head_moe": {"inputs": 4, "hidden": 6, "experts": 3, "active": 2, "heads": 2},
+    "smile": {"inputs": 4, "hidden": 6, "outputs": 5, "nodes": 2, "experts": 3},
+    "cartesian_moe": {"inputs": 4, "hidden": 6, "experts": 3, "active": 2},
+    "deep_moe": {"inputs": 4, "hidden": 6, "outputs": 5, "experts": 3},
+    "residual_moe": {"inputs": 4, "outputs": 5, "experts": 3},
+    "moefied": {"inputs": 4, "hidden": 6, "outputs": 5, "groups": 3, "active": 2},
+    "mixture_of_heads": {"inputs": 4, "experts": 3, "active": 2, "head_width": 5},
+    "molora": {"inputs": 4, "outputs": 5, "experts": 3, "rank": 2},
+    "mov": {"inputs": 4, "experts": 3},
+    "moslora": {"inputs": 4, "outputs": 5, "rank": 2},
+    "tensor_poly": {"inputs": 4, "outputs": 5, "experts": 3, "rank": 2},
 }
 
 
