@@ -63,8 +63,9 @@ ALLOWED = {
     "frame": {"constraints", "errors", "report", "vectorised"},
     "traffic": {"backward", "cost", "dims", "ops", "program", "routing_ops"},
     "optimizers": {"cost", "dims", "errors", "network", "program", "traffic"},
+    "counted": {"adjoint", "backward", "cost", "dims", "function", "layer", "network", "program", "traffic"},
     "figures": {
-        "adjoint",
+        "counted",
         "function",
         "backward",
         "cost",
@@ -72,7 +73,6 @@ ALLOWED = {
         "errors",
         "formulas",
         "layer",
-        "network",
         "program",
         "rank",
         "traffic",

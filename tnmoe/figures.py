@@ -9,74 +9,17 @@ from typing import Any, Self, overload
 
 import sympy
 
-from tnmoe.adjoint import Adjoint
-from tnmoe.backward import gradient_names, saved_elements, saved_integers, training_cost
-from tnmoe.cost import DTYPE_BYTES, INTEGER_BYTES, Cost, Estimate, elements, estimate
+from tnmoe.backward import saved_integers
+from tnmoe.cost import DTYPE_BYTES, INTEGER_BYTES, Estimate
+from tnmoe.counted import Counted
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError, unknown
 from tnmoe.formulas import simplify
 from tnmoe.function import Function
 from tnmoe.layer import Layer
-from tnmoe.network import Role
 from tnmoe.program import Program, bind
 from tnmoe.rank import layer_rank
-from tnmoe.traffic import active_parameters, forward_traffic, total, touched_parameters
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What a figure is read off: a program, bound or with symbols, and what else it depends on."""
-
-    layer: Layer
-    program: Program
-    width: int
-    input_gradients: tuple[str, ...]
-    function: Function | None = None
-
-    @cached_property
-    def estimate(self) -> Estimate:
-        """The cost of each op."""
-        return estimate(self.program)
-
-    @cached_property
-    def work(self) -> Cost:
-        """Of one forward pass."""
-        return self.estimate.total
-
-    @cached_property
-    def needing(self) -> frozenset[str]:
-        """Names of the values that need a gradient."""
-        return gradient_names(self.program, self.input_gradients)
-
-    @cached_property
-    def training(self) -> Cost:
-        """Of forward and backward."""
-        if self.adjoint is not None:
-            return self.adjoint.training_cost()
-        return training_cost(self.program.ops, self.program.sizes, self.needing)
-
-    @cached_property
-    def adjoint(self) -> Adjoint | None:
-        """The backward pass of the emitted function; None if autograd does it."""
-        return None if self.function is None else self.function.adjoint(self.program, self.needing)
-
-    @property
-    def saved(self) -> Dim:
-        """Elements kept for the backward pass."""
-        if self.adjoint is not None:
-            return self.adjoint.saved_elements()
-        return saved_elements(self.program, self.needing)
-
-    @property
-    def trained(self) -> Dim:
-        """Weights that are trained."""
-        sizes = self.program.sizes
-        return total(elements(p.indices, sizes) for p in self.program.parameters if p.role is Role.WEIGHT)
-
-    @property
-    def read(self) -> Dim:
-        """Elements that the ops of one forward pass read."""
-        return total(forward_traffic(op, self.program.sizes).read for op in self.program.ops)
+from tnmoe.traffic import active_parameters, touched_parameters
 
 
 class Figure:

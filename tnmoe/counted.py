@@ -1,0 +1,72 @@
+"""What figures are read off: a program, and the work and the gradients that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tnmoe.adjoint import Adjoint
+from tnmoe.backward import gradient_names, saved_elements, training_cost
+from tnmoe.cost import Cost, Estimate, elements, estimate
+from tnmoe.dims import Dim
+from tnmoe.function import Function
+from tnmoe.layer import Layer
+from tnmoe.network import Role
+from tnmoe.program import Program
+from tnmoe.traffic import forward_traffic, total
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a figure is read off: a program, bound or with symbols, and what else it depends on."""
+
+    layer: Layer
+    program: Program
+    width: int
+    input_gradients: tuple[str, ...]
+    function: Function | None = None
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """The cost of each op."""
+        return estimate(self.program)
+
+    @cached_property
+    def work(self) -> Cost:
+        """Of one forward pass."""
+        return self.estimate.total
+
+    @cached_property
+    def needing(self) -> frozenset[str]:
+        """Names of the values that need a gradient."""
+        return gradient_names(self.program, self.input_gradients)
+
+    @cached_property
+    def training(self) -> Cost:
+        """Of forward and backward."""
+        if self.adjoint is not None:
+            return self.adjoint.training_cost()
+        return training_cost(self.program.ops, self.program.sizes, self.needing)
+
+    @cached_property
+    def adjoint(self) -> Adjoint | None:
+        """The backward pass of the emitted function; None if autograd does it."""
+        return None if self.function is None else self.function.adjoint(self.program, self.needing)
+
+    @property
+    def saved(self) -> Dim:
+        """Elements kept for the backward pass."""
+        if self.adjoint is not None:
+            return self.adjoint.saved_elements()
+        return saved_elements(self.program, self.needing)
+
+    @property
+    def trained(self) -> Dim:
+        """Weights that are trained."""
+        sizes = self.program.sizes
+        return total(elements(p.indices, sizes) for p in self.program.parameters if p.role is Role.WEIGHT)
+
+    @property
+    def read(self) -> Dim:
+        """Elements that the ops of one forward pass read."""
+        return total(forward_traffic(op, self.program.sizes).read for op in self.program.ops)
