@@ -43,7 +43,7 @@ ALLOWED = {
     "release": {"errors", "memory", "ops", "program"},
     "backward": {"cost", "dims", "errors", "network", "ops", "program", "routing_cost"},
     "reverse_mode": {"errors", "ops", "program"},
-    "adjoint": {"backward", "cost", "dims", "errors", "ops", "program", "reverse_mode"},
+    "adjoint": {"backward", "cost", "dims", "errors", "ops", "program", "release", "reverse_mode"},
     "datasheet": {"cost", "dims", "errors", "ops", "report", "traffic"},
     "device_profile": {"cache", "cost", "errors", "rates", "report"},
     "function": {"adjoint", "dims", "errors", "program", "rematerialise"},

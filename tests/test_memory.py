@@ -243,6 +243,21 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "op TopK has no allocations" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["gpt2-cp", "gpt2-tr"])
+def test_a_backward_pass_of_its_own_gives_dead_values_up(name: str) -> None:
+    """At 4096 tokens, by the tracker: less is kept, and one function needs hardly more at once than autograd does.
+
+    What it has kept it holds until it returns. Without `del` it held every result until then: 1.5 times as much.
+    """
+    forward, peaks = {}, {}
+    for memory in (None, "save", "recompute"):
+        plan = tnmoe.plan(PRESETS[name].spec, tokens=4096, memory=memory)
+        with FakeTensorMode():
+            forward[memory], (peaks[memory], _) = tracker(plan, torch.float32, grad=True)
+    assert forward["recompute"].after < forward["save"].after < forward[None].after
+    assert max(peaks["recompute"], peaks["save"]) < 1.05 * peaks[None]
+
+
 def test_random_networks_take_the_memory_predicted() -> None:
     """Any einsum, with and without a folded bias, in a forward pass without grad."""
     rng = random.Random(53)

@@ -19,6 +19,7 @@ from tnmoe.dims import Dim
 from tnmoe.errors import PlanError
 from tnmoe.ops import Merge, Op, Split, Value, operands
 from tnmoe.program import Program, verify
+from tnmoe.release import release
 from tnmoe.reverse_mode import DIFFERENTIABLE, fresh
 from tnmoe.reverse_mode import gradients as reverse
 
@@ -109,12 +110,18 @@ class Adjoint:
         return token
 
     def as_program(self) -> Program:
-        """The backward pass as a program; its inputs are what was saved and the gradient of the output."""
+        """The backward pass as a program; its inputs are what was saved and the gradient of the output.
+
+        With integer sizes it gives up what is dead where that lowers its peak, as the forward pass does: what one
+        function computes would else live until it returns, where autograd frees each gradient after its use.
+        """
         stored = {p.name for p in (*self.program.parameters, *self.program.buffers)}
         data = tuple(v for v in self.saved if v.name not in stored)
         ops = self.backward
-        program = replace(self.program, inputs=(*data, self.seed), ops=ops, output=ops[-1].out, drops={})
-        return verify(program, laid_out=True)
+        program = replace(
+            self.program, inputs=(*data, self.seed), ops=ops, output=ops[-1].out, drops={}, coefficients=()
+        )
+        return release(verify(program, laid_out=True), {v.name for v in self.wanted.values()})
 
     def training_cost(self) -> Cost:
         """Work of forward and backward together, what is repeated included."""

@@ -23,6 +23,7 @@ from tnmoe.ops import (
     ContractAdd,
     Entmax15,
     Gelu,
+    GeluBackward,
     LayerNorm,
     Merge,
     Multiply,
@@ -83,6 +84,8 @@ def forward_script(op: Op, sizes: Mapping[str, Dim], item: int, *, kept: bool, e
             inside = saved_inside_bytes(op, sizes, item) if own_statistics else 0
             return (out + inside,) if kept else (out + inside, -inside)
         case Contract() | ContractAdd() | Multiply() | Add() | Reduce() | Permute() | Softmax() | Sigmoid() | Gelu():
+            return (out,)
+        case GeluBackward():
             return (out,)
         case Split() | Merge():
             return () if is_view(op) else (out,)

@@ -7,7 +7,7 @@ only before a step that would exceed that peak, all dead ones at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from tnmoe.errors import CostError
@@ -24,22 +24,27 @@ def bound(program: Program, values: Mapping[str, int]) -> Program:
     return release(bind(program, values))
 
 
-def release(program: Program) -> Program:
-    """A bound program that drops what is dead where its peak needs it; one that cannot be emitted stays as it is."""
+def release(program: Program, returned: Collection[str] = ()) -> Program:
+    """A bound program that drops what is dead where its peak needs it; one that cannot be emitted stays as it is.
+
+    Args:
+        program: bound; one with symbolic sizes stays as it is.
+        returned: names of the results that it returns besides its output.
+    """
     try:
-        return _released(program)
+        return _released(program, returned)
     except CostError:
         return program
 
 
-def eager(program: Program) -> Program:
+def eager(program: Program, returned: Collection[str] = ()) -> Program:
     """The program with every value dropped right after its last use, which gives the least peak."""
-    return replace(program, drops=_dead(program))
+    return replace(program, drops=_dead(program, returned))
 
 
-def _released(program: Program) -> Program:
-    dead = _dead(program)
-    least = max((m.peak for m in inference(eager(program), ITEM)), default=0)
+def _released(program: Program, returned: Collection[str]) -> Program:
+    dead = _dead(program, returned)
+    least = max((m.peak for m in inference(eager(program, returned), ITEM)), default=0)
     released = replace(program, drops={})
     pending: list[str] = []
     moments = inference(released, ITEM)
@@ -55,14 +60,14 @@ def _released(program: Program) -> Program:
     return released
 
 
-def _dead(program: Program) -> dict[str, tuple[str, ...]]:
+def _dead(program: Program, returned: Collection[str]) -> dict[str, tuple[str, ...]]:
     """For each op, by the name of its result: the values that the op before it, in the same function, read last."""
     order, gates = execution_order(program), len(gate_ops(program))
     owner = memory_owners(program)
     names: dict[str, list[str]] = {}  # that a function may call a memory by
     for op in program.ops:
         names.setdefault(owner[op.out.name], []).append(op.out.name)
-    made = {op.out.name for op in program.ops} - {owner[program.output.name]}
+    made = {op.out.name for op in program.ops} - {owner[name] for name in (program.output.name, *returned)}
     last = {owner[v.name]: k for k, op in enumerate(order) for v in operands(op)}
     inside = {op.out.name for op in order[:gates]} - {owner[name] for name in program.coefficients}
     found: dict[str, tuple[str, ...]] = {}

@@ -181,9 +181,11 @@ class _CPMuMoEBlockFunction(torch.autograd.Function):
         up_experts = _mm(coefficients, up_expert_factor)  # t r
         up_gated = up_experts * up_projected  # t r
         hidden = _mm(up_gated, up_output_factor)  # t h
+        del down_gated, down_experts, down_gated_grad
         activated = F.gelu(hidden) if needs[7] else None  # t h
 
         down_input_factor_grad = _mm(activated.mT, down_projected_grad) if needs[7] else None  # h r
+        del activated
         down_input_bias_grad = down_projected_grad.sum(0) if needs[9] else None  # r
         coefficients_grad_1 = (
             _mm(down_experts_grad, down_expert_factor.mT) if needs[0] else None
@@ -191,9 +193,11 @@ class _CPMuMoEBlockFunction(torch.autograd.Function):
         down_expert_factor_grad = (
             _mm(coefficients.mT, down_experts_grad) if needs[6] else None
         )  # n r
+        del down_projected_grad, down_experts_grad
 
         hidden_grad = torch.ops.aten.gelu_backward(activated_grad, hidden)  # t h
         up_gated_grad = _mm(hidden_grad, up_output_factor.mT)  # t r
+        del hidden, activated_grad
         up_output_factor_grad = _mm(up_gated.mT, hidden_grad) if needs[4] else None  # r h
         up_experts_grad = up_gated_grad * up_projected  # t r
         up_projected_grad = up_gated_grad * up_experts  # t r
@@ -316,9 +320,7 @@ class CPMuMoEBlock(nn.Module):
             y = _CPMuMoEBlockFunction.apply(*operands)[0]  # t o
         else:  # chunks of tokens, so that temporaries stay small
             rows = zip(*(a.split(32) for a in operands[:2]))
-            y = torch.cat(
-                [_CPMuMoEBlockFunction.apply(*row, *operands[2:])[0] for row in rows]
-            )  # t o
+            y = torch.cat([_CPMuMoEBlockFunction.apply(*row, *operands[2:])[0] for row in rows])  # t o
         return y.reshape(*lead, 16)
 
     def extra_repr(self) -> str:
