@@ -180,6 +180,7 @@ def sources() -> list[tuple[str, Path]]:
     for folder in (
         "tnmoe/drawing",
         "tnmoe/charts",
+        "tnmoe/cli",
         "tnmoe/factorizations",
         "tnmoe/layers",
         "tnmoe/passes",
