@@ -160,7 +160,7 @@ def test_a_folded_bias_in_a_large_layer() -> None:
 
 # ---- against peers, and in execution ---------------------------------------------------------------------------
 
-LARGE = [(30, 0, 6, "flops"), (30, 1, 6, "training"), (50, 2, 4, "training"), (60, 3, 3, "macs"), (100, 4, 2, "flops")]
+LARGE = [(30, 0, 6, "macs"), (50, 2, 4, "training"), (100, 4, 2, "flops")]
 
 
 @pytest.mark.parametrize(("tensors", "seed", "most", "objective"), LARGE)
@@ -206,12 +206,12 @@ def test_disconnected_parts_and_scalars() -> None:
 # ---- budget, repeatability, cache ------------------------------------------------------------------------------
 
 PRINT = """
-import sys
+import random, sys
 sys.path.insert(0, {tests!r})
-from test_search import large_network
+from networks import random_network
 from tnmoe.planners import search
 search._UNITS = 100_000
-print(search.plan(*large_network(20, 7)).steps)
+print(search.plan(*random_network(random.Random(7), 20)).steps)
 """
 
 
