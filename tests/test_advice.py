@@ -13,6 +13,7 @@ from test_objectives import Inference
 
 import tnmoe
 from tnmoe.advice import folding
+from tnmoe.components import components
 from tnmoe.network import Network
 from tnmoe.presets import PRESETS
 
@@ -109,3 +110,33 @@ def test_a_limited_plan_is_explained_without_a_range() -> None:
     assert "It is not the best: it costs" in tnmoe.explain(plan)
     with pytest.raises(tnmoe.PlanError, match="not proven"):
         tnmoe.token_range(plan, "y")
+
+
+def test_disconnected_networks_are_planned_with_a_note() -> None:
+    net, sizes = Network.parse("ab,cd,bc,ef,g->aedg"), dict(zip("abcdefg", range(2, 9), strict=True))
+    assert components(net) == (("ab", "cd", "bc"), ("ef",), ("g",))
+    plan = tnmoe.plan(net, sizes=sizes)
+    for text in (str(plan), tnmoe.explain(plan)):
+        assert "3 parts share no index, so outer products join them: ab, cd, bc; ef; g." in text.replace("\n", " ")
+    connected = tnmoe.plan(tnmoe.MuMoE(4, 5, 3, tnmoe.CP(2)))
+    assert "outer product" not in str(connected) + tnmoe.explain(connected)
+
+
+def test_parts_are_those_of_a_search_along_shared_indices() -> None:
+    """300 random networks, scalars included: two tensors are in one part if a chain of shared indices joins them."""
+    rng = random.Random(72)
+    several = 0
+    for _ in range(300):
+        network, _ = random_network(rng, rng.randint(1, 6))
+        found = components(network)
+        assert sorted(name for part in found for name in part) == sorted(t.name for t in network.tensors)
+        for part in found:
+            reached, ahead = {part[0]}, [part[0]]
+            while ahead:
+                here = set(network.tensor(ahead.pop()).indices)
+                near = [t.name for t in network.tensors if here & set(t.indices) and t.name not in reached]
+                reached |= set(near)
+                ahead += near
+            assert reached == set(part)
+        several += len(found) > 1
+    assert several > 20

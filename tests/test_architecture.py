@@ -78,7 +78,9 @@ ALLOWED = {
         "traffic",
     },
     "cost_report": {"backward", "cost", "figures", "ops", "optimizers", "program", "report", "traffic"},
+    "components": {"network"},
     "plan": {
+        "components",
         "adjoint",
         "backward",
         "cost",

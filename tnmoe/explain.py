@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tnmoe import advice
+from tnmoe.components import note
 from tnmoe.cost import elements
 from tnmoe.errors import PlanError
 from tnmoe.goals import ALONE, PEAK, parse, priced
@@ -97,6 +98,8 @@ def _chapter(plan: Plan, node: Contraction) -> str:
     path = plan.paths[node.out.name]
     names = [t.name for t in node.network.tensors]
     sentences = [f"{node.out.name} = {path.tree(names)}."]
+    if disconnected := note(node.network):
+        sentences.append(disconnected)
     sentences.append(_dominant(plan, node, path))
     if len(names) <= ranked.MAX_TENSORS:
         sentences.append(_runner_up(plan, node, path, names))

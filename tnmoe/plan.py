@@ -9,6 +9,7 @@ from functools import cached_property
 from tnmoe import plan_format
 from tnmoe.adjoint import Adjoint
 from tnmoe.backward import gradient_names, saved_elements, training_cost
+from tnmoe.components import note
 from tnmoe.cost import Estimate, estimate, op_cost
 from tnmoe.cost_report import step_table
 from tnmoe.drawing import Scene, contraction_tree
@@ -162,6 +163,7 @@ class Plan:
             notes += (f"Of these, {once:,} FLOPs make what depends on weights alone.",)
         if copied := self.copied:
             notes += (f"{copied:,} elements are copied into another order of axes.",)
+        notes += tuple(f"{n.out.name}: {said}" for n in self.layer.contractions if (said := note(n.network)))
         if self.shortlist is not None:
             notes += self.shortlist.notes()
         table = step_table(self.bound, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
