@@ -54,7 +54,12 @@ def indented(lines: Sequence[str]) -> list[str]:
 
 def broken(line: str, comment: str = "") -> list[str]:
     """A statement that is too long, broken as formatters break it: inside its last brackets, if it ends with them."""
-    if len(line) + len(comment) + 8 <= WIDTH or not line.endswith(")"):
+    if len(line) + len(comment) + 8 <= WIDTH:
+        return [line + comment]
+    target, equals, value = line.partition(" = ")
+    if equals and not value.endswith(")"):
+        return [f"{target} = (", f"    {value}", f"){comment}"]
+    if not line.endswith(")"):
         return [line + comment]
     depth, start, commas = 0, len(line), []
     while start == len(line) or depth:

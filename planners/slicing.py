@@ -38,7 +38,7 @@ def without(network: Network, sliced: Set[str]) -> Network:
 def written(network: Network, path: ContractionPath) -> tuple[Value, ...]:
     """Every array that the program of a contraction writes: intermediates, the result, copies in other layouts."""
     layer = network_layer(network)
-    program = lower(layer, {layer.output.name: path})
+    program = lower(layer, {layer.output.name: path}, {})  # which has no weights to lay out
     return tuple(v for op in program.ops for v in results(op))
 
 

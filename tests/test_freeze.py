@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
 from tnmoe.backends.numpy import execute
+from tnmoe.backends.torch_names import attribute
 from tnmoe.network import Role
 from tnmoe.ops import operands
 from tnmoe.passes.fold_weights import fold_weights
@@ -53,7 +54,7 @@ def test_networks_are_what_einsum_says() -> None:
         with torch.no_grad():
             for p in plan.program.parameters:
                 order = [network.tensor(p.name).indices.index(i) for i in p.indices]
-                module.get_parameter(p.name).copy_(torch.from_numpy(arrays[p.name].transpose(order)))
+                getattr(module, attribute(p.name)).copy_(torch.from_numpy(arrays[p.name].transpose(order)))
         frozen = module.freeze()
         data = [torch.from_numpy(arrays[v.name]) for v in plan.layer.inputs]
         with FlopCounterMode(display=False) as counter:

@@ -11,6 +11,7 @@ from tnmoe.network import Network
 from tnmoe.ops import Add, Contract, Multiply, Op, Permute, Reduce, Value
 from tnmoe.passes.fuse_bias import fuse_bias
 from tnmoe.passes.layout import assign_layouts
+from tnmoe.passes.orient import orient
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program, data_lengths, needed, verify
 
@@ -133,8 +134,13 @@ def lower_steps(node: Contraction, path: ContractionPath) -> tuple[tuple[Op, ...
     return tuple(steps)
 
 
-def lower(layer: Layer, paths: Mapping[str, ContractionPath]) -> Program:
-    """The program of a layer: `paths` gives each network's order, by the name of the value it defines.
+def lower(layer: Layer, paths: Mapping[str, ContractionPath], sizes: Mapping[str, int]) -> Program:
+    """The program of a layer, with symbolic sizes.
+
+    Args:
+        layer: what to compute.
+        paths: each network's order, by the name of the value it defines.
+        sizes: an integer for every index, by which the layout of weights is chosen; it changes no op.
 
     Raises:
         PlanError: if a path is missing or does not fit.
@@ -157,14 +163,14 @@ def lower(layer: Layer, paths: Mapping[str, ContractionPath]) -> Program:
         coefficients=layer.coefficients,
         diagnostics=layer.diagnostics,
     )
-    return run_passes(replace(program, lengths=data_lengths(program)))
+    return run_passes(replace(program, lengths=data_lengths(program)), sizes)
 
 
-def run_passes(program: Program) -> Program:
+def run_passes(program: Program, sizes: Mapping[str, int]) -> Program:
     """Every pass, in order; each is a pure function of a program and is verified."""
     program = verify(program)
     program = verify(fuse_bias(program))
-    return verify(_apart(assign_layouts(_together(program))), laid_out=True)
+    return verify(_apart(orient(assign_layouts(_together(program)), sizes)), laid_out=True)
 
 
 def _together(program: Program) -> Program:

@@ -55,7 +55,7 @@ class Plan:
     @cached_property
     def program(self) -> Program:
         """The ops, with symbolic sizes."""
-        return lower(self.layer, self.paths)
+        return lower(self.layer, self.paths, self.layer.bound_sizes(self.values))
 
     @cached_property
     def bound(self) -> Program:
