@@ -80,6 +80,10 @@ def test_mixture_of_tokens() -> None:
     assert report.macs == 12 * 3 * 6 * 4 + 12 // 3 * 4 * phi  # 3 I N + (N / g) φ for each token
 
 
+def test_check_takes_whole_groups() -> None:
+    assert tnmoe.check(tnmoe.plan(tnmoe.MixtureOfTokens(6, 7, 5, 4, 16), tokens=32)).passed
+
+
 def test_mixture_of_tokens_takes_whole_groups_alone() -> None:
     _, module = built(tnmoe.MixtureOfTokens(6, 7, 5, 4, 3), 12)
     with pytest.raises(RuntimeError, match="unflatten"):

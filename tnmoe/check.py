@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from tnmoe.backends.numpy import Array
 from tnmoe.backends.torch_names import attribute
 from tnmoe.dims import Dim
 from tnmoe.layer import Layer, Parameter
+from tnmoe.ops import Split
 from tnmoe.plan import Plan
 from tnmoe.planning import with_tokens
 from tnmoe.report import Table, grouped
@@ -76,8 +78,9 @@ def check(planned: Plan, *, seed: int = 0) -> CheckReport:
 
     module = build(planned, dtype=torch.float64)
     layer, report = planned.layer, cost(planned)
+    rows = _rows(planned)
     generator = np.random.default_rng(seed)
-    sizes = (with_tokens(planned, ROWS) if layer.batched else planned).bound.sizes
+    sizes = (with_tokens(planned, rows) if layer.batched else planned).bound.sizes
     env = {v.name: generator.standard_normal([int(sizes[i]) for i in v.indices]) for v in layer.inputs}
     stored = {p.name: p.indices for p in planned.program.parameters + planned.program.buffers}
     state: dict[str, torch.Tensor] = {}
@@ -103,7 +106,7 @@ def check(planned: Plan, *, seed: int = 0) -> CheckReport:
     device = "meta"
     if any(isinstance(op, GroupedContract) for op in planned.program.ops):
         device = "cpu"  # numbers of rows are data
-        planned = with_tokens(planned, ROWS)
+        planned = with_tokens(planned, rows)
         report = cost(planned)
     shapes = [[int(planned.bound.sizes[i]) for i in v.indices] for v in layer.inputs]
     counted_module = build(planned, device=device).eval()
@@ -114,6 +117,16 @@ def check(planned: Plan, *, seed: int = 0) -> CheckReport:
         Finding("matmul FLOPs", grouped(report.matmul_flops), grouped(counted), counted == report.matmul_flops)
     )
     return CheckReport(layer.name, tuple(findings))
+
+
+def _rows(planned: Plan) -> int:
+    """About `ROWS`, and a multiple of the groups that the layer splits its tokens into."""
+    program = planned.bound
+    group = 1
+    for op in program.ops:
+        if isinstance(op, Split) and op.index in program.inputs[0].indices[:1]:
+            group = math.prod(int(program.sizes[p]) for p in op.parts if p not in program.dynamic)
+    return -(-ROWS // group) * group
 
 
 def _draw(p: Parameter, layer: Layer, sizes: Mapping[str, Dim], generator: np.random.Generator) -> Array:

@@ -320,7 +320,9 @@ class CPMuMoEBlock(nn.Module):
             y = _CPMuMoEBlockFunction.apply(*operands)[0]  # t o
         else:  # chunks of tokens, so that temporaries stay small
             rows = zip(*(a.split(32) for a in operands[:2]))
-            y = torch.cat([_CPMuMoEBlockFunction.apply(*row, *operands[2:])[0] for row in rows])  # t o
+            y = torch.cat(
+                [_CPMuMoEBlockFunction.apply(*row, *operands[2:])[0] for row in rows]
+            )  # t o
         return y.reshape(*lead, 16)
 
     def extra_repr(self) -> str:
