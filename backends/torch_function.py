@@ -120,13 +120,19 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
     if unit.chunk is None:
         return [*lines, whole]
     data = sum(v.indices[:1] == a.seed.indices[:1] for v in a.inputs)
+    parts = f"[{name}.apply(*row, *operands[{data}:])[0] for row in rows]"
+    joined = f"    {target} = torch.cat({parts}){comment}"
     return [
         *lines,
         f"if torch.compiler.is_compiling() or operands[0].shape[0] <= {unit.chunk}:",
         f"    {whole}",
         "else:  # chunks of tokens, so that temporaries stay small",
         f"    rows = zip(*(a.split({unit.chunk}) for a in operands[:{data}]))",
-        f"    {target} = torch.cat([{name}.apply(*row, *operands[{data}:])[0] for row in rows]){comment}",
+        *(
+            [joined]
+            if len(joined) + 8 <= WIDTH
+            else [f"    {target} = torch.cat(", f"        {parts}", f"    ){comment}"]
+        ),
     ]
 
 
