@@ -1,8 +1,10 @@
 """Every factorization: parameters, MACs and ranks by hand-derived formulas, initial variances, faults, contract."""
 
+import math
 import warnings
 
 import numpy as np
+import opt_einsum
 import oracle
 import pytest
 import torch
@@ -303,6 +305,10 @@ def test_factorized_linear(kind, bias):
 # ---- faults --------------------------------------------------------------------------------------------------
 
 FAULTS = {
+    "another order than the reference's": (
+        lambda: tnmoe.to_reference(tnmoe.plan(tnmoe.MuMoE(4, 5, 3, tnmoe.TensorRing((2, 2, 2), ("i", "n", "o")))), {}),
+        "the reference has its rings in the order experts, input, output alone",
+    ),
     "a split that does not divide": (
         lambda: tnmoe.MuMoE(768, 1000, 4, tnmoe.Monarch((7, 10))).layer(),
         "blocks[0] = 7 does not divide axis 'i' of size 768 (= 7·109 + 5); take 6 or 8, or set pad = true",
@@ -398,3 +404,30 @@ def test_useful_ranks_are_not_warned_of():
         for name, (factorization, experts, _) in COUNTS.items():
             if "hierarchical" not in name:  # their roots are 3 × 6 and 6 × 5
                 tnmoe.plan(tnmoe.MuMoE(24, 36, experts, factorization, FREE))
+
+
+def path_macs(terms, output, sizes, path):
+    """Products of every step of a path of opt_einsum, each step the extent of all its indices."""
+    live, total = [set(t) for t in terms], 0
+    for step in path:
+        joined = set().union(*(live.pop(k) for k in sorted(step, reverse=True)))
+        total += math.prod(sizes[i] for i in joined)
+        live.append(joined & set(output).union(*live))
+    return total
+
+
+@pytest.mark.parametrize("kind", sorted(set(FACTORIZATIONS) - {"custom"}))
+def test_planned_macs_are_the_optimum(kind):
+    """Against opt_einsum's dynamic programming with outer products, on 10 random layers of one and two levels."""
+    rng = np.random.default_rng(13)
+    for trial in range(10):
+        widths = (int(rng.choice([8, 9, 12])), int(rng.choice([8, 10, 15])))
+        factorization = random_factorization(kind, 1 + trial % 2, widths, rng)
+        spec = tnmoe.MuMoE(*widths, (5, 3)[: 1 + trial % 2], factorization, FREE, bias=False)
+        planned = tnmoe.plan(spec, tokens=int(rng.integers(1, 50)), objective="macs")
+        (node,) = [c for c in planned.layer.contractions if c.expert_map is not None]
+        sizes = planned.layer.bound_sizes(planned.values)
+        terms, output = [set(t.indices) for t in node.network.tensors], set(node.network.output)
+        best = opt_einsum.DynamicProgramming(minimize="flops", search_outer=True)(terms, output, sizes)
+        gates = sum(planned.values["T"] * widths[0] * n for n in spec.levels)
+        assert planned.macs - gates == path_macs(terms, output, sizes, best)
