@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import typing
@@ -304,6 +305,14 @@ def test_calibration_gives_a_valid_profile() -> None:
     assert len({total for _, total in calls}) == 1
     plan = tnmoe.plan(tnmoe.MuMoEBlock(32, 64, 32, 8, tnmoe.TensorRing((2, 2, 5))), tokens=16)
     assert 0 < predict(plan.bound, profile).seconds < math.inf
+
+
+def test_calibration_reads_the_clock_that_it_is_given() -> None:
+    """By a clock that ticks a millisecond a look, whatever runs takes one."""
+    ticks = itertools.count()
+    profile = calibrate(budget=0.2, clock=lambda: next(ticks) * 1e-3)
+    assert profile.of("float32").overhead["merge"] == pytest.approx(1e-3)
+    assert profile.of("float32").overhead["call"] == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize(
