@@ -532,7 +532,7 @@ def test_a_terminal_shows_whole_numbers_and_brackets(width):
     """On a terminal of any width no number is broken, and "[t i]" is not taken for markup."""
     from rich.console import Console
 
-    from tnmoe import cli as command_line
+    from tnmoe.cli.printing import fitted
     from tnmoe.cost_report import comparison
     from tnmoe.presets import FAMILIES
 
@@ -542,7 +542,7 @@ def test_a_terminal_shows_whole_numbers_and_brackets(width):
 
     def shown(table):
         console = Console(width=width, record=True, file=io.StringIO())
-        for part in command_line._rich(table, width):
+        for part in fitted(table, width):
             console.print(part)
         return console.export_text()
 

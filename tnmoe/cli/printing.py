@@ -32,13 +32,13 @@ def print_tables(tables: list[Table], form: str) -> None:
     if form == "text" and sys.stdout.isatty():
         console = Console()
         for table in tables:
-            for shown in _rich(table, console.width):
+            for shown in fitted(table, console.width):
                 console.print(shown)
     else:
         print("\n\n".join(table.render(form) for table in tables))
 
 
-def _rich(table: Table, width: int) -> list[RichTable]:
+def fitted(table: Table, width: int) -> list[RichTable]:
     """The table for a terminal. Numbers are never broken: if they do not fit side by side, rows become columns."""
     numeric = [table.numeric(k) for k in range(len(table.columns))]
     widths = [
@@ -46,7 +46,7 @@ def _rich(table: Table, width: int) -> list[RichTable]:
         for k, ((_, heading), right) in enumerate(zip(table.columns, numeric, strict=True))
     ]
     if sum(widths) + 2 * len(widths) <= width or not all(numeric[1:]):
-        return [_rich_part(table, numeric, table.columns, table.rows)]
+        return [_part(table, numeric, table.columns, table.rows)]
     # Each row's numbers below its label, as many rows at a time as fit.
     head = max(len(heading) for _, heading in table.columns)
     column = max(len(grouped(cell)) for row in table.rows for cell in row[1:])
@@ -56,13 +56,11 @@ def _rich(table: Table, width: int) -> list[RichTable]:
         chunk = table.rows[start : start + step]
         columns = (table.columns[0], *((str(k), str(row[0])) for k, row in enumerate(chunk)))
         rows = tuple((heading, *(row[k] for row in chunk)) for k, (_, heading) in enumerate(table.columns) if k)
-        parts.append(
-            _rich_part(table, [False] + [True] * len(chunk), columns, rows, last=start + step >= len(table.rows))
-        )
+        parts.append(_part(table, [False] + [True] * len(chunk), columns, rows, last=start + step >= len(table.rows)))
     return parts
 
 
-def _rich_part(
+def _part(
     table: Table,
     numeric: Sequence[bool],
     columns: Sequence[tuple[str, str]],
