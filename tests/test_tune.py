@@ -176,9 +176,9 @@ def test_bad_input(change: dict[str, object], words: str) -> None:
         tnmoe.tune(NETWORK, sizes=SIZES, **change)
 
 
-def test_a_layer_that_is_not_emitted_is_refused() -> None:
-    with pytest.raises(tnmoe.EmitError):
-        tnmoe.tune(tnmoe.SparseMoE(4, 3, 5, 2), tokens=2)
+def test_a_sparse_mixture_is_measured_too() -> None:
+    tuned = tnmoe.tune(tnmoe.SparseMoE(4, 3, 5, 2), tokens=2, rounds=1)
+    assert tuned.plan.values["T"] == 2
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
