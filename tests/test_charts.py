@@ -122,6 +122,27 @@ def test_roofline_by_hand() -> None:
         charts.roofline_chart(plan, "h1000")
 
 
+def test_front_of_layers_by_brute_force() -> None:
+    """Parameters against rank of thirty layers: filled are those that no other has fewer of and more of."""
+    reports = {}
+    for r in range(4, 64, 4):
+        reports[f"CP {r}"] = tnmoe.cost(tnmoe.plan(tnmoe.MuMoE(64, 64, 32, tnmoe.CP(r))))
+        reports[f"TR {r}"] = tnmoe.cost(tnmoe.plan(tnmoe.MuMoE(64, 64, 32, tnmoe.TensorRing((4, 4, r)))))
+    chart = charts.pareto_chart(reports)
+    kept = {row[0] for row in chart.data.rows if row[3]}
+    for label, report in reports.items():
+        mine = (report.parameters, report.max_rank)
+        others = [(o.parameters, o.max_rank) for o in reports.values()]
+        beaten = any(o != mine and o[0] <= mine[0] and o[1] >= mine[1] for o in others)
+        assert (label in kept) is not beaten
+    assert 3 < len(kept) < len(reports)
+    assert_in_frame(chart)
+    timed = charts.pareto_chart(reports, "seconds", "-max_rank", {"seconds": dict.fromkeys(reports, 1.0)})
+    assert {row[1] for row in timed.data.rows} == {1.0}
+    with pytest.raises(TnmoeError, match="unknown figure 'secs'"):
+        charts.pareto_chart(reports, "secs")
+
+
 def test_figures_as_files(tmp_path: Path) -> None:
     """The same figure gives the same bytes; it is not blank."""
     chart = charts.against_experts("parameters", experts=(2, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 from itertools import combinations
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 from networks import random_network
+from rich.console import Console
 
 import tnmoe
 from tnmoe.drawing import Scene
@@ -126,3 +128,12 @@ def test_notebook_forms_are_well_formed() -> None:
     assert report._repr_latex_().startswith(r"\begin{table}")
     table = tnmoe.report.Table("a < b & c", (("k", "<k>"),), (("<script>",),))
     assert table.render("html").count("script") == table.render("html").count("&lt;script&gt;") == 1
+
+
+def test_a_terminal_shows_tables_not_fields() -> None:
+    """Under rich, whose print takes dataclasses apart otherwise; brackets are no markup."""
+    plan = tnmoe.plan(PRESETS["clip-128-cp"].spec, tokens=16)
+    for shown in (plan, tnmoe.cost(plan), plan.program, plan.table()):
+        console = Console(width=400, record=True, file=io.StringIO())
+        console.print(shown)
+        assert [line.rstrip() for line in console.export_text().splitlines()] == str(shown).splitlines()

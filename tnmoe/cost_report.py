@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rich.text import Text
+
 from tnmoe.backward import backward_cost
 from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements
 from tnmoe.figures import FIGURES, HEADINGS, RATIOS, Figures
@@ -196,6 +198,9 @@ class CostReport(Figures):
     def to_json(self) -> str:
         """The table by part, as a JSON list."""
         return self.parts().render("json")
+
+    def __rich__(self) -> Text:
+        return Text(str(self))
 
     def _repr_html_(self) -> str:
         return self.parts().render("html")

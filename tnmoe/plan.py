@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from rich.text import Text
+
 from tnmoe import plan_format
 from tnmoe.adjoint import Adjoint
 from tnmoe.backward import gradient_names, saved_elements, training_cost
@@ -196,6 +198,9 @@ class Plan:
 
     def __str__(self) -> str:
         return str(self.table())
+
+    def __rich__(self) -> Text:
+        return Text(str(self))
 
     def _repr_html_(self) -> str:
         chosen = [c.out.name for c in self.layer.contractions if len(c.network.tensors) > 2]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import sympy
+from rich.text import Text
 
 from tnmoe.dims import Dim, evaluate, symbol, symbol_names
 from tnmoe.errors import ProgramError
@@ -90,6 +91,9 @@ class Program:
 
     def __str__(self) -> str:
         return str(self.table())
+
+    def __rich__(self) -> Text:
+        return Text(str(self))
 
     def _repr_html_(self) -> str:
         return self.table().render("html")

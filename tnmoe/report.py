@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.text import Text
+
 from tnmoe.errors import TnmoeError, unknown
 
 Cell = int | float | str
@@ -84,6 +86,9 @@ class Table:
 
     def __str__(self) -> str:
         return to_text(self)
+
+    def __rich__(self) -> Text:
+        return Text(str(self))
 
     def _repr_html_(self) -> str:
         return to_html(self)
