@@ -27,15 +27,10 @@ from tnmoe.initialise import DiagonalNormal, Init, Normal, Ones, SharedUniform, 
 from tnmoe.layer import Parameter
 from tnmoe.network import Role
 from tnmoe.ops import (
-    BatchNorm,
     Entmax15,
-    Gelu,
-    LayerNorm,
     Sparsemax,
-    Split,
 )
 from tnmoe.program import Program, gate_ops
-from tnmoe.routing_ops import Gather, Noise
 
 
 def emit(units: Sequence[Unit], heading: str) -> str:
@@ -58,16 +53,7 @@ def emit(units: Sequence[Unit], heading: str) -> str:
     gates = [
         n for n, kind in (("entmax15", Entmax15), ("sparsemax", Sparsemax)) if any(isinstance(o, kind) for o in ops)
     ]
-    functional = any(
-        isinstance(op, LayerNorm | BatchNorm | Gelu | Noise | Gather) or (isinstance(op, Split) and op.padded)
-        for op in ops
-    )
-    imports = ["import torch", "from torch import Tensor, nn"]
-    if functional:
-        imports.append("from torch.nn import functional as F")
     functions = [u.function for u in units if u.function is not None]
-    if functions:
-        imports.insert(2, "from torch.autograd.function import once_differentiable")
     helpers = dict.fromkeys(helper for f in functions for helper in f.helpers)
     bodies = [
         *(_gate_source(gate) for gate in gates),
@@ -75,6 +61,11 @@ def emit(units: Sequence[Unit], heading: str) -> str:
         *helpers,
         *(_class(u) for u in units if not u.inference),
     ]
+    imports = ["import torch", "from torch import Tensor, nn"]
+    if functions:
+        imports.append("from torch.autograd.function import once_differentiable")
+    if any(re.search(r"(?<![\w.])F\.", body) for body in bodies):
+        imports.append("from torch.nn import functional as F")
     blocks = [f'"""{heading}"""', "\n".join(imports)]
     return "\n\n".join(blocks) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
 
