@@ -32,6 +32,7 @@ COMPARED = ("parameters", "macs", "flops", "matmul_flops", "max_rank", "weight_b
 """The figures of a comparison, unless others are chosen."""
 
 COUPLED = "† couples tokens: the output for one token depends on others of its batch."
+RANKLESS = "Max rank 0: no network of the layer is the matrix of an expert (rank-one experts, vectors, polynomials)."
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,8 @@ def comparison(
     coupled = [label for label, report in reports.items() if report.layer.couples_tokens]
     if coupled:
         notes += (COUPLED,)
+    if "max_rank" in figures and any(report.max_rank == 0 for report in reports.values()):
+        notes += (RANKLESS,)
     rows = tuple(
         tuple(report.record(f"{label} †" if label in coupled else label, figures).values())
         for label, report in reports.items()
