@@ -23,7 +23,7 @@ ALLOWED = {
     "cache": {"writing"},
     "progress": set(),
     "initialise": {"dims"},
-    "drawing": {"drawing", "errors"},
+    "drawing": {"drawing", "errors", "report"},
     "network": {"dims", "drawing", "errors"},
     "layer": {"dims", "errors", "initialise", "network", "ops"},
     "program": {"dims", "errors", "initialise", "layer", "ops", "report", "routing_ops"},

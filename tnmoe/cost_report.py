@@ -10,7 +10,7 @@ from rich.text import Text
 from tnmoe.backward import backward_cost
 from tnmoe.cost import DTYPE_BYTES, Cost, Estimate, elements
 from tnmoe.figures import FIGURES, HEADINGS, RATIOS, Figures
-from tnmoe.ops import Value, operands
+from tnmoe.ops import operands
 from tnmoe.optimizers import OPTIMIZERS, TrainingState, training_state
 from tnmoe.program import Program
 from tnmoe.report import Cell, Table
@@ -107,7 +107,7 @@ class CostReport(Figures):
                     continue
                 work, moved = backward_cost(op, sizes, {v.name}), gradient_traffic(op, v, sizes)
                 figures = (int(f) for f in (work.macs, work.flops, work.matmul_flops))
-                rows.append((k, type(op).__name__, _shown(v), *figures, *_moved(work, moved, width)))
+                rows.append((k, type(op).__name__, v.label, *figures, *_moved(work, moved, width)))
         columns = (
             ("step", "step"),
             ("op", "op"),
@@ -229,10 +229,6 @@ _MOVED = (("read_bytes", "bytes read"), ("written_bytes", "bytes written"), ("in
 def _moved(work: Cost, moved: Traffic, width: int) -> tuple[Cell, ...]:
     read, written = width * int(moved.read), width * int(moved.written)
     return read, written, round(int(work.flops) / max(1, read + written), 4)  # a view moves nothing
-
-
-def _shown(value: Value) -> str:
-    return f"{value.name}[{' '.join(value.indices)}]"
 
 
 def comparison(

@@ -83,7 +83,7 @@ class Program:
     def table(self) -> Table:
         """One row for each op: operands and result with their indices, in the order in which they run."""
         rows = tuple(
-            (k, type(op).__name__, ", ".join(map(_text, operands(op))), _text(op.out))
+            (k, type(op).__name__, ", ".join(v.label for v in operands(op)), op.out.label)
             for k, op in enumerate(self.ops, start=1)
         )
         columns = (("step", "step"), ("op", "op"), ("operands", "operands"), ("result", "result"))
@@ -106,10 +106,6 @@ def data_lengths(program: Program) -> dict[str, Dim]:
     symbols = symbol_names([d for d in free.values() if isinstance(d, sympy.Symbol)])
     known = symbol_names(program.sizes[i] for i in stored)
     return free | {i: d for i, d in program.sizes.items() if i not in stored and symbol_names([d]) & (symbols - known)}
-
-
-def _text(value: Value) -> str:
-    return f"{value.name}[{' '.join(value.indices)}]"
 
 
 def gate_ops(program: Program) -> tuple[Op, ...]:

@@ -100,6 +100,12 @@ class Table:
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
+def si(value: float, unit: str = "") -> str:
+    """A number with an SI prefix, e.g. 4.75 M, or 56 GFLOP with a unit."""
+    power = next((k for k in range(len(_PREFIXES) - 1, 0, -1) if abs(value) >= 1000**k), 0)
+    return f"{value / 1000**power:.3g} {_PREFIXES[power]}{unit}".rstrip()
+
+
 def grouped(cell: Cell) -> str:
     """A number with its thousands set apart, e.g. 4,754,008, other than integers with two decimals; text as it is."""
     return cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int) else f"{cell:,.2f}"

@@ -15,4 +15,10 @@ class Value:
     name: str
     indices: tuple[str, ...]
     part: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name and indices, e.g. `hidden[t h]`."""
+        return f"{self.name}[{' '.join(self.indices)}]"
+
     integer: bool = False

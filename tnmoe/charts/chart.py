@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from tnmoe.errors import TnmoeError
-from tnmoe.report import Table
+from tnmoe.report import Table, si
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,14 +113,6 @@ def new_axes(width: float = 5.2, height: float = 3.4) -> tuple[Figure, Axes]:
     figure = mpl_figure.Figure(figsize=(width, height), layout="constrained")
     backend_agg.FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
-
-
-def si(value: float, unit: str = "") -> str:
-    """A number with an SI prefix, e.g. 4.75 M."""
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".rstrip()
 
 
 def si_ticks() -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tnmoe.charts.chart import COLORS, Chart, new_axes, si, styled
+from tnmoe.charts.chart import COLORS, Chart, new_axes, styled
 from tnmoe.planners.pareto import Tradeoff
-from tnmoe.report import Table
+from tnmoe.report import Table, si
 
 ELEMENT_BYTES = 4
 
@@ -34,7 +34,8 @@ def pareto_front(front: Sequence[Tradeoff], width: int = ELEMENT_BYTES) -> Chart
     for x, y in zip(extra, saved, strict=True):
         axes.annotate(f"{y:.1f} MiB, +{x:.2g} %", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.set(
-        xlabel=f"extra FLOPs of a training step (%; least {si(least)}FLOP)", ylabel="saved for the backward pass (MiB)"
+        xlabel=f"extra FLOPs of a training step (%; least {si(least, 'FLOP')})",
+        ylabel="saved for the backward pass (MiB)",
     )
     axes.set_xlim(-0.03 * (max(extra) or 1), 1.3 * (max(extra) or 1))
     axes.set_ylim(-0.04 * highest, 1.2 * highest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tnmoe.drawing.scene import Item, Line, Scene, Shape, Text
+from tnmoe.report import si
 
 ROW, COLUMN = 46.0, 132.0
 LARGEST = 17.0
@@ -61,15 +62,8 @@ def contraction_tree(
         radius = max(4.0, LARGEST * (costs[k] / total) ** 0.5)
         shapes.append(Shape("circle", x[node], y[node], radius, "#2E6FA7"))
         said = Text(x[node] + radius + 6, y[node] - 9, results[k], 13, "start", bold=True)
-        cost = Text(x[node] + radius + 6, y[node] + 8, f"{_si(costs[k])}{unit} ({costs[k] / total:.0%})", 11, "start")
+        cost = Text(x[node] + radius + 6, y[node] + 8, f"{si(costs[k], unit)} ({costs[k] / total:.0%})", 11, "start")
         texts += [said, cost]
         right = max(right, said.x + said.width, cost.x + cost.width)
     height = 30 + ROW * (len(order) - 1) + 36
     return Scene(right + 16, height, (*lines, *shapes, *texts), title)
-
-
-def _si(value: int) -> str:
-    for factor, letter in ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {letter}"
-    return f"{value} "
