@@ -10,10 +10,10 @@ from tnmoe.candidates import choose
 from tnmoe.cost import elements
 from tnmoe.goals import parse, priced
 from tnmoe.layer import Contraction
-from tnmoe.lower import lower_network
+from tnmoe.lower import lower_network, stages
 from tnmoe.network import Network, Role
 from tnmoe.objective import Prices
-from tnmoe.ops import Permute, Value
+from tnmoe.ops import ContractAdd, Permute, Value, results
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import pareto, subset_dp
@@ -151,3 +151,22 @@ def copies(plan: Plan) -> str:
             more = Fraction(other.flops, plan.flops) - 1
             said += f" The objective 'layout' finds {grouped(other.copied)} at {float(100 * more):.2g} % more FLOPs."
     return said + (moved if stored else "")
+
+
+def rewrites(plan: Plan) -> str:
+    """What the passes between the order of contraction and the emitted statements changed."""
+    sizes = plan.layer.bound_sizes(plan.values)
+    after = dict(stages(plan.layer, plan.paths, sizes))
+    made = {name: {v.name for op in program.ops for v in results(op)} for name, program in after.items()}
+    said = []
+    if repeated := sorted(made["lowered"] - made["share"]):
+        said.append(f"Computed once, since an earlier step makes the same: {', '.join(repeated)}.")
+    if vain := sorted(made["share"] - made["prune"]):
+        said.append(f"Left out, since it changes nothing or nothing reads it: {', '.join(vain)}.")
+    if fused := [op.out.name for op in after["fuse_bias"].ops if isinstance(op, ContractAdd)]:
+        said.append(f"Biases added inside their matrix products: {', '.join(fused)}.")
+    before = {p.name: p.indices for p in after["assign_layouts"].parameters}
+    turned = [p.name for p in after["orient"].parameters if p.indices != before[p.name]]
+    if turned:
+        said.append(f"Stored with the longer side last, which few rows read faster: {', '.join(turned)}.")
+    return "\n".join(said)

@@ -83,7 +83,7 @@ def token_range(plan: Plan, name: str) -> TokenRange:
 
 
 def explain(plan: Plan) -> str:
-    """Sentences on each network that leaves a choice, and on what is copied.
+    """Sentences on each network that leaves a choice, on what the passes changed, and on what is copied.
 
     For each: its order, the dominant step, the runner-up, the tokens at which another order takes over, what weights
     alone make or from when on that would pay, and what could be recomputed instead of saved.
@@ -91,7 +91,7 @@ def explain(plan: Plan) -> str:
     chapters = [_chapter(plan, node) for node in plan.layer.contractions if len(node.network.tensors) > 2]
     if not chapters:
         chapters = [f"{plan.layer.name}: every network has at most two tensors, so there is only one order."]
-    return "\n\n".join([*chapters, advice.copies(plan)])
+    return "\n\n".join([*chapters, *filter(None, (advice.rewrites(plan), advice.copies(plan)))])
 
 
 def _chapter(plan: Plan, node: Contraction) -> str:

@@ -12,6 +12,8 @@ from tnmoe.ops import Add, Contract, Multiply, Op, Permute, Reduce, Value
 from tnmoe.passes.fuse_bias import fuse_bias
 from tnmoe.passes.layout import assign_layouts
 from tnmoe.passes.orient import orient
+from tnmoe.passes.prune import prune
+from tnmoe.passes.share import share
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program, data_lengths, needed, verify
 
@@ -145,6 +147,13 @@ def lower(layer: Layer, paths: Mapping[str, ContractionPath], sizes: Mapping[str
     Raises:
         PlanError: if a path is missing or does not fit.
     """
+    return stages(layer, paths, sizes)[-1][1]
+
+
+def stages(
+    layer: Layer, paths: Mapping[str, ContractionPath], sizes: Mapping[str, int]
+) -> tuple[tuple[str, Program], ...]:
+    """The program as it is lowered, then as each pass leaves it, by the name of the pass; arguments as of `lower`."""
     ops: list[Op] = []
     for node in layer.nodes:
         if isinstance(node, Contraction):
@@ -166,11 +175,22 @@ def lower(layer: Layer, paths: Mapping[str, ContractionPath], sizes: Mapping[str
     return run_passes(replace(program, lengths=data_lengths(program)), sizes)
 
 
-def run_passes(program: Program, sizes: Mapping[str, int]) -> Program:
+def run_passes(program: Program, sizes: Mapping[str, int]) -> tuple[tuple[str, Program], ...]:
     """Every pass, in order; each is a pure function of a program and is verified."""
-    program = verify(program)
-    program = verify(fuse_bias(program))
-    return verify(_apart(orient(assign_layouts(_together(program)), sizes)), laid_out=True)
+    found = [("lowered", verify(program))]
+
+    def then(name: str, after: Program, laid_out: bool = False) -> Program:
+        found.append((name, verify(after, laid_out=laid_out)))
+        return after
+
+    program = then("share", share(program))
+    program = then("prune", prune(program))
+    program = then("fuse_bias", fuse_bias(program))
+    program = _together(program)
+    program = assign_layouts(program)
+    then("assign_layouts", _apart(program), laid_out=True)
+    then("orient", _apart(orient(program, sizes)), laid_out=True)
+    return tuple(found)
 
 
 def _together(program: Program) -> Program:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tnmoe.routing_ops import WRITTEN
 from tnmoe.routing_ops import GroupedContract as GroupedContract
+from tnmoe.routing_ops import Noise as Noise
 from tnmoe.routing_ops import RoutingOp as RoutingOp
 from tnmoe.values import Value as Value
 

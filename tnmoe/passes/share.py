@@ -1,0 +1,51 @@
+"""Compute once what is written twice: common subexpressions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+
+from tnmoe.ops import Add, BatchNorm, Contract, Multiply, Noise, Op, Value, rename, results
+from tnmoe.program import Program
+
+COMMUTATIVE = (Contract, Multiply, Add)
+
+IMPURE = (Noise, BatchNorm)
+"""Ops that draw numbers or move running statistics: run twice they are not what they are once."""
+
+
+def share(program: Program) -> Program:
+    """The program without the ops that compute what an earlier op has computed; their results are read there.
+
+    The output and the expert coefficients keep ops of their own, since callers know them by name. Before layouts are
+    assigned: values are told apart by their sets of indices, and each reader goes on naming the order that it wants.
+    """
+    known = {program.output.name, *program.coefficients}
+    first: dict[tuple[object, ...], Op] = {}
+    same: dict[str, Value] = {}
+
+    def shared(ops: Iterable[Op]) -> tuple[Op, ...]:
+        found: list[Op] = []
+        for op in (rename(op, same) for op in ops):
+            earlier = first.setdefault(_meaning(op), op)
+            if earlier is op or isinstance(op, IMPURE) or known & {v.name for v in results(op)}:
+                found.append(op)
+            else:
+                pairs = zip(results(op), results(earlier), strict=True)
+                same.update({v.name: replace(w, indices=v.indices) for v, w in pairs})
+        return tuple(found)
+
+    return replace(program, ops=shared(program.ops), diagnostics=shared(program.diagnostics))
+
+
+def _meaning(op: Op) -> tuple[object, ...]:
+    """Equal for two ops that compute the same: kind, operands, axes of the results, and everything else they hold."""
+    written = results(op)
+    read: list[object] = []
+    for f in fields(op):
+        held = getattr(op, f.name)
+        if held not in written:
+            read.append(held.name if isinstance(held, Value) else held)
+    if isinstance(op, COMMUTATIVE):
+        read.sort(key=str)
+    return type(op), *read, *(frozenset(v.indices) for v in written)
