@@ -9,6 +9,12 @@ CLASSES = frozenset(dir(builtins)) | {
     "_Sparsemax",
     "_entmax15_threshold",
     "_sparsemax_threshold",
+    "_autocast",
+    "_find_onednn",
+    "_onednn",
+    "_mm",
+    "_chunks",
+    "_traced",
 }
 """Names that a class of the user's must not hide from the emitted code."""
 
@@ -43,8 +49,13 @@ LOCALS = frozenset(
         "output",
         "operands",
         "needs",
-        "row",
-        "rows",
+        "keep",
+        "tokens",
+        "most",
+        "extent",
+        "at",
+        "held",
+        "room",
         "_",
     }
 )

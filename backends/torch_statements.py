@@ -52,9 +52,17 @@ def indented(lines: Sequence[str]) -> list[str]:
     return [f"        {line}" if line else "" for line in lines]
 
 
-def broken(line: str, comment: str = "") -> list[str]:
-    """A statement that is too long, broken as formatters break it: inside its last brackets, if it ends with them."""
-    if len(line) + len(comment) + 8 <= WIDTH:
+def nested(lines: Sequence[str]) -> list[str]:
+    """Lines of an inner block."""
+    return [f"    {line}" if line else "" for line in lines]
+
+
+def broken(line: str, comment: str = "", margin: int = 8) -> list[str]:
+    """A statement that is too long, broken as formatters break it: inside its last brackets, if it ends with them.
+
+    It will be indented by `margin`.
+    """
+    if len(line) + len(comment) + margin <= WIDTH:
         return [line + comment]
     target, equals, value = line.partition(" = ")
     if equals and not value.endswith(")"):
@@ -68,11 +76,30 @@ def broken(line: str, comment: str = "") -> list[str]:
         if depth == 1 and line[start] == ",":
             commas.append(start)
     inside = line[start + 1 : -1]
-    if len(inside) + 12 <= WIDTH:
+    if len(inside) + 4 + margin <= WIDTH:
         return [line[: start + 1], f"    {inside}", f"){comment}"]
     ends = [*reversed(commas), len(line) - 1]
     begins = [start + 1, *(c + 1 for c in reversed(commas))]
     return [line[: start + 1], *(f"    {line[i:j].strip()}," for i, j in zip(begins, ends, strict=True)), f"){comment}"]
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def wrapped(start: str, names: Sequence[str], end: str, *, parenthesised: bool = False, margin: int = 0) -> list[str]:
+    """`start`, the names with commas, `end`; in lines of at most the width, inside brackets where it is too long."""
+    listed = f"({names[0]},)" if parenthesised and len(names) == 1 else ", ".join(names)
+    single = f"{start}{listed}{end}"
+    if len(single) + margin <= WIDTH:
+        return [single]
+    pad = " " * (len(start) - len(start.lstrip()))
+    opening, closing = (start + "(", ")" + end) if parenthesised else (start, end)
+    inside = f"{pad}    {', '.join(names)}"
+    if len(inside) + margin <= WIDTH and not parenthesised:
+        return [opening, inside, pad + closing]
+    return [opening, *(f"{pad}    {name}," for name in names), pad + closing]
 
 
 def docstring(lines: Sequence[str], indent: int) -> list[str]:
@@ -101,6 +128,7 @@ class Writer:
         program: laid out.
         attributes: stored values are attributes of a module; else they are arguments of a function.
         product: function that multiplies two matrices; by default the operator.
+        margin: columns by which statements will be indented.
 
     Raises:
         EmitError: two values that would be written alike, or an op without a torch form.
@@ -109,6 +137,7 @@ class Writer:
     program: Program
     attributes: bool = True
     product: str = "@"
+    margin: int = 8
     stored: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -126,8 +155,8 @@ class Writer:
         """How the value `name` is written."""
         if name in self.stored:
             return f"self.{attribute(name)}"
-        if name.startswith("size_"):
-            return name + "_"  # as `runtime_sizes` calls its variables
+        if name.startswith(("size_", "room_")) or name.endswith("_all"):
+            return name + "_"  # as `runtime_sizes` and streamed functions call their variables
         return safe(name, LOCALS | frozenset(keyword.softkwlist))
 
     def runtime_sizes(self, ops: Sequence[Op]) -> dict[str, str]:
@@ -166,15 +195,15 @@ class Writer:
             target = ", ".join(self.ref(v.name) for v in results(op))
             comment = "  # " + ", ".join(" ".join(v.indices) or "scalar" for v in results(op))
             names = {v.name: self.ref(v.name) for v in (*self.program.inputs, *operands(op))}
-            return broken(f"{target} = {routing_expression(op, self.program, names)}", comment)
+            return broken(f"{target} = {routing_expression(op, self.program, names)}", comment, self.margin)
         expression, views = self.expression(op)
         whole = f"{target} = {self.viewed(op)}{comment}"
-        if len(whole) + 8 <= WIDTH:
+        if len(whole) + self.margin <= WIDTH:
             return [whole]
         if views and isinstance(op, Contract | ContractAdd):
-            product = broken(f"{target} = {expression}", f"  # {self._merged(op)}")
-            return [*product, *broken(f"{target} = {target}{views}", comment)]
-        return broken(f"{target} = {expression}", comment)
+            product = broken(f"{target} = {expression}", f"  # {self._merged(op)}", self.margin)
+            return [*product, *broken(f"{target} = {target}{views}", comment, self.margin)]
+        return broken(f"{target} = {expression}", comment, self.margin)
 
     def expression(self, op: Op) -> tuple[str, str]:
         """What the op computes, and the view (if any) that gives the result its axes."""
@@ -300,3 +329,16 @@ class Writer:
             if index not in value.indices:
                 text += f".unsqueeze({k})"
         return text
+
+
+def conditional(writer: Writer, op: Op, condition: str) -> list[str]:
+    """`out = expression if condition else None  # indices`."""
+    value = writer.viewed(op)
+    target, comment = writer.ref(op.out.name), axes_comment(op.out.indices)
+    whole = f"{target} = {value} if {condition} else None{comment}"
+    if len(whole) + 8 <= WIDTH:
+        return [whole]
+    inside = f"{value} if {condition} else None"
+    if len(inside) + 12 <= WIDTH:
+        return [f"{target} = (", f"    {inside}", f"){comment}"]
+    return [f"{target} = (", f"    {value}", f"    if {condition}", "    else None", f"){comment}"]

@@ -8,6 +8,7 @@ import math
 import random
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from test_torch_features import SPECS
 from test_training import saved_bytes
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
@@ -51,6 +53,14 @@ ways = pytest.mark.parametrize(
     ],
     ids=lambda w: "-".join(map(str, w.values())),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def any_processor():
+    """Modules of the flavour `fast` call oneDNN on this machine, whatever its processor can do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+        yield
 
 
 def pair(plan: Plan, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[nn.Module, nn.Module]:
@@ -407,6 +417,75 @@ def test_fast_falls_back(monkeypatch: pytest.MonkeyPatch):
         assert_same(plain, module, x, 2e-4)
     assert_same(plain.double(), module.double(), x.detach().double().requires_grad_(), 1e-10)
     assert not calls
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "DEFAULT", "SVE256"])
+def test_fast_is_portable_where_onednn_is_slower(capability: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    namespace: dict[str, object] = {"__name__": "emitted"}
+    exec(tnmoe.emit(tnmoe.plan(SPECS["cp"], tokens=16, flavour="fast")), namespace)
+    assert namespace["_onednn"] is None
+    product = namespace["_mm"]
+    assert callable(product)
+    a, b, bias = draw(3, 4), draw(4, 5), draw(5)
+    torch.testing.assert_close(product(a, b, bias), a @ b + bias)
+
+
+@some
+def test_chunks_allocate_no_more_than_a_chunk(name):
+    """Without a gradient, 64 times the tokens need 64 times the result, and the same rooms."""
+    plan = tnmoe.plan(SPECS[name], tokens=16, memory="save", chunk=8)
+    _, module = pair(plan)
+    function = type(module).forward.__globals__[f"_{type(module).__name__}Function"]
+    shapes = []
+    for tokens in (8, 512):
+        with torch.no_grad():
+            arrays = [
+                draw(tokens, *(int(plan.bound.sizes[i]) for i in v.indices[1:]), grad=False)
+                if v.indices[:1] == plan.bound.output.indices[:1]
+                else draw(*(int(plan.bound.sizes[i]) for i in v.indices), grad=False)
+                for v in plan.adjoint.inputs
+            ]
+            sizes = Recorder()
+            with sizes:
+                function.apply(True, *arrays)
+            shapes.append(sizes.found)
+    few, many = map(Counter, shapes)
+    assert many - few == {512 * 5 * 8: 1}  # the result alone
+    assert few - many == {8 * 5 * 8: 1}
+
+
+class Recorder(TorchDispatchMode):
+    """Bytes of every array that is allocated as such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.new_empty.default:
+            self.found.append(result.untyped_storage().nbytes())
+        return result
+
+
+def test_per_sample_gradients_of_chunks():
+    """`vmap` of `grad`, and `jvp`, over a module that streams: they see plain ops."""
+    plain, module = pair(tnmoe.plan(SPECS["tr_block"], tokens=16, memory="recompute", chunk=5))
+    x = draw(4, 7, 6, grad=False)
+
+    def loss(m, values, row):
+        return torch.func.functional_call(m, values, (row,)).square().sum()
+
+    weights = {n: p.detach() for n, p in plain.named_parameters()}
+    got, want = (
+        torch.func.vmap(torch.func.grad(lambda v, r, m=m: loss(m, v, r)), in_dims=(None, 0))(weights, x)
+        for m in (module, plain)
+    )
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-9, atol=1e-9)
+    tangents = [torch.func.jvp(m, (x,), (torch.ones_like(x),))[1] for m in (module, plain)]
+    torch.testing.assert_close(*tangents, rtol=1e-9, atol=1e-9)
 
 
 # ---- the plan ------------------------------------------------------------------------------------------------

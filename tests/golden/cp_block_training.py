@@ -42,6 +42,13 @@ class _Entmax15Root(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor) -> Tensor:
+        root: Tensor = ctx.saved_tensors[0]
+        mean = (root * tangent).sum(-1, keepdim=True) / root.sum(-1, keepdim=True)
+        return (root > 0) * (tangent - mean) / 2
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -65,8 +72,25 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
+def _traced() -> bool:
+    """Whether torch.compile, torch.export or torch.func follows each op; they take no out=."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _chunks(tokens: int, most: int):
+    """The tokens of each chunk, and their rows in a room for one chunk."""
+    for start in range(0, tokens, most):
+        stop = min(start + most, tokens)
+        yield slice(start, stop), slice(0, stop - start)
+
+
 def _find_onednn():
-    """oneDNN's x @ W.T + b, private in torch, if this torch has it and it multiplies; else None."""
+    """oneDNN's x @ W.T + b, private in torch, if this torch has it and it multiplies; else None.
+
+    Where a CPU has AVX-512, it can be twice as fast as torch's own product; elsewhere it is slower.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
     try:
         product = torch.ops.mkldnn._linear_pointwise
         found = product(torch.eye(2), torch.ones(2, 2), None, "none", [], "")
@@ -88,17 +112,17 @@ def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class _CPMuMoEBlockFunction(torch.autograd.Function):
-    """From coefficients and x_norm to the output. Keeps up_projected and down_projected; the
-    backward pass computes up_experts, up_gated, hidden, activated, down_experts and
-    down_gated again.
+    """From coefficients and x_norm to the output, 32 tokens at a time. Keeps up_projected and
+    down_projected; the backward pass computes up_experts, up_gated, hidden, activated,
+    down_experts and down_gated again.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        coefficients,
-        x_norm,
+        ctx,
+        keep: bool,
+        coefficients_all,
+        x_norm_all,
         up_expert_factor,
         up_input_factor,
         up_output_factor,
@@ -107,109 +131,143 @@ class _CPMuMoEBlockFunction(torch.autograd.Function):
         down_input_factor,
         down_output_factor,
         down_input_bias,
-    ) -> tuple[Tensor, ...]:
-        up_experts = _mm(coefficients, up_expert_factor)  # t r
-        up_projected = _mm(x_norm, up_input_factor, up_input_bias)  # t r
-        up_gated = up_experts * up_projected  # t r
-        hidden = _mm(up_gated, up_output_factor)  # t h
-        del up_experts, up_gated
-        activated = F.gelu(hidden)  # t h
-        del hidden
+    ) -> Tensor:
+        keep = keep and any(ctx.needs_input_grad)
+        tokens = coefficients_all.shape[0]
+        most = min(tokens, 32)
+        y_all = coefficients_all.new_empty(tokens, 16)  # t o
+        extent = tokens if keep else most
+        up_projected_all = coefficients_all.new_empty(extent, 12)  # t r
+        down_projected_all = coefficients_all.new_empty(extent, 12)  # t r
+        room_1 = coefficients_all.new_empty(most, 12)  # t r
+        room_2 = coefficients_all.new_empty(most, 64)  # t h
+        for at, room in _chunks(tokens, 32):
+            held = at if keep else room
+            coefficients = coefficients_all[at]
+            x_norm = x_norm_all[at]
+            up_gated = down_gated = room_1[room]
+            activated = room_2[room]
 
-        down_experts = _mm(coefficients, down_expert_factor)  # t r
-        down_projected = _mm(activated, down_input_factor, down_input_bias)  # t r
-        down_gated = down_experts * down_projected  # t r
-        y = _mm(down_gated, down_output_factor)  # t o
-        return y, up_projected, down_projected
+            up_experts = _mm(coefficients, up_expert_factor)  # t r
+            up_projected = _mm(x_norm, up_input_factor, up_input_bias)  # t r
+            up_projected_all[held] = up_projected
+            torch.mul(up_experts, up_projected, out=up_gated)  # t r
+            hidden = _mm(up_gated, up_output_factor)  # t h
+            F.gelu(hidden, out=activated)  # t h
 
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: tuple) -> None:
-        (
-            coefficients,
-            x_norm,
-            up_expert_factor,
-            up_input_factor,
-            up_output_factor,
-            _,
-            down_expert_factor,
-            down_input_factor,
-            down_output_factor,
-            _,
-        ) = inputs
-        _, up_projected, down_projected = output
-        ctx.mark_non_differentiable(up_projected, down_projected)
-        ctx.set_materialize_grads(False)  # no zeros for what is only kept
-        ctx.save_for_backward(
-            coefficients,
-            x_norm,
-            up_expert_factor,
-            up_input_factor,
-            up_output_factor,
-            down_expert_factor,
-            down_input_factor,
-            down_output_factor,
-            up_projected,
-            down_projected,
-        )
+            down_experts = _mm(coefficients, down_expert_factor)  # t r
+            down_projected = _mm(activated, down_input_factor, down_input_bias)  # t r
+            down_projected_all[held] = down_projected
+            torch.mul(down_experts, down_projected, out=down_gated)  # t r
+            y = _mm(down_gated, down_output_factor)  # t o
+            y_all[at] = y
+        if keep:
+            ctx.save_for_backward(
+                coefficients_all,
+                x_norm_all,
+                up_expert_factor,
+                up_input_factor,
+                up_output_factor,
+                down_expert_factor,
+                down_input_factor,
+                down_output_factor,
+                up_projected_all,
+                down_projected_all,
+            )
+        return y_all
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, y_grad: Tensor, *_: None):
-        if y_grad is None:
-            return (None,) * 10
+    def backward(ctx, y_grad_all: Tensor):
         (
-            coefficients,
-            x_norm,
+            coefficients_all,
+            x_norm_all,
             up_expert_factor,
             up_input_factor,
             up_output_factor,
             down_expert_factor,
             down_input_factor,
             down_output_factor,
-            up_projected,
-            down_projected,
+            up_projected_all,
+            down_projected_all,
         ) = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        down_gated_grad = _mm(y_grad, down_output_factor.mT)  # t r
-        down_experts = _mm(coefficients, down_expert_factor)  # t r
-        down_gated = down_experts * down_projected if needs[8] else None  # t r
-        down_output_factor_grad = _mm(down_gated.mT, y_grad) if needs[8] else None  # r o
-        down_experts_grad = down_gated_grad * down_projected  # t r
-        down_projected_grad = down_gated_grad * down_experts  # t r
-        activated_grad = _mm(down_projected_grad, down_input_factor.mT)  # t h
+        tokens = y_grad_all.shape[0]
+        most = min(tokens, 32)
+        coefficients_grad_all = y_grad_all.new_empty(tokens, 8) if needs[1] else None  # t n
+        x_norm_grad_all = y_grad_all.new_empty(tokens, 16) if needs[2] else None  # t i
+        down_output_factor_grad = y_grad_all.new_zeros(12, 16) if needs[9] else None  # r o
+        down_input_factor_grad = y_grad_all.new_zeros(64, 12) if needs[8] else None  # h r
+        down_input_bias_grad = y_grad_all.new_zeros(12) if needs[10] else None  # r
+        down_expert_factor_grad = y_grad_all.new_zeros(8, 12) if needs[7] else None  # n r
+        up_output_factor_grad = y_grad_all.new_zeros(12, 64) if needs[5] else None  # r h
+        up_input_factor_grad = y_grad_all.new_zeros(16, 12) if needs[4] else None  # i r
+        up_input_bias_grad = y_grad_all.new_zeros(12) if needs[6] else None  # r
+        up_expert_factor_grad = y_grad_all.new_zeros(8, 12) if needs[3] else None  # n r
+        room_1 = y_grad_all.new_empty(most, 12)  # t r
+        room_2 = y_grad_all.new_empty(most, 12)  # t r
+        room_3 = y_grad_all.new_empty(most, 12)  # t r
+        room_4 = y_grad_all.new_empty(most, 64)  # t h
+        for at, room in _chunks(tokens, 32):
+            coefficients = coefficients_all[at]
+            x_norm = x_norm_all[at]
+            up_projected = up_projected_all[at]
+            down_projected = down_projected_all[at]
+            y_grad = y_grad_all[at]
+            down_gated = down_experts_grad = room_1[room]
+            down_projected_grad = up_projected_grad = room_2[room]
+            up_gated = up_experts_grad = room_3[room]
+            activated = hidden_grad = room_4[room]
 
-        up_experts = _mm(coefficients, up_expert_factor)  # t r
-        up_gated = up_experts * up_projected  # t r
-        hidden = _mm(up_gated, up_output_factor)  # t h
-        del down_gated, down_experts, down_gated_grad
-        activated = F.gelu(hidden) if needs[7] else None  # t h
+            down_gated_grad = _mm(y_grad, down_output_factor.mT)  # t r
+            down_experts = _mm(coefficients, down_expert_factor)  # t r
+            if needs[9]:
+                torch.mul(down_experts, down_projected, out=down_gated)  # t r
+                down_output_factor_grad += _mm(down_gated.mT, y_grad)  # r o
+            torch.mul(down_gated_grad, down_projected, out=down_experts_grad)  # t r
+            torch.mul(down_gated_grad, down_experts, out=down_projected_grad)  # t r
+            activated_grad = _mm(down_projected_grad, down_input_factor.mT)  # t h
 
-        down_input_factor_grad = _mm(activated.mT, down_projected_grad) if needs[7] else None  # h r
-        del activated
-        down_input_bias_grad = down_projected_grad.sum(0) if needs[9] else None  # r
-        coefficients_grad_1 = (
-            _mm(down_experts_grad, down_expert_factor.mT) if needs[0] else None
-        )  # t n
-        down_expert_factor_grad = (
-            _mm(coefficients.mT, down_experts_grad) if needs[6] else None
-        )  # n r
-        del down_projected_grad, down_experts_grad
+            up_experts = _mm(coefficients, up_expert_factor)  # t r
+            torch.mul(up_experts, up_projected, out=up_gated)  # t r
+            hidden = _mm(up_gated, up_output_factor)  # t h
+            if needs[8]:
+                F.gelu(hidden, out=activated)  # t h
 
-        hidden_grad = torch.ops.aten.gelu_backward(activated_grad, hidden)  # t h
-        up_gated_grad = _mm(hidden_grad, up_output_factor.mT)  # t r
-        del hidden, activated_grad
-        up_output_factor_grad = _mm(up_gated.mT, hidden_grad) if needs[4] else None  # r h
-        up_experts_grad = up_gated_grad * up_projected  # t r
-        up_projected_grad = up_gated_grad * up_experts  # t r
-        x_norm_grad = _mm(up_projected_grad, up_input_factor.mT) if needs[1] else None  # t i
-        up_input_factor_grad = _mm(x_norm.mT, up_projected_grad) if needs[3] else None  # i r
-        up_input_bias_grad = up_projected_grad.sum(0) if needs[5] else None  # r
-        coefficients_grad_2 = _mm(up_experts_grad, up_expert_factor.mT) if needs[0] else None  # t n
-        coefficients_grad = coefficients_grad_1 + coefficients_grad_2 if needs[0] else None  # t n
-        up_expert_factor_grad = _mm(coefficients.mT, up_experts_grad) if needs[2] else None  # n r
+            if needs[8]:
+                down_input_factor_grad += _mm(activated.mT, down_projected_grad)  # h r
+            if needs[10]:
+                down_input_bias_grad += down_projected_grad.sum(0)  # r
+            if needs[1]:
+                coefficients_grad_1 = _mm(down_experts_grad, down_expert_factor.mT)  # t n
+            if needs[7]:
+                down_expert_factor_grad += _mm(coefficients.mT, down_experts_grad)  # n r
+
+            torch.ops.aten.gelu_backward.grad_input(
+                activated_grad, hidden, grad_input=hidden_grad
+            )  # t h
+            up_gated_grad = _mm(hidden_grad, up_output_factor.mT)  # t r
+            if needs[5]:
+                up_output_factor_grad += _mm(up_gated.mT, hidden_grad)  # r h
+            torch.mul(up_gated_grad, up_projected, out=up_experts_grad)  # t r
+            torch.mul(up_gated_grad, up_experts, out=up_projected_grad)  # t r
+            if needs[2]:
+                x_norm_grad = _mm(up_projected_grad, up_input_factor.mT)  # t i
+                x_norm_grad_all[at] = x_norm_grad
+            if needs[4]:
+                up_input_factor_grad += _mm(x_norm.mT, up_projected_grad)  # i r
+            if needs[6]:
+                up_input_bias_grad += up_projected_grad.sum(0)  # r
+            if needs[1]:
+                coefficients_grad_2 = _mm(up_experts_grad, up_expert_factor.mT)  # t n
+                coefficients_grad = coefficients_grad_all[at]
+                torch.add(coefficients_grad_1, coefficients_grad_2, out=coefficients_grad)  # t n
+            if needs[3]:
+                up_expert_factor_grad += _mm(coefficients.mT, up_experts_grad)  # n r
         return (
-            coefficients_grad,
-            x_norm_grad,
+            None,
+            coefficients_grad_all,
+            x_norm_grad_all,
             up_expert_factor_grad,
             up_input_factor_grad,
             up_output_factor_grad,
@@ -304,25 +362,30 @@ class CPMuMoEBlock(nn.Module):
 
         x_norm = F.layer_norm(x, (16,), self.norm_weight, self.norm_bias)  # t i
 
-        operands = _autocast(
-            coefficients,
-            x_norm,
-            self.up_expert_factor,
-            self.up_input_factor,
-            self.up_output_factor,
-            self.up_input_bias,
-            self.down_expert_factor,
-            self.down_input_factor,
-            self.down_output_factor,
-            self.down_input_bias,
-        )
-        if torch.compiler.is_compiling() or operands[0].shape[0] <= 32:
-            y = _CPMuMoEBlockFunction.apply(*operands)[0]  # t o
-        else:  # chunks of tokens, so that temporaries stay small
-            rows = zip(*(a.split(32) for a in operands[:2]))
-            y = torch.cat(
-                [_CPMuMoEBlockFunction.apply(*row, *operands[2:])[0] for row in rows]
-            )  # t o
+        if _traced():
+            up_experts = coefficients @ self.up_expert_factor  # t r
+            up_projected = torch.addmm(self.up_input_bias, x_norm, self.up_input_factor)  # t r
+            up_gated = up_experts * up_projected  # t r
+            hidden = up_gated @ self.up_output_factor  # t h
+            activated = F.gelu(hidden)  # t h
+            down_experts = coefficients @ self.down_expert_factor  # t r
+            down_projected = torch.addmm(self.down_input_bias, activated, self.down_input_factor)  # t r
+            down_gated = down_experts * down_projected  # t r
+            y = down_gated @ self.down_output_factor  # t o
+        else:  # 32 tokens at a time
+            operands = _autocast(
+                coefficients,
+                x_norm,
+                self.up_expert_factor,
+                self.up_input_factor,
+                self.up_output_factor,
+                self.up_input_bias,
+                self.down_expert_factor,
+                self.down_input_factor,
+                self.down_output_factor,
+                self.down_input_bias,
+            )
+            y = _CPMuMoEBlockFunction.apply(torch.is_grad_enabled(), *operands)  # t o
         return y.reshape(*lead, 16)
 
     def extra_repr(self) -> str:
