@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from tnmoe.errors import PlanError
@@ -11,7 +11,8 @@ from tnmoe.network import Network
 from tnmoe.ops import Add, Contract, Multiply, Op, Permute, Reduce, Value
 from tnmoe.passes.fuse_bias import fuse_bias
 from tnmoe.passes.layout import assign_layouts
-from tnmoe.passes.orient import orient
+from tnmoe.passes.orient import Stored, orient
+from tnmoe.passes.orient import turnable as turnable_of
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program, data_lengths, needed, verify
 
@@ -134,13 +135,19 @@ def lower_steps(node: Contraction, path: ContractionPath) -> tuple[tuple[Op, ...
     return tuple(steps)
 
 
-def lower(layer: Layer, paths: Mapping[str, ContractionPath], sizes: Mapping[str, int]) -> Program:
+def lower(
+    layer: Layer,
+    paths: Mapping[str, ContractionPath],
+    sizes: Mapping[str, int],
+    turned: Collection[str] | None = None,
+) -> Program:
     """The program of a layer, with symbolic sizes.
 
     Args:
         layer: what to compute.
         paths: each network's order, by the name of the value it defines.
         sizes: an integer for every index, by which the layout of weights is chosen; it changes no op.
+        turned: names of the weights that are stored (columns, inner); by default the sizes decide.
 
     Raises:
         PlanError: if a path is missing or does not fit.
@@ -163,14 +170,19 @@ def lower(layer: Layer, paths: Mapping[str, ContractionPath], sizes: Mapping[str
         coefficients=layer.coefficients,
         diagnostics=layer.diagnostics,
     )
-    return run_passes(replace(program, lengths=data_lengths(program)), sizes)
+    return run_passes(replace(program, lengths=data_lengths(program)), sizes, turned)
 
 
-def run_passes(program: Program, sizes: Mapping[str, int]) -> Program:
+def run_passes(program: Program, sizes: Mapping[str, int], turned: Collection[str] | None = None) -> Program:
     """Every pass, in order; each is a pure function of a program and is verified."""
     program = verify(program)
     program = verify(fuse_bias(program))
-    return verify(_apart(orient(assign_layouts(_together(program)), sizes)), laid_out=True)
+    return verify(_apart(orient(assign_layouts(_together(program)), sizes, turned)), laid_out=True)
+
+
+def turnable(program: Program) -> dict[str, Stored]:
+    """The weights of a lowered program that may be stored either way, by name."""
+    return turnable_of(_together(program))
 
 
 def _together(program: Program) -> Program:
