@@ -55,7 +55,7 @@ class Race:
     progress: Callable[[float, float], None] | None = None
     most: int = 1
     round: int = 0
-    begin: float = field(default_factory=time.perf_counter)
+    begin: float = field(default_factory=lambda: time.perf_counter())
     order: random.Random = field(default_factory=lambda: random.Random(0))
 
     def over(self, share: float) -> bool:

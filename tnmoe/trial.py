@@ -107,7 +107,8 @@ class Bench:
         import torch  # planning and costing do without
 
         state = {name: buffer.clone() for name, buffer in module.named_buffers()}  # which a pass may update
-        with torch.set_grad_enabled(bool(leaves)):
+        with torch.random.fork_rng(enabled=True), torch.set_grad_enabled(bool(leaves)):
+            torch.manual_seed(0)  # of layers that draw noise
             y = module(*self.inputs)
         found = [y.detach().reshape(y.shape[0] if y.ndim > 1 else 1, -1)]
         chooses = any(isinstance(op, RoutingOp | Sparsemax) for op in planned.bound.ops)
