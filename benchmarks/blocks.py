@@ -1,13 +1,13 @@
 """Emitted modules against the reference's op order, its fastest setting, an MLP of the same shape, and other libraries.
 
-Run: `python benchmarks/blocks.py` (needs `pip install "tnmoe[peers]"`: the baseline is `tests/reference_module.py`, with
-its column of ones, its three-operand einsums and entmax from the package). float32; all contenders of a table have the
-same weights, agree with each other, and run interleaved in random order in one process; each row gives median and
+Run: `python benchmarks/blocks.py` (needs `pip install "tnmoe[peers]"`: the baseline is `tests/reference_module.py`,
+with its column of ones, its three-operand einsums and entmax from the package). float32; all contenders of a table have
+the same weights, agree with each other, and run interleaved in random order in one process; each row gives median and
 quartiles of its time, and of the ratio of the reference's time to its own within each round. `ref+flag` and `mlp+flag`
 run with `torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, which sends their products to oneDNN and which tnmoe
-never sets. `tuned` is what `tnmoe.tune` chose here, for each of the two modes. The bound is that of all matmul FLOPs at
-the best rate that a product of 2048×2048 matrices reached in the same rounds, and at the median one. The last table
-holds what was measured against what is aimed at.
+never sets. `tuned` is what `tnmoe.tune` chose here, for each of both modes. The bound is the time of all matmul FLOPs
+at the best rate that a product of 2048×2048 matrices reached in the same rounds. The last table holds what was measured
+against what is aimed at.
 
 About ten minutes on two cores. On a machine that others use as well, `--clock cpu --threads 1` compares processor time,
 without what was waited.
@@ -33,8 +33,14 @@ from tnmoe.presets import PRESETS
 
 LARGE = ("gpt2-cp@4096", "gpt2-tr@4096", "mixer-channel-cp@4096")
 CASES = (*LARGE, "clip-128-cp@256", "gpt2-tr@1", "gpt2-cp@1")
-LINEAR = {"cp": "CP", "tucker": "Tucker", "blocktt": "TT"}
-"""Factorizations of a matrix that are compared with tensorly-torch."""
+LINEAR = {
+    "linear-cp": ("CP, 3 modes", "cp", 3),
+    "linear-tucker": ("Tucker, 3 modes", "tucker", 3),
+    "linear-tt": ("TT, 3 modes", "blocktt", 3),
+    "linear-cp-matrix": ("CP, 1 mode", "cp", 1),
+    "linear-tucker-matrix": ("Tucker, 1 mode", "tucker", 1),
+}
+"""Factorizations of a 768 × 768 matrix, as tensorly-torch calls them, and into how many modes each axis is split."""
 
 MODES = ("forward", "training")
 RING = "contract_expression@1"
@@ -141,12 +147,13 @@ def block(name: str, settings: Settings) -> Measured:
     return result
 
 
-def linear(kind: str, settings: Settings, width: int = 768, tokens: int = 2048) -> Measured:
+def linear(name: str, settings: Settings, width: int = 768, tokens: int = 2048) -> Measured:
     """A factorized linear layer against tensorly-torch's, and its table."""
-    what, found = factorized(kind, width, 0.1, tokens, settings.tuning)
+    label, kind, modes = LINEAR[name]
+    what, found = factorized(kind, width, modes, 0.1, tokens, settings.tuning)
     first = "tltorch, factorized"
     result = measure(found, tokens, (width, width), settings, first)
-    show(f"{LINEAR[kind]} {width} → {width}, {tokens:,} tokens", result, found, first, ("tltorch, reconstructed",))
+    show(f"{width} → {width}, {label}, {tokens:,} tokens", result, found, first, ("tltorch, reconstructed",))
     print(f"  {what}")
     return result
 
@@ -242,12 +249,12 @@ def summary(results: dict[str, Measured]) -> list[Line]:
     if RING in results:
         speed = results[RING].times["forward"].speed("portable", "contract_expression")
         lines.append(line("gpt2-tr network@1 forward", "contract_expression", 4, "portable", speed))
-    for kind, label in LINEAR.items():
-        if kind in results:
-            times = results[kind].times["training"]
-            theirs = [row for row in times.seconds if "tltorch" in row]
-            best = min(theirs, key=lambda row: times.of(row).median)
-            lines.append(line(f"{label} 768→768 training", best, 3, *results[kind].best(ANY, "training", best)))
+    for name, (label, _, _) in LINEAR.items():
+        if name in results:
+            for theirs in ("tltorch, factorized", "tltorch, reconstructed"):
+                lines.append(
+                    line(f"768→768 {label}, training", theirs, 3, *results[name].best(ANY, "training", theirs))
+                )
     return lines
 
 
@@ -291,7 +298,7 @@ def main() -> None:
             try:
                 results[name] = linear(name, settings)
             except ImportError as error:
-                print(f'\n{LINEAR[name]} is left out: {error}; pip install "tnmoe[peers]"')
+                print(f'\n{name} is left out: {error}; pip install "tnmoe[peers]"')
     print_summary(summary(results))
 
 

@@ -174,18 +174,22 @@ class Reshaped(nn.Module):
         return self.network(x.unflatten(-1, self.inputs)).flatten(1)
 
 
-def factorized(kind: str, width: int, share: float, tokens: int, tuning: float) -> tuple[str, dict[str, Contender]]:
+def factorized(
+    kind: str, width: int, modes: int, share: float, tokens: int, tuning: float
+) -> tuple[str, dict[str, Contender]]:
     """A square layer of tensorly-torch and the same network emitted, with the same weights; and what they are.
 
-    The matrix is split as tensorly-torch splits it (three modes each way), the rank is the one that it finds for the
-    share of parameters; both implementations of its forward pass take part. Each is checked against the matrix that
-    its own factors reconstruct. There is no bias.
+    The axes of the matrix are split as tensorly-torch splits them, into so many modes each; the rank is the one that it
+    finds for the share of parameters; both implementations of its forward pass take part. Each is checked against the
+    matrix that its own factors reconstruct. There is no bias. tensorly-torch calls `torch.einsum` with all factors,
+    which takes the best order if opt_einsum is installed, as it is here; else it would begin with the outer product of
+    the input and the core.
     """
     from tltorch import FactorizedLinear
     from tltorch.utils import get_tensorized_shape
 
-    into, out = get_tensorized_shape(width, width, order=3, min_dim=2, verbose=False)
-    into, out = tuple(map(int, into)), tuple(map(int, out))
+    shapes = get_tensorized_shape(width, width, order=modes, verbose=False) if modes > 1 else ((width,), (width,))
+    into, out = (tuple(map(int, shape)) for shape in shapes)
     theirs = FactorizedLinear(into, out, bias=False, factorization=kind, rank=share, implementation="factorized")
     other = FactorizedLinear(into, out, bias=False, factorization=theirs.weight, implementation="reconstructed")
     weights, matrix = _network_of(kind, theirs.weight, into, out)
