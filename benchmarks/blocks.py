@@ -1,163 +1,89 @@
-"""Emitted blocks against the reference's op order, its fastest setting, and an MLP of the same shape.
+"""Emitted modules against the reference's op order, its fastest setting, an MLP of the same shape, and other libraries.
 
-Run: `python benchmarks/blocks.py` (needs `pip install "tnmoe[test]"`: the baseline is `tests/reference_module.py`, with
-its column of ones, its three-operand einsums and entmax from the package). float32; all candidates of a table have the
-same weights, agree with each other, and run interleaved in random order in one process; each row gives the median and
-quartiles of its time, and the median over the rounds of reference time / its time. `ref+flag` and `mlp+flag` run with
-`torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, which sends their products to oneDNN and which tnmoe never sets.
-The bound is that of all matmul FLOPs at the best rate that a product of 2048×2048 matrices reached in the same rounds.
+Run: `python benchmarks/blocks.py` (needs `pip install "tnmoe[peers]"`: the baseline is `tests/reference_module.py`,
+with its column of ones, its three-operand einsums and entmax from the package). float32; all contenders of a table have
+the same weights, agree with each other, and run interleaved in random order in one process; each row gives median and
+quartiles of its time, and of the ratio of the reference's time to its own within each round. `ref+flag` and `mlp+flag`
+run with `torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, which sends their products to oneDNN and which tnmoe
+never sets. `tuned` is what `tnmoe.tune` chose here, for each of both modes. The bound is the time of all matmul FLOPs
+at the best rate that a product of 2048×2048 matrices reached in the same rounds. The last table holds what was measured
+against what is aimed at.
 
-On a machine that others use as well, `--clock cpu --threads 1` compares processor time, without what was waited.
+About ten minutes on two cores. On a machine that others use as well, `--clock cpu --threads 1` compares processor time,
+without what was waited.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import platform
 import random
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
-import opt_einsum
 import torch
+from contenders import Contender, contenders, factorized, prepared_ring, uses_onednn
+from timing import Spread, Times, interleaved, machine
 from torch import Tensor, nn
 
 import tnmoe
 from tnmoe.presets import PRESETS
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from reference_module import CPFactors, ReferenceMuMoE, TensorRingFactors
+LARGE = ("gpt2-cp@4096", "gpt2-tr@4096", "mixer-channel-cp@4096")
+CASES = (*LARGE, "clip-128-cp@256", "gpt2-tr@1", "gpt2-cp@1")
+LINEAR = {
+    "linear-cp": ("CP, 3 modes", "cp", 3),
+    "linear-tucker": ("Tucker, 3 modes", "tucker", 3),
+    "linear-tt": ("TT, 3 modes", "blocktt", 3),
+    "linear-cp-matrix": ("CP, 1 mode", "cp", 1),
+    "linear-tucker-matrix": ("Tucker, 1 mode", "tucker", 1),
+}
+"""Factorizations of a 768 × 768 matrix, as tensorly-torch calls them, and into how many modes each axis is split."""
 
-CASES = (
-    ("gpt2-cp", 4096),
-    ("gpt2-tr", 4096),
-    ("mixer-channel-cp", 4096),
-    ("clip-128-cp", 256),
-    ("gpt2-tr", 1),
-    ("gpt2-cp", 1),
-)
-CHUNK = 512
+MODES = ("forward", "training")
+RING = "contract_expression@1"
+
+FAST = ("fast", "fast, chunks", "tuned")
+PORTABLE = ("portable", "portable, chunks")
+ANY = (*PORTABLE, *FAST)
 
 
 @dataclass
-class Candidate:
-    """A module, how it is run, and the setting it runs under."""
+class Settings:
+    """What the command line says."""
 
-    module: nn.Module
-    flag: bool = False
-
-    def forward(self, x: Tensor, _: Tensor) -> Tensor:
-        """Without gradients."""
-        with torch.no_grad(), onednn_flag(self.flag):
-            result: Tensor = self.module(x)
-            return result
-
-    def training(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Forward and backward, with the gradient of the input and of every weight."""
-        x.grad = None
-        for p in self.module.parameters():
-            p.grad = None
-        with onednn_flag(self.flag):
-            result: Tensor = self.module(x)
-            result.backward(grad.view_as(result))
-        return result.detach()
+    rounds: int
+    seconds: float
+    tuning: float
+    clock: Callable[[], float]
+    compiled: bool
 
 
-@contextlib.contextmanager
-def onednn_flag(on: bool) -> Iterator[None]:
-    """The user's opt-in to reduced precision for float32 products, which on many CPUs is oneDNN's float32."""
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if on else before
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
+@dataclass
+class Measured:
+    """The times of one case in both modes, and what else there is to say of it."""
+
+    times: dict[str, Times] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)
+    saved: dict[str, float] = field(default_factory=dict)
+    path: str = "mlp"
+
+    def share(self, row: str, mode: str, pick: Callable[[list[float]], float] = min) -> float:
+        """Of the time that the matmul FLOPs take at the best product's rate (or its median one)."""
+        times = self.times[mode]
+        return self.flops[mode] / times.peak(pick) / times.of(row).median
+
+    def best(self, rows: tuple[str, ...], mode: str, over: str) -> tuple[str, Spread]:
+        """The fastest of some rows, and its speed over another row."""
+        there = [row for row in rows if row in self.times[mode].seconds]
+        speeds = {row: self.times[mode].speed(row, over) for row in there}
+        row = max(speeds, key=lambda r: speeds[r].median)
+        return row, speeds[row]
 
 
-def reference(spec: tnmoe.MuMoE | tnmoe.MuMoEBlock) -> ReferenceMuMoE:
-    """The layer in the reference's op order, with gates that choose."""
-    cp = isinstance(spec.factorization, tnmoe.CP)
-    block = isinstance(spec, tnmoe.MuMoEBlock)
-    module = ReferenceMuMoE(
-        CPFactors if cp else TensorRingFactors,
-        spec.inputs,
-        spec.hidden if block else spec.outputs,
-        spec.levels,
-        spec.factorization.rank if cp else spec.factorization.ranks,
-        second=spec.outputs if block else 0,
-        norm="ln" if spec.gate.norm == "layer" else "bn",
-        apply_ln=spec.input_norm,
-    )
-    for projection in module.projs:
-        nn.init.normal_(projection, 0, 0.1)
-    return module
-
-
-def candidates(name: str, tokens: int, compiled: bool) -> dict[str, Candidate]:
-    """What is compared, by row."""
-    spec = PRESETS[name].spec
-    baseline = reference(spec)
-    found = {"reference": Candidate(baseline), "ref+flag": Candidate(baseline, True)}
-    if compiled:
-        found["compiled reference"] = Candidate(torch.compile(baseline))
-    chunk = CHUNK if tokens > CHUNK else None
-    for row, way in {
-        "portable": {},
-        "portable, chunks": {"memory": "save", "chunk": chunk},
-        "fast": {"flavour": "fast"},
-        "fast, chunks": {"flavour": "fast", "chunk": chunk},
-        "fast, recompute": {"flavour": "fast", "memory": "recompute", "chunk": chunk},
-    }.items():
-        if "chunks" in row and chunk is None:
-            continue
-        plan = tnmoe.plan(spec, tokens=tokens, **way)
-        module = tnmoe.build(plan)
-        module.load_state_dict(tnmoe.from_reference(plan, baseline.state_dict()))
-        found[row] = Candidate(module)
-    if isinstance(spec, tnmoe.MuMoEBlock):
-        layers = [nn.Linear(spec.inputs, spec.hidden), nn.GELU(), nn.Linear(spec.hidden, spec.outputs)]
-        mlp = nn.Sequential(*([nn.LayerNorm(spec.inputs)] if spec.input_norm else []), *layers)
-    else:
-        mlp = nn.Linear(spec.inputs, spec.outputs)
-    return found | {"mlp": Candidate(mlp), "mlp+flag": Candidate(mlp, True)}
-
-
-def prepared_ring(tokens: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The network of a GPT-2 TR layer alone: emitted, and as opt_einsum's prepared expression on the same order."""
-    network = tnmoe.Network.parse("bn,anc,bi,cid,doa->bo", weights="anc cid doa")
-    sizes = {"b": tokens, "n": 256, "i": 768, "o": 3072, "a": 4, "c": 4, "d": 149}
-    plan = tnmoe.plan(network, sizes=sizes)
-    module = tnmoe.build(plan)
-    arrays = {t.name: torch.randn([sizes[i] for i in t.indices]) for t in network.tensors}
-    ids, linear = list(range(5)), []
-    for k, (i, j) in enumerate(plan.path):
-        linear.append((ids.index(i), ids.index(j)))
-        ids = [n for n in ids if n not in (i, j)] + [5 + k]
-    expression = opt_einsum.contract_expression(
-        network.expression, *(tuple(a.shape) for a in arrays.values()), optimize=linear
-    )
-    data = [arrays[v.name] for v in plan.layer.inputs]
-    return lambda: module(*data), lambda: expression(*arrays.values())
-
-
-def interleaved(
-    runs: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Seconds of each run in each round; every round runs all of them in a random order."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for count in range(rounds + 1):
-        for name in random.sample(list(runs), len(runs)):
-            begin = clock()
-            runs[name]()
-            if count:  # the first round warms up
-                found[name].append(clock() - begin)
-    return found
+# ---- one case --------------------------------------------------------------------------------------------------
 
 
 def saved_mib(module: nn.Module, x: Tensor) -> float:
@@ -178,83 +104,202 @@ def saved_mib(module: nn.Module, x: Tensor) -> float:
     return sum(seen.values()) / 2**20
 
 
-def table(name: str, tokens: int, rounds: int, clock: Callable[[], float], compiled: bool) -> None:
-    """Print the rows of one layer at one number of tokens."""
-    spec = PRESETS[name].spec
-    found = candidates(name, tokens, compiled)
-    x, grad = torch.randn(tokens, spec.inputs, requires_grad=True), torch.randn(tokens, spec.outputs)
-    outputs = {row: c.forward(x, grad).reshape(tokens, -1) for row, c in found.items() if "mlp" not in row}
-    for row, y in outputs.items():
-        torch.testing.assert_close(y, outputs["reference"], rtol=1e-3, atol=1e-3, msg=f"{row} differs")
-    saved = {row: saved_mib(c.module, x) for row, c in found.items() if "compiled" not in row}
-    report = tnmoe.cost(tnmoe.plan(spec, tokens=tokens))
-    square = torch.randn(2048, 2048)
-    fast = torch.ops.mkldnn._linear_pointwise
-    products = {
-        "mm": lambda: square @ square,
-        "oneDNN": lambda: fast(square, square, None, "none", [], ""),
-    }
-    repeats = max(1, 64 // tokens)
-    print(f"\n{name}, {tokens:,} tokens{'':<8}{'forward ms':>22}{'×':>7}{'training ms':>26}{'×':>7}{'saved MiB':>11}")
-    columns = []
-    for mode, flops in (("forward", report.matmul_flops), ("training", report.training_matmul_flops)):
-        runs: dict[str, Callable[[], object]] = dict(products)
-        for row, c in found.items():
-            call = getattr(c, mode)
-            runs[row] = lambda call=call: [call(x, grad) for _ in range(repeats)]
-        times = interleaved(runs, rounds, clock)
-        rates = {p: 2 * 2048**3 / min(times.pop(p)) / 1e9 for p in products}
-        columns.append((times, rates, flops / max(rates.values()) / 1e6))
-    for row in found:
-        text = f"{row:<24}"
-        for times, _, bound in columns:
-            ms = [1e3 * t / repeats for t in times[row]]
-            low, _, high = statistics.quantiles(ms, n=4)
-            ratio = statistics.median(a / b for a, b in zip(times["reference"], times[row], strict=True))
-            share = f"{100 * bound / statistics.median(ms):3.0f} %" if "mlp" not in row else ""
-            text += f"{statistics.median(ms):>9.2f} ({low:.2f}–{high:.2f}){share:>6}{ratio:>6.2f}"
-        print(text + (f"{saved[row]:>10.1f}" if row in saved else ""))
-    for mode, (_, rates, bound) in zip(("forward", "training"), columns, strict=True):
-        print(f"  {mode} bound {bound:.1f} ms; {', '.join(f'{p} {r:.0f} GFLOP/s' for p, r in rates.items())}")
+def measure(
+    found: dict[str, Contender], tokens: int, widths: tuple[int, int], settings: Settings, first: str
+) -> Measured:
+    """Check that all agree with the first (an MLP aside), then time them in both modes."""
+    x, grad = torch.randn(tokens, widths[0], requires_grad=True), torch.randn(tokens, widths[1])
+    expected = found[first].forward(x, grad).reshape(tokens, -1)
+    for row, c in found.items():
+        if "mlp" not in row:
+            for y in (c.forward(x, grad), *([] if c.trained is None else [c.training(x, grad)])):
+                torch.testing.assert_close(y.reshape(tokens, -1), expected, rtol=1e-3, atol=1e-3, msg=f"{row} differs")
+    result = Measured(saved={row: saved_mib(c.trained, x) for row, c in found.items() if c.trained is not None})
+    for mode in MODES:
+        runs = {
+            row: partial(getattr(c, mode), x, grad)
+            for row, c in found.items()
+            if mode == "forward" or c.trained is not None
+        }
+        repeats = max(1, 64 // tokens)
+        limit = settings.seconds * (1 if mode == "forward" else 2)
+        result.times[mode] = interleaved(runs, settings.rounds, settings.clock, repeats=repeats, limit=limit)
+    return result
 
 
-def cpu_name() -> str:
-    """The processor, as the system calls it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
+def block(name: str, settings: Settings) -> Measured:
+    """A layer of the paper at a number of tokens, and its table."""
+    preset, _, tokens = name.partition("@")
+    spec, count = PRESETS[preset].spec, int(tokens)
+    compiled = settings.compiled or name == "gpt2-cp@1"
+    found = contenders(spec, count, compiled, settings.tuning)
+    if compiled:
+        try:
+            found["compiled reference"].forward(torch.randn(count, spec.inputs), torch.empty(0))
+        except Exception as error:  # no compiler for C++, for instance
+            print(f"{name}: torch.compile failed, so its row is left out: {type(error).__name__}")
+            del found["compiled reference"]
+    result = measure(found, count, (spec.inputs, spec.outputs), settings, "reference")
+    report = tnmoe.cost(tnmoe.plan(spec, tokens=count))
+    result.flops = {"forward": report.matmul_flops, "training": report.training_matmul_flops}
+    result.path = "mlp+flag" if uses_onednn(found["fast"].module) else "mlp"
+    show(f"{preset}, {count:,} tokens", result, found, "reference", ("ref+flag", result.path))
+    return result
+
+
+def linear(name: str, settings: Settings, width: int = 768, tokens: int = 2048) -> Measured:
+    """A factorized linear layer against tensorly-torch's, and its table."""
+    label, kind, modes = LINEAR[name]
+    what, found = factorized(kind, width, modes, 0.1, tokens, settings.tuning)
+    first = "tltorch, factorized"
+    result = measure(found, tokens, (width, width), settings, first)
+    show(f"{width} → {width}, {label}, {tokens:,} tokens", result, found, first, ("tltorch, reconstructed",))
+    print(f"  {what}")
+    return result
+
+
+def ring(settings: Settings) -> Measured:
+    """The network of a GPT-2 TR layer at one token against opt_einsum's prepared expression."""
+    ours, theirs = prepared_ring(1)
+    runs = {"contract_expression": theirs, "portable": ours}
+    with torch.no_grad():
+        result = Measured({"forward": interleaved(runs, settings.rounds, settings.clock, repeats=64)})
+    speed = result.times["forward"].speed("portable", "contract_expression")
+    print(f"\nGPT-2 TR network, 1 token, forward: emitted {speed:.2f} × opt_einsum.contract_expression")
+    return result
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------
+
+
+def show(title: str, result: Measured, found: dict[str, Contender], first: str, others: tuple[str, ...]) -> None:
+    """One row for each contender: times, share of the bound, speeds over the first row and over others, saved MiB."""
+    print(f"\n{title}; rounds: {', '.join(f'{len(t.seconds[first])} {m}' for m, t in result.times.items())}")
+    for mode in MODES:
+        times = result.times[mode]
+        heads = "".join(f"{f'× {other}':>26}" for other in (first, *others))
+        print(f"  {mode:<24}{'ms':>28}{'bound':>8}{heads}" + (f"{'saved MiB':>11}" if mode == "training" else ""))
+        for row in times.seconds:
+            ms = times.of(row)
+            text = f"  {row:<24}{f'{1e3 * ms.median:.2f} ({1e3 * ms.low:.2f}–{1e3 * ms.high:.2f})':>28}"
+            bounded = result.flops and "mlp" not in row
+            text += f"{100 * result.share(row, mode):6.0f} %" if bounded else f"{'':8}"
+            text += "".join(f"{f'{times.speed(row, other):.2f}':>26}" for other in (first, *others))
+            print(text + (f"{result.saved[row]:>11.3g}" if mode == "training" else ""))
+        rates = [
+            f"{p} {times.rate(p, min) / 1e9:.0f} (median {times.rate(p, statistics.median) / 1e9:.0f})"
+            for p in times.products
+        ]
+        bound = f"bound {1e3 * result.flops[mode] / times.peak(min):.2f} ms; " if result.flops else ""
+        print(f"  {bound}products of {', '.join(rates)} GFLOP/s")
+    if "fast, recompute" in result.saved:
+        same = "fast, chunks" if "fast, chunks" in result.saved else "fast"
+        less = result.saved["fast, recompute"] / result.saved[first]
+        slower = result.times["training"].speed(same, "fast, recompute")
+        print(f"  recompute keeps {less:.2f} of what the {first} saves, and takes {slower:.2f} × the time of '{same}'")
+    for row, c in found.items():
+        if c.says:
+            print(f"  {row}: {c.says}")
+
+
+Line = tuple[str, str, str, str, str]
+"""Work, against what, goal, measured, met."""
+
+
+def line(work: str, against: str, goal: float, row: str, speed: Spread) -> Line:
+    """A speed and its goal."""
+    return work, against, f"≥ {goal:g} ×", f"{speed:.2f} {row}", "yes" if speed.median >= goal else "no"
+
+
+def summary(results: dict[str, Measured]) -> list[Line]:
+    """What was measured against what is aimed at; of several rows, the one that is the fastest."""
+    lines: list[Line] = []
+    for name in LARGE:
+        if name not in results:
+            continue
+        r = results[name]
+        for rows, over, goals in (
+            (FAST, "reference", (2.5, 2.2)),
+            (FAST, "ref+flag", (1.4, 1.3)),
+            (PORTABLE, "reference", (1.2, 1.1)),
+        ):
+            for mode, goal in zip(MODES, goals, strict=True):
+                lines.append(line(f"{name} {mode}, {rows[0]}", over, goal, *r.best(rows, mode, over)))
+        for mode, goal in zip(MODES, (85, 80), strict=True):
+            row, _ = r.best(FAST, mode, "reference")
+            share, median = (100 * r.share(row, mode, pick) for pick in (min, statistics.median))
+            got = f"{share:.0f} % {row} ({median:.0f} % of the median rate)"
+            lines.append((f"{name} {mode}, fast", "GEMM bound", f"≥ {goal} %", got, "yes" if share >= goal else "no"))
+        for mode, goal in zip(MODES, (1.05, 1.2), strict=True):
+            lines.append(line(f"{name} {mode}, fast", r.path, goal, *r.best(FAST, mode, r.path)))
+        less = r.saved["fast, recompute"] / r.saved["reference"]
+        slower = r.times["training"].speed("fast, chunks", "fast, recompute")
+        met = "yes" if less <= 0.25 and slower.median <= 1.1 else "no"
+        got = f"{less:.2f} at {slower:.2f} × the time"
+        lines.append((f"{name} saved, recompute", "reference", "≤ 0.25 at ≤ 1.1 ×", got, met))
+    for name, over, goals in (
+        ("clip-128-cp@256", "reference", (3, 2.2)),
+        ("gpt2-tr@1", "reference", (3, 2.5)),
+        ("gpt2-cp@1", "reference", (2.5, 2.5)),
+        ("gpt2-cp@1", "compiled reference", (1,)),
+    ):
+        if name in results and over in results[name].times["forward"].seconds:
+            for mode, goal in zip(MODES, goals, strict=False):
+                lines.append(line(f"{name} {mode}", over, goal, *results[name].best(ANY, mode, over)))
+    if RING in results:
+        speed = results[RING].times["forward"].speed("portable", "contract_expression")
+        lines.append(line("gpt2-tr network@1 forward", "contract_expression", 4, "portable", speed))
+    for name, (label, _, _) in LINEAR.items():
+        if name in results:
+            for theirs in ("tltorch, factorized", "tltorch, reconstructed"):
+                lines.append(
+                    line(f"768→768 {label}, training", theirs, 3, *results[name].best(ANY, "training", theirs))
+                )
+    return lines
+
+
+def print_summary(lines: list[Line]) -> None:
+    """The lines, with a head."""
+    head: Line = ("work", "against", "goal", "measured here: median (quartiles) row", "met")
+    widths = [max(len(row[k]) for row in (head, *lines)) for k in range(len(head))]
+    print("\nSummary: medians and quartiles of the ratios within rounds; of several rows, the fastest")
+    for row in (head, tuple("-" * w for w in widths), *lines):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def main() -> None:
-    """Print one table for each case."""
+    """Print one table for each case, and the summary."""
+    names = [*CASES, RING, *LINEAR]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="of each table, at most (default: 15)")
+    parser.add_argument(
+        "--seconds", type=float, default=30, help="of forward rounds; twice that of training (default: 30)"
+    )
+    parser.add_argument("--tuning", type=float, default=15, help="seconds of each tnmoe.tune; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--only", help="a case such as gpt2-cp@4096")
-    parser.add_argument("--compile", action="store_true", help="also time torch.compile of the reference (minutes)")
+    parser.add_argument("--only", action="append", choices=names, metavar="CASE", help=f"of {', '.join(names)}")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of every reference (minutes)")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     random.seed(0)
     clock = time.perf_counter if given.clock == "wall" else time.process_time
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    print(f"{cpu_name()}, {os.cpu_count()} CPUs, load {load}, {given.threads} threads, torch {torch.__version__}")
-    print(f"float32, {given.clock} clock, medians and quartiles of {given.rounds} rounds; %: of the bound, ×: speed-up")
-    for name, tokens in CASES:
-        if given.only in (None, f"{name}@{tokens}"):
-            table(name, tokens, given.rounds, clock, given.compile)
-    ours, theirs = prepared_ring(1)
-    with torch.no_grad():
-        times = interleaved(
-            {"ours": lambda: [ours() for _ in range(64)], "theirs": lambda: [theirs() for _ in range(64)]},
-            given.rounds,
-            clock,
-        )
-    ratio = statistics.median(b / a for a, b in zip(times["ours"], times["theirs"], strict=True))
-    print(f"\nGPT-2 TR network, 1 token, forward: opt_einsum.contract_expression / emitted = {ratio:.2f}")
+    settings = Settings(given.rounds, given.seconds, given.tuning, clock, given.compile)
+    print(machine(given.threads, given.clock))
+    print("float32; medians (quartiles); bound: share of it; ×: how many times as fast, round by round")
+    results: dict[str, Measured] = {}
+    for name in given.only or names:
+        if name in CASES:
+            results[name] = block(name, settings)
+        elif name == RING:
+            results[name] = ring(settings)
+        else:
+            try:
+                results[name] = linear(name, settings)
+            except ImportError as error:
+                print(f'\n{name} is left out: {error}; pip install "tnmoe[peers]"')
+    print_summary(summary(results))
 
 
 if __name__ == "__main__":

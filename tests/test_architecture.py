@@ -22,6 +22,7 @@ ALLOWED = {
     "writing": {"errors"},
     "cache": {"writing"},
     "progress": set(),
+    "race": set(),
     "initialise": {"dims"},
     "drawing": {"drawing", "errors", "report"},
     "network": {"dims", "drawing", "errors"},
@@ -33,6 +34,7 @@ ALLOWED = {
     "plan_format": {"dims", "errors", "goals", "layer", "layers", "path", "report", "shortlist"},
     "shortlist": {"errors", "goals"},
     "objective": {"backward", "cost", "goals", "network", "ops", "traffic"},
+    "layout": {"errors"},
     "least_squares": {"network"},
     "useful_ranks": {"layer", "network"},
     "safetensors_files": {"errors", "plan"},
@@ -91,6 +93,7 @@ ALLOWED = {
         "goals",
         "layer",
         "layers",
+        "layout",
         "lower",
         "ops",
         "passes",
@@ -113,6 +116,8 @@ ALLOWED = {
         "plan",
         "report",
     },
+    "variants": {"backward", "errors", "function", "layout", "plan", "rematerialise"},
+    "tuned": {"errors", "plan", "report", "variants"},
     "planners": {
         "_version",
         "backward",
@@ -173,6 +178,7 @@ TOP = {
     "slicing",
     "sweep",
     "whole_model",
+    "trial",
     "tune",
 }
 

@@ -88,7 +88,8 @@ from tnmoe.replace import Replacement, replace
 from tnmoe.safetensors_files import read_safetensors, write_safetensors
 from tnmoe.slicing import Sliced, plan_sliced
 from tnmoe.sweep import sweep
-from tnmoe.tune import Tuned, tune
+from tnmoe.tune import tune
+from tnmoe.tuned import Tuned
 from tnmoe.whole_model import ModelCost, ModuleCost, cost_model
 from tnmoe.writing import save
 

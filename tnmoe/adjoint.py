@@ -119,7 +119,13 @@ class Adjoint:
         data = tuple(v for v in self.saved if v.name not in stored)
         ops = self.backward
         program = replace(
-            self.program, inputs=(*data, self.seed), ops=ops, output=ops[-1].out, drops={}, coefficients=()
+            self.program,
+            inputs=(*data, self.seed),
+            ops=ops,
+            output=ops[-1].out,
+            drops={},
+            coefficients=(),
+            diagnostics=(),
         )
         return release(verify(program, laid_out=True), {v.name for v in self.wanted.values()})
 

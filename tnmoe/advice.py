@@ -156,7 +156,7 @@ def copies(plan: Plan) -> str:
 def rewrites(plan: Plan) -> str:
     """What the passes between the order of contraction and the emitted statements changed."""
     sizes = plan.layer.bound_sizes(plan.values)
-    after = dict(stages(plan.layer, plan.paths, sizes))
+    after = dict(stages(plan.layer, plan.paths, sizes, plan.turned))
     made = {name: {v.name for op in program.ops for v in results(op)} for name, program in after.items()}
     said = []
     if repeated := sorted(made["lowered"] - made["share"]):

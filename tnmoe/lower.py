@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from tnmoe.errors import PlanError
@@ -11,7 +11,8 @@ from tnmoe.network import Network
 from tnmoe.ops import Add, Contract, Multiply, Op, Permute, Reduce, Value
 from tnmoe.passes.fuse_bias import fuse_bias
 from tnmoe.passes.layout import assign_layouts
-from tnmoe.passes.orient import orient
+from tnmoe.passes.orient import Stored, orient
+from tnmoe.passes.orient import turnable as turnable_of
 from tnmoe.passes.prune import prune
 from tnmoe.passes.share import share
 from tnmoe.path import ContractionPath
@@ -136,22 +137,31 @@ def lower_steps(node: Contraction, path: ContractionPath) -> tuple[tuple[Op, ...
     return tuple(steps)
 
 
-def lower(layer: Layer, paths: Mapping[str, ContractionPath], sizes: Mapping[str, int]) -> Program:
+def lower(
+    layer: Layer,
+    paths: Mapping[str, ContractionPath],
+    sizes: Mapping[str, int],
+    turned: Collection[str] | None = None,
+) -> Program:
     """The program of a layer, with symbolic sizes.
 
     Args:
         layer: what to compute.
         paths: each network's order, by the name of the value it defines.
         sizes: an integer for every index, by which the layout of weights is chosen; it changes no op.
+        turned: names of the weights that are stored (columns, inner); by default the sizes decide.
 
     Raises:
         PlanError: if a path is missing or does not fit.
     """
-    return stages(layer, paths, sizes)[-1][1]
+    return stages(layer, paths, sizes, turned)[-1][1]
 
 
 def stages(
-    layer: Layer, paths: Mapping[str, ContractionPath], sizes: Mapping[str, int]
+    layer: Layer,
+    paths: Mapping[str, ContractionPath],
+    sizes: Mapping[str, int],
+    turned: Collection[str] | None = None,
 ) -> tuple[tuple[str, Program], ...]:
     """The program as it is lowered, then as each pass leaves it, by the name of the pass; arguments as of `lower`."""
     ops: list[Op] = []
@@ -172,10 +182,12 @@ def stages(
         coefficients=layer.coefficients,
         diagnostics=layer.diagnostics,
     )
-    return run_passes(replace(program, lengths=data_lengths(program)), sizes)
+    return run_passes(replace(program, lengths=data_lengths(program)), sizes, turned)
 
 
-def run_passes(program: Program, sizes: Mapping[str, int]) -> tuple[tuple[str, Program], ...]:
+def run_passes(
+    program: Program, sizes: Mapping[str, int], turned: Collection[str] | None = None
+) -> tuple[tuple[str, Program], ...]:
     """Every pass, in order; each is a pure function of a program and is verified."""
     found = [("lowered", verify(program))]
 
@@ -189,8 +201,13 @@ def run_passes(program: Program, sizes: Mapping[str, int]) -> tuple[tuple[str, P
     program = _together(program)
     program = assign_layouts(program)
     then("assign_layouts", _apart(program), laid_out=True)
-    then("orient", _apart(orient(program, sizes)), laid_out=True)
+    then("orient", _apart(orient(program, sizes, turned)), laid_out=True)
     return tuple(found)
+
+
+def turnable(program: Program) -> dict[str, Stored]:
+    """The weights of a lowered program that may be stored either way, by name."""
+    return turnable_of(_together(program))
 
 
 def _together(program: Program) -> Program:

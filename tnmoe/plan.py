@@ -18,7 +18,8 @@ from tnmoe.drawing import Scene, contraction_tree
 from tnmoe.errors import PlanError
 from tnmoe.function import Function
 from tnmoe.layer import Layer
-from tnmoe.lower import lower, lower_steps
+from tnmoe.layout import Layout, resolve
+from tnmoe.lower import lower, lower_steps, turnable
 from tnmoe.ops import Permute
 from tnmoe.passes.fold_weights import Folded, fold_weights
 from tnmoe.path import ContractionPath
@@ -42,6 +43,8 @@ class Plan:
         shortlist: what it was chosen among, under the objectives "time" and "layout".
         saved_limit: the most that `saved` was allowed to be; what is proven is proven of orders within it.
         memory_limit: the most bytes that a forward pass was allowed to hold at once; likewise.
+        turned: names of the weights stored (columns, inner), as `nn.Linear` does, all others being (inner, columns),
+            where a matrix product may read them either way (`turnable`); None leaves that to their sizes.
     """
 
     layer: Layer
@@ -53,11 +56,30 @@ class Plan:
     function: Function | None = None
     saved_limit: int | None = None
     memory_limit: int | None = None
+    turned: tuple[str, ...] | None = None
 
     @cached_property
     def program(self) -> Program:
         """The ops, with symbolic sizes."""
-        return lower(self.layer, self.paths, self.layer.bound_sizes(self.values))
+        return lower(self.layer, self.paths, self.layer.bound_sizes(self.values), self.turned)
+
+    @property
+    def turnable(self) -> tuple[str, ...]:
+        """Names of the weights that may be stored (columns, inner) as well as (inner, columns)."""
+        return tuple(turnable(self.program))
+
+    def store(self, layout: Layout) -> Plan:
+        """The plan with its weights stored another way; what it keeps for the backward pass stays the same.
+
+        Args:
+            layout: "auto" by their sizes; "rows": every weight (inner, columns), as `x @ weight` reads it; "columns":
+                every one (columns, inner), as `nn.Linear` stores it; or the names of those that are (columns, inner).
+
+        Raises:
+            PlanError: another text, or a name that is none of `turnable`.
+        """
+        turned = resolve(layout, self.turnable)
+        return self if turned == self.turned else replace(self, turned=turned)
 
     @cached_property
     def bound(self) -> Program:
@@ -166,6 +188,8 @@ class Plan:
         if copied := self.copied:
             notes += (f"{copied:,} elements are copied into another order of axes.",)
         notes += tuple(f"{n.out.name}: {said}" for n in self.layer.contractions if (said := note(n.network)))
+        if self.turned is not None:
+            notes += (f"Weights stored (columns, inner): {', '.join(self.turned) or 'none'}.",)
         if self.shortlist is not None:
             notes += self.shortlist.notes()
         table = step_table(self.bound, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
@@ -226,6 +250,7 @@ class Plan:
                 **({} if self.shortlist is None else {"shortlist": self.shortlist.to_mapping()}),
                 **({} if self.saved_limit is None else {"saved_limit": self.saved_limit}),
                 **({} if self.memory_limit is None else {"memory_limit": self.memory_limit}),
+                **({} if self.turned is None else {"turned": list(self.turned)}),
                 **({} if self.function is None else {"function": self.function.to_mapping()}),
             }
         )
@@ -249,6 +274,7 @@ class Plan:
             saved_limit=asked.saved_limit,
             memory_limit=asked.memory_limit,
         )
+        plan = plan if asked.turned is None else plan.store(asked.turned)
         if asked.function is None:
             return plan
         return replace(plan, function=Function.from_mapping(asked.function, plan.bound, plan._needing))

@@ -30,6 +30,7 @@ class PlanFields:
     shortlist: Shortlist | None
     saved_limit: int | None
     memory_limit: int | None
+    turned: tuple[str, ...] | None
     function: Any
 
 
@@ -63,6 +64,7 @@ def read(text: str) -> PlanFields:
         _shortlist(data),
         _limit(data, "saved_limit", "elements"),
         _limit(data, "memory_limit", "bytes"),
+        _turned(data.get("turned")),
         data.get("function"),
     )
 
@@ -73,6 +75,14 @@ def _limit(data: Mapping[str, Any], key: str, unit: str) -> int | None:
         raise PlanError(f"{key} of a plan must be a number of {unit}, got {value!r}")
     found: int | None = value
     return found
+
+
+def _turned(names: Any) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PlanError(f"turned of a plan must be names of weights, got {names!r}")
+    return tuple(names)
 
 
 def _objective(text: Any) -> str:

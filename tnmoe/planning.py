@@ -11,6 +11,7 @@ from tnmoe.candidates import Profile, choose
 from tnmoe.errors import DeclarationError, PlanError, RankWarning, unknown
 from tnmoe.function import plan_function
 from tnmoe.goals import PEAK, SHORTLISTED, Goal, as_objective
+from tnmoe.layout import Layout, resolve
 from tnmoe.limits import within
 from tnmoe.path import ContractionPath
 from tnmoe.peaks import within_peak
@@ -39,6 +40,7 @@ def plan(
     saved_limit: int | None = None,
     memory_limit: int | None = None,
     dtype: str = "float32",
+    layout: Layout = "auto",
 ) -> Plan:
     """Choose the order in which every network of a layer is contracted.
 
@@ -77,11 +79,15 @@ def plan(
         memory_limit: bytes that may be alive at once in a forward pass without autograd, weights and inputs included
             (`tnmoe.memory(plan).inference_peak`), at `tokens`; for "flops" and "macs", up to 9 tensors a network.
         dtype: of weights and activations, for "peak" and `memory_limit`.
+        layout: how weights are stored that a matrix product may read in two orders of axes (`Plan.turnable`); it
+            changes no cost, but the time, where that goes into reading weights. "auto": large ones with their longer
+            side last; "rows": (inner, columns); "columns": (columns, inner), as `nn.Linear` does; or the names of
+            those that are (columns, inner). `tune` measures which is best.
 
     Raises:
-        PlanError: unknown objective, planner, memory policy or flavour, a network the planner cannot take, a budget
-            or limit that is none or cannot be met (with the least that there is), or a layer that has no end with an
-            adjoint, or cannot run in chunks.
+        PlanError: unknown objective, planner, memory policy, flavour or layout, a network the planner cannot take, a
+            budget or limit that is none or cannot be met (with the least that there is), or a layer that has no end
+            with an adjoint, or cannot run in chunks.
         DeclarationError: a symbol without a value, an unknown size name, or sizes that are no sizes.
     """
     goal = as_objective(objective, calls)
@@ -91,6 +97,8 @@ def plan(
     if profile is not None and goal != "time":
         raise PlanError(f"a profile goes with the objective 'time', not with {goal!r}")
     asked = question(what, tokens, sizes, input_gradients)
+    if isinstance(layout, str):
+        resolve(layout, ())  # raises before the search does its work
     for sentence in excessive_ranks(asked.layer, asked.sizes):
         warnings.warn(sentence, RankWarning, stacklevel=2)
     if goal == PEAK or memory_limit is not None:
@@ -99,23 +107,24 @@ def plan(
                 "the peak of a forward pass is planned by a search of its own, for modules whose backward pass is "
                 "autograd's: leave planner, saved_limit, memory, flavour and chunk out"
             )
-        return within_peak(asked, goal, memory_limit, dtype)
+        return within_peak(asked, goal, memory_limit, dtype).store(layout)
     if goal not in SHORTLISTED and saved_limit is None:
         paths: dict[str, ContractionPath] = {}
         for node in asked.layer.contractions:
             search = planner_of(planner, node.network, budget)
             paths[node.out.name] = search(node.network, asked.sizes, goal, asked.needing(node, goal))
-        return _with_function(Plan(asked.layer, paths, asked.values, goal, asked.inputs), memory, flavour, chunk)
+        found = Plan(asked.layer, paths, asked.values, goal, asked.inputs)
+        return _with_function(found, memory, flavour, chunk).store(layout)
     if planner != "auto":
         searched = f"the objective {goal!r}" if goal in SHORTLISTED else "a limit"
         raise PlanError(f"{searched} needs a search of its own; leave planner out")
     if saved_limit is None:
-        return _with_function(choose(asked, goal, profile), memory, flavour, chunk)
+        return _with_function(choose(asked, goal, profile), memory, flavour, chunk).store(layout)
     if goal in SHORTLISTED:
         raise PlanError(f"the objective {goal!r} takes no limit; plan by a price, or measure a shortlist")
     if (memory, flavour, chunk) != (None, "portable", None):
         raise PlanError("saved_limit is for modules left to autograd; memory= sets a budget for the others")
-    return within(asked, goal, saved_limit)
+    return within(asked, goal, saved_limit).store(layout)
 
 
 def symbol_sizes(planned: Plan) -> dict[str, int]:

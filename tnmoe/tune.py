@@ -1,118 +1,51 @@
-"""Choice by measurement: build the cheapest orders of a layer, time them side by side, keep the winner.
+"""Choice by measurement: build candidates of a layer, time them side by side, keep the winner.
 
-A shared machine is noisy, so the candidates take turns in random order, and one replaces a cheaper one only if it was
-faster in most of the rounds. What was measured is cached: for the same layer, sizes and settings on the same device,
-with the same torch and number of threads, nothing is run again.
+Candidates are orders × layouts of weights × flavours of products × memory policies × chunks of tokens. Their whole
+product is never measured: orders are compared in one variant, then all variants of the best orders with one chunk, then
+the chunks of the best ones; at last what is left, for as many rounds as are asked for. What was measured is cached: for
+the same layer, sizes and settings on the same device, with the same torch and number of threads, nothing is run again.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tnmoe import cache
 from tnmoe._version import __version__
-from tnmoe.api import build
+from tnmoe.backward import gradient_names
 from tnmoe.calibrate import processor
 from tnmoe.candidates import shortlist
 from tnmoe.errors import PlanError, unknown
+from tnmoe.function import FLOAT32_BYTES, plan_function
 from tnmoe.goals import SHORTLISTED
 from tnmoe.plan import Plan
-from tnmoe.planning import symbol_sizes
+from tnmoe.planners.effort import check_budget
+from tnmoe.planning import symbol_sizes, with_tokens
+from tnmoe.progress import bar
 from tnmoe.question import DEFAULT_TOKENS, Planable
-from tnmoe.report import Table
+from tnmoe.race import Race, Runner
+from tnmoe.rematerialise import Memory
+from tnmoe.trial import Bench
+from tnmoe.tuned import Measured, Tuned, winner
+from tnmoe.variants import Choices, Variant, choices, variant_of
 
-if TYPE_CHECKING:
-    import torch
-
-FORMAT = "tnmoe-tuned-1"
+FORMAT = "tnmoe-tuned-2"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-DECISIVE = 0.75
-"""Share of the rounds that an order must win against a cheaper one to replace it."""
+BUDGET = 120.0
+"""Seconds for a whole measurement, by default."""
 
-LEAST = 1e-3
-"""Seconds that one measurement takes at least: what is faster is run several times."""
+STAGE = 5
+"""Rounds of a stage that shortens the list, at most."""
 
+KEPT = 2
+"""Candidates that go on to the next stage, besides the first."""
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One candidate: its plan, and the seconds of one pass in each round."""
-
-    plan: Plan
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """Median seconds of one pass."""
-        return statistics.median(self.seconds)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """Between them lies the middle half of the measurements."""
-        if len(self.seconds) < 2:
-            return self.seconds[0], self.seconds[0]
-        first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return first, third
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What `tune` returns.
-
-    Attributes:
-        measured: the candidates, the cheapest first.
-        chosen: place of the winner.
-        setting: what was measured, and where.
-        cached: True if the figures come from an earlier run.
-    """
-
-    measured: tuple[Measured, ...]
-    chosen: int
-    setting: str
-    cached: bool = False
-
-    @property
-    def plan(self) -> Plan:
-        """The winner."""
-        return self.measured[self.chosen].plan
-
-    def table(self) -> Table:
-        """One row for each candidate: order, FLOPs, median and quartiles in microseconds, ratio to the cheapest."""
-        rows = []
-        for k, found in enumerate(self.measured):
-            orders = "; ".join(f"{name} = {order}" for name, order in found.plan.orders.items())
-            low, high = found.quartiles
-            paired = zip(self.measured[0].seconds, found.seconds, strict=True)
-            speed = statistics.median(first / own for first, own in paired)
-            micro = (round(1e6 * s, 1) for s in (found.median, low, high))
-            rows.append(
-                (k + 1, found.plan.flops, *micro, round(speed, 3), "chosen" if k == self.chosen else "", orders)
-            )
-        columns = (
-            ("candidate", "no."),
-            ("flops", "FLOPs"),
-            ("median", "median µs"),
-            ("first_quartile", "25 %"),
-            ("third_quartile", "75 %"),
-            ("speed", "speed"),
-            ("chosen", ""),
-            ("orders", "orders"),
-        )
-        rounds = len(self.measured[0].seconds)
-        notes = (
-            f"{self.setting}; {rounds} rounds in random order{', kept from an earlier run' if self.cached else ''}.",
-            f"Speed: median ratio to no. 1. An order replaces a cheaper one if it wins {100 * DECISIVE:g} % of rounds.",
-        )
-        return Table(f"Orders of {self.plan.layer.name}, measured", columns, tuple(rows), notes)
-
-    def __str__(self) -> str:
-        return str(self.table())
+SHARES = (0.2, 0.6, 0.75, 1.0)
+"""Of the budget, at which the stages of orders, variants and chunks, and the last one, end early."""
 
 
 def tune(
@@ -124,24 +57,42 @@ def tune(
     dtype: str = "float32",
     training: bool = False,
     count: int = 4,
+    layouts: Iterable[str | Iterable[str]] | None = None,
+    flavours: Iterable[str] | None = None,
+    chunks: Iterable[int | None] | None = None,
+    memory: Iterable[Memory] | None = None,
     rounds: int = 15,
+    budget: float | None = BUDGET,
     fresh: bool = False,
 ) -> Tuned:
-    """Time the cheapest orders of a layer on this machine, interleaved, and choose the fastest.
+    """Time orders of a layer, and the ways to emit them, on this machine, interleaved; choose the fastest.
+
+    All candidates compute the same on the same weights, which is checked before they are timed; what differs is listed
+    in the four arguments that follow `count`, and naming them narrows what may be chosen. The chosen plan emits exactly
+    what was measured. Second derivatives need autograd's backward pass: `flavours=["portable"], chunks=[None],
+    memory=[None]`.
 
     Args:
-        what: a plan, whose own order takes part; or anything that `plan` takes.
+        what: a plan, whose own order and setting take part; or anything that `plan` takes.
         tokens, sizes: as in `plan`; by default those of the plan.
         device: "cpu" or "cuda"; on a CPU with as many threads as torch now uses.
         dtype: of weights and activations.
         training: forward and backward pass instead of the forward pass alone.
         count: orders to measure; the cheapest by FLOPs of what is measured.
-        rounds: measurements of each.
+        layouts: as in `plan`; by default the plan's, "auto", "rows" and "columns".
+        flavours: as in `plan`; by default all that make a difference on the device in that dtype.
+        chunks: as in `plan`; by default None and the powers of two from 256 to 2048 below the number of tokens.
+        memory: as in `plan`; by default what the plan keeps (for other orders: at most as many bytes) if it has a
+            backward pass of its own, else None, and "save" too in training. None is "save" where flavour or chunk need
+            a backward pass of its own.
+        rounds: of the last stage; those before take up to five.
+        budget: seconds for all of it; when they are over, the stages end early. None for no limit.
         fresh: measure anew, even if the cache knows.
 
     Raises:
-        PlanError: a faulty device, dtype, count or number of rounds.
-        EmitError: a layer that cannot be built.
+        PlanError: a faulty device, dtype, count, budget or number of rounds; something to choose from that is
+            unknown, or that no candidate can be made of.
+        EmitError: a layer that cannot be built, or candidates that do not agree, which is a fault of tnmoe.
         DeclarationError: as `plan`.
     """
     import torch  # planning and costing do without
@@ -154,118 +105,179 @@ def tune(
         raise PlanError(unknown("dtype", dtype, DTYPES))
     if type(rounds) is not int or not 1 <= rounds <= 10_000:
         raise PlanError(f"rounds must be an integer from 1 to 10,000, got {rounds!r}")
-    plans = _candidates(what, tokens, sizes, training, count)
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {torch.get_num_threads()} thread(s)"
-    passes = "forward and backward" if training else "forward"
-    setting = f"{passes}, {dtype}, {where}, torch {torch.__version__}"
+    check_budget(budget)
+    plans = _orders(what, tokens, sizes, training, count)
+    layer = plans[0].layer
+    allowed = choices(
+        variant_of(what) if isinstance(what, Plan) else Variant(),
+        tokens=plans[0].values[layer.token_symbol] if layer.batched else None,
+        device=device,
+        dtype=dtype,
+        training=training,
+        layouts=layouts,
+        flavours=flavours,
+        chunks=chunks,
+        memory=memory,
+    )
+    setting = _setting(device, dtype, training)
     question = {
         "format": FORMAT,
         "version": __version__,
         "setting": setting,
         "plans": [json.loads(p.to_json()) for p in plans],
+        "choices": [list(allowed.layouts), list(allowed.flavours), list(allowed.chunks), list(allowed.memory)],
         "rounds": rounds,
+        "budget": budget,
     }
     key = cache.key("tuned", question)
-    if not fresh and (kept := _read(cache.get(key), len(plans), rounds)):
-        seconds, cached = kept, True
+    found = None if fresh else _read(cache.get(key), plans)
+    cached = found is not None
+    if found is None:
+        found = _measure(plans, allowed, Bench(plans[0], device, dtype, training), rounds, budget)
+        rows = [m.to_mapping() for m in found.measured]
+        cache.put(key, {"measured": rows, "decided": found.decided, "notes": list(found.notes)})
+    return Tuned(found.measured, winner(found.measured, found.decided), setting, cached, found.notes)
+
+
+def _setting(device: str, dtype: str, training: bool) -> str:
+    """What is measured, and where, in a few words."""
+    import torch  # planning and costing do without
+
+    if device == "cuda":
+        where = torch.cuda.get_device_name()
     else:
-        seconds, cached = _measure([_runner(p, device, dtype, training) for p in plans], rounds), False
-        cache.put(key, {"seconds": seconds})
-    measured = tuple(Measured(p, tuple(s)) for p, s in zip(plans, seconds, strict=True))
-    return Tuned(measured, _winner(seconds), setting, cached)
+        where = f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} thread(s)"
+    return f"{'forward and backward' if training else 'forward'}, {dtype}, {where}, torch {torch.__version__}"
 
 
-def _candidates(
+def _orders(
     what: Plan | Planable, tokens: int | None, sizes: dict[str, int] | None, training: bool, count: int
 ) -> list[Plan]:
-    """The plans to measure, the cheapest first; what differs in its program alone is different."""
+    """The orders to measure as plans, the cheapest first; what differs in its program alone is different."""
     objective = "training" if training else "flops"
     if not isinstance(what, Plan):
         given = shortlist(
             what, count=count, tokens=DEFAULT_TOKENS if tokens is None else tokens, sizes=sizes, objective=objective
         )
         return [c.plan for c in given]
-    layer = what.layer
+    if tokens is not None and what.layer.batched:
+        what = with_tokens(what, tokens)
     given = shortlist(
-        layer,
+        what.layer,
         count=count,
-        tokens=tokens or (what.values[layer.token_symbol] if layer.batched else DEFAULT_TOKENS),
+        tokens=what.values[what.layer.token_symbol] if what.layer.batched else DEFAULT_TOKENS,
         sizes={**symbol_sizes(what), **(sizes or {})},
         objective="flops" if what.objective in SHORTLISTED and not training else objective,
         input_gradients=what.input_gradients,
     )
     plans = [c.plan for c in given]
-    if all(p.bound.ops != what.bound.ops for p in plans) and plans[0].values == what.values:
-        plans.append(what)
-    return plans
+    what = replace(what, values=plans[0].values)
+    own = next((k for k, p in enumerate(plans) if p.bound.ops == what.store("auto").bound.ops), None)
+    plans = [*plans, what] if own is None else [*plans[:own], what, *plans[own + 1 :]]
+    return [lean for p in plans if (lean := _as_lean(p, what)) is not None]
 
 
-def _read(entry: dict[str, Any] | None, count: int, rounds: int) -> list[list[float]] | None:
-    """Times from the cache, if they are what `tune` wrote."""
-    seconds = (entry or {}).get("seconds")
-    if not isinstance(seconds, list) or len(seconds) != count:
+def _as_lean(planned: Plan, given: Plan) -> Plan | None:
+    """An order with a backward pass that keeps at most as many bytes as the given plan's; None if it cannot."""
+    if planned is given or given.function is None:
+        return planned
+    needing = gradient_names(planned.bound, planned.input_gradients)
+    try:
+        function = plan_function(planned.bound, needing, FLOAT32_BYTES * given.saved)
+    except PlanError:
         return None
-    for row in seconds:
-        if not isinstance(row, list) or len(row) != rounds or not all(isinstance(s, float) and s > 0 for s in row):
-            return None
-    return seconds
+    return replace(planned, function=function)
 
 
-def _winner(seconds: Sequence[Sequence[float]]) -> int:
-    """The place of the chosen candidate: the first, or a later one that beat what was best so far in most rounds."""
-    best = 0
-    for k in range(1, len(seconds)):
-        wins = sum(own < other for own, other in zip(seconds[k], seconds[best], strict=True))
-        if wins >= DECISIVE * len(seconds[k]):
-            best = k
-    return best
+def _read(entry: Mapping[str, Any] | None, plans: Sequence[Plan]) -> Result | None:
+    """Times from the cache, if they are what `tune` wrote."""
+    match entry:
+        case {"measured": [_, *_] as rows, "decided": int(decided), "notes": list(notes)}:
+            read = [Measured.from_mapping(row, plans) for row in rows]
+            found = tuple(m for m in read if m is not None)
+            if len(found) == len(rows) and all(isinstance(note, str) for note in notes):
+                if decided in found[0].rounds and all({*m.rounds} <= {*found[0].rounds} for m in found):
+                    return Result(found, decided, tuple(notes))
+    return None
 
 
-def _runner(planned: Plan, device: str, dtype: str, training: bool) -> Callable[[], object]:
-    """One pass of a freshly built module over random data."""
-    import torch  # planning and costing do without
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Everything that was timed, the number of the first round of the last stage, and what there is to say."""
 
-    kind: torch.dtype = getattr(torch, dtype)
-    module = build(planned, device=device, dtype=kind)
-    sizes = planned.bound.sizes
-    inputs = [
-        torch.randn([int(sizes[i]) for i in v.indices], device=device, dtype=kind).requires_grad_(
-            training and v.name in planned.input_gradients
-        )
-        for v in planned.bound.inputs
-    ]
-    synchronize = torch.cuda.synchronize if device == "cuda" else None
-    leaves = [t for t in (*module.parameters(), *inputs) if t.requires_grad]
-
-    def run() -> None:
-        if training and leaves:
-            y = module(*inputs)
-            torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
-        else:
-            with torch.no_grad():
-                module(*inputs)
-        if synchronize is not None:
-            synchronize()
-
-    return run
+    measured: tuple[Measured, ...]
+    decided: int
+    notes: tuple[str, ...]
 
 
-def _measure(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Seconds of one call of each in every round; the candidates take turns in random order."""
-    repeats = []
-    for run in runs:
-        run()  # the first call allocates
-        repeats.append(max(1, int(LEAST / _seconds(run, 1))))
-    found: list[list[float]] = [[] for _ in runs]
-    shuffled = random.Random(0)
-    for _ in range(rounds):
-        for k in shuffled.sample(range(len(runs)), len(runs)):
-            found[k].append(_seconds(runs[k], repeats[k]))
-    return found
+@dataclass(slots=True)
+class _Candidate:
+    order: int
+    variant: Variant
+    plan: Plan
+    runner: Runner
 
 
-def _seconds(run: Callable[[], object], repeats: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return max((time.perf_counter() - begin) / repeats, 1e-9)
+@dataclass(slots=True)
+class _Field:
+    """All candidates that were entered so far; what emits the same is one."""
+
+    plans: Sequence[Plan]
+    bench: Bench
+    entered: dict[Any, _Candidate] = field(default_factory=dict)
+    left_out: dict[str, PlanError] = field(default_factory=dict)
+
+    def enter(self, order: int, variants: Iterable[Variant]) -> list[Runner]:
+        """The candidates of an order that can be made, those that were there before included."""
+        found: dict[int, Runner] = {}
+        for variant in variants:
+            try:
+                plan = variant.of(self.plans[order])
+            except PlanError as error:
+                self.left_out.setdefault(str(error), error)
+                continue
+            key = order, tuple(p.indices for p in plan.program.parameters), plan.function
+            if key not in self.entered:
+                self.entered[key] = _Candidate(order, variant, plan, self.bench.runner(plan))
+            runner = self.entered[key].runner
+            found[id(runner)] = runner
+        return list(found.values())
+
+    def of(self, runner: Runner) -> _Candidate:
+        """The candidate that a runner is of."""
+        return next(c for c in self.entered.values() if c.runner is runner)
+
+
+def _measure(plans: Sequence[Plan], allowed: Choices, bench: Bench, rounds: int, budget: float | None) -> Result:
+    """The stages: orders, their variants, chunks, and the rounds that decide."""
+    field_ = _Field(plans, bench)
+    with bar("tuning") as progress:
+        race = Race(budget, progress, 3 * STAGE + rounds)
+        start = next((v for v in allowed.all() if field_.enter(0, [v])), None)
+        if start is None:
+            raise next(iter(field_.left_out.values()))
+
+        def stage(runners: Iterable[Runner], share: float) -> list[Runner]:
+            unique = list({id(r): r for r in runners}.values())
+            return race.stage(unique, STAGE, keep=KEPT, share=share) if len(unique) > 1 else unique
+
+        left = [r for k in range(len(plans)) for r in field_.enter(k, [start])]
+        left = stage(left, SHARES[0])
+        best = {field_.of(r).order: None for r in left}
+        left = stage([*left, *(r for k in best for r in field_.enter(k, allowed.wide(start.chunk)))], SHARES[1])
+        pairs = [(field_.of(r).order, field_.of(r).variant) for r in left]
+        left = stage([*left, *(r for k, v in pairs for r in field_.enter(k, allowed.deep(v)))], SHARES[2])
+        decided = race.round
+        if len(left) > 1 or not decided:
+            race.stage(left, rounds, keep=None, share=SHARES[3])
+    measured = tuple(
+        Measured(c.plan, c.order, c.variant, tuple(c.runner.seconds), tuple(c.runner.seconds.values()))
+        for c in field_.entered.values()
+        if c.runner.seconds
+    )
+    decides = race.round - decided
+    notes = [f"The last {decides} round(s), of {len(left)}, decided." if decides else "No other one came close."]
+    if race.over(1.0):
+        notes.append(f"The budget of {budget:g} s ended it early: with more, further candidates may come out ahead.")
+    notes += [f"Left out: {reason}" for reason in field_.left_out]
+    return Result(measured, min(decided, race.round - 1), tuple(notes))

@@ -26,9 +26,11 @@ from tnmoe.datasheet import datasheet_names
 from tnmoe.figures import FIGURES
 from tnmoe.function import FLAVOURS
 from tnmoe.goals import ALONE, OBJECTIVES
+from tnmoe.layout import LAYOUTS
 from tnmoe.optimizers import PRECISIONS
 from tnmoe.question import DEFAULT_TOKENS, PLANNERS
 from tnmoe.report import FORMATS
+from tnmoe.tune import BUDGET as TUNING
 from tnmoe.tune import DTYPES
 
 EPILOG = f"""\
@@ -63,7 +65,7 @@ examples:
   tnmoe calibrate -o here.json              measure this machine, in under a minute
   tnmoe plan gpt2-tr --objective time --profile here.json   the order with the least predicted time
   tnmoe cost gpt2-tr --profile here.json    predicted time of each step on it
-  tnmoe tune gpt2-tr --tokens 1             time its cheapest orders here, and keep the fastest
+  tnmoe tune gpt2-tr --tokens 1             time its candidates here, and keep the fastest
   tnmoe check gpt2                          the emitted modules against dense einsum and torch's FLOP counter
 
 exit codes: 0 fine, 1 a check failed, 2 bad input
@@ -133,6 +135,11 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--flavour", choices=FLAVOURS, help="products of that (default: portable)")
         sub.add_argument("--chunk", type=int, metavar="T", help="tokens that it takes at once")
+        sub.add_argument(
+            "--layout",
+            metavar="WHAT",
+            help=f"how weights are stored: {', '.join(LAYOUTS)}, or NAME,… of those that are (columns, inner)",
+        )
         sub.add_argument("--budget", type=float, metavar="S", help="seconds to search orders of a large network")
         return sub
 
@@ -209,14 +216,21 @@ def parser() -> argparse.ArgumentParser:
     formatted(check_command, list(FORMATS))
 
     tune_command = command(
-        "tune", run_tune, "Time the cheapest orders on this machine; choose the fastest.", several=False
+        "tune",
+        run_tune,
+        "Time the cheapest orders and the ways to emit them on this machine; choose the fastest. "
+        "What --layout, --flavour, --chunk or --keep say is not varied.",
+        several=False,
     )
     formatted(tune_command, list(FORMATS))
     tune_command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     tune_command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     tune_command.add_argument("--training", action="store_true", help="forward and backward pass")
     tune_command.add_argument("--count", type=int, default=4, metavar="N", help="orders to measure (default: 4)")
-    tune_command.add_argument("--rounds", type=int, default=15, metavar="N", help="measurements of each (default: 15)")
+    tune_command.add_argument("--rounds", type=int, default=15, metavar="N", help="last rounds (default: 15)")
+    tune_command.add_argument(
+        "--seconds", type=float, default=TUNING, metavar="S", help=f"after which it ends early (default: {TUNING:g})"
+    )
     tune_command.add_argument("--fresh", action="store_true", help="measure anew, even what the cache knows")
     tune_command.add_argument("-o", "--output", metavar="FILE", help="write the winner there, as a plan in JSON")
 

@@ -16,7 +16,7 @@ from tnmoe import files, presets, writing
 from tnmoe.api import emit, memory
 from tnmoe.calibrate import calibrate
 from tnmoe.check import check
-from tnmoe.cli.inputs import Row, named_rows, parse_sizes, read_as, report_of
+from tnmoe.cli.inputs import Row, named_rows, parse_layout, parse_sizes, read_as, report_of
 from tnmoe.cli.printing import deliver, print_tables, with_progress
 from tnmoe.cost_report import COMPARED, CostReport, comparison
 from tnmoe.datasheet import Datasheet, datasheet, datasheet_names
@@ -167,7 +167,7 @@ def run_fit(options: argparse.Namespace) -> int:
 
 
 def run_tune(options: argparse.Namespace) -> int:
-    """Measure the cheapest orders of one layer."""
+    """Measure the cheapest orders of one layer, and the ways to emit them; what the options say is not varied."""
     rows = [row for what in options.what for row in named_rows(what, options)[1] if row.emitted]
     if len(rows) != 1:
         raise DeclarationError(f"tune takes one layer that can be emitted, this names {len(rows)}; e.g. gpt2-cp")
@@ -177,7 +177,11 @@ def run_tune(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         training=options.training,
         count=options.count,
+        layouts=[parse_layout(options.layout)] if options.layout else None,
+        flavours=[options.flavour] if options.flavour else None,
+        chunks=[options.chunk] if options.chunk is not None else None,
         rounds=options.rounds,
+        budget=options.seconds,
         fresh=options.fresh,
     )
     print_tables([tuned.table()], options.format)

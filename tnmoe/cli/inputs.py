@@ -16,6 +16,7 @@ from tnmoe.cli.printing import with_progress
 from tnmoe.cost_report import CostReport
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
 from tnmoe.layer import Layer
+from tnmoe.layout import LAYOUTS, Layout
 from tnmoe.plan import Plan
 from tnmoe.planning import plan, with_tokens
 from tnmoe.question import DEFAULT_TOKENS
@@ -70,6 +71,7 @@ def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], t
         memory=int(options.keep) if (options.keep or "").isdecimal() else options.keep,
         flavour=options.flavour or "portable",
         chunk=options.chunk,
+        layout=parse_layout(options.layout) if options.layout else "auto",
     )
 
 
@@ -85,11 +87,17 @@ def _read_plan(path: str, options: argparse.Namespace) -> Plan:
         "keep",
         "flavour",
         "chunk",
+        "layout",
     ):
         if getattr(options, flag.replace("-", "_")):
             raise DeclarationError(f"{path} is a plan already: --{flag} goes with a preset or a TOML file")
     planned = read_as(path, Plan.from_json)
     return planned if options.tokens is None else with_tokens(planned, options.tokens)
+
+
+def parse_layout(text: str) -> Layout:
+    """A layout by its name, or names of weights."""
+    return text if text in LAYOUTS or "," not in text else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def read_as(path: str, parse: Callable[[str], T]) -> T:

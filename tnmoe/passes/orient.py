@@ -1,16 +1,17 @@
-"""Store large weights with their longer side last in memory, where a matrix product may read them either way.
+"""Choose how weights lie in memory where a matrix product may read them either way: (inner, columns) or turned.
 
 A product of few rows is bound by how fast it reads the weight. MKL does so best along the longer side: measured at one
 row, 3072 × 556 is read 1.4 times faster as 556 × 3072, and 556 × 3072 1.8 times faster as it is. From 32 rows on both
-orders take the same time within 6 %, and small weights do not care.
+orders take the same time within 6 %, and small weights do not care. So `longer_side_last` is the rule where nobody has
+said or measured better.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from tnmoe.ops import Contract, ContractAdd, Value, matmul_groups, operands, rename
 from tnmoe.program import Program
@@ -19,25 +20,59 @@ LEAST = 1 << 18
 """Elements below which a weight is left as it is: it fits into the cache of a core."""
 
 
-def orient(program: Program, sizes: Mapping[str, int]) -> Program:
-    """The program, laid out, with weights (columns, inner) where the inner side is longer than the columns.
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A weight that one product reads as its right operand: the indices that are summed, and those of the columns."""
 
-    Args:
-        program: as `assign_layouts` returns it: right operands are (inner, columns) or (columns, inner).
-        sizes: an integer for every index of a weight.
+    value: Value
+    inner: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    @property
+    def turned(self) -> Value:
+        """The weight stored (columns, inner)."""
+        return replace(self.value, indices=(*self.columns, *self.inner))
+
+
+def turnable(program: Program) -> dict[str, Stored]:
+    """The weights that a program, laid out, could as well read in the other order, by name.
+
+    Each is the right operand of one product without a batch, and used nowhere else.
     """
     uses = Counter(v.name for op in program.ops for v in operands(op))
     uses[program.output.name] += 1
     stored = {p.name for p in program.parameters if uses[p.name] == 1}
-    turned: dict[str, Value] = {}
+    found: dict[str, Stored] = {}
     for op in program.ops:
-        if not isinstance(op, Contract | ContractAdd) or op.rhs.name not in stored:
-            continue
-        groups = matmul_groups(op)
-        inner, cols = (math.prod([sizes[i] for i in side]) for side in (groups.inner, groups.cols))
-        if not groups.batch and inner > cols and inner * cols >= LEAST:
-            turned[op.rhs.name] = replace(op.rhs, indices=(*groups.cols, *groups.inner))
+        if isinstance(op, Contract | ContractAdd) and op.rhs.name in stored:
+            groups = matmul_groups(op)
+            if not groups.batch:
+                found[op.rhs.name] = Stored(op.rhs, groups.inner, groups.cols)
+    return found
+
+
+def longer_side_last(weight: Stored, sizes: Mapping[str, int]) -> bool:
+    """Whether a weight is large, and its inner side is longer than the columns, so that it is best turned."""
+    inner, columns = (math.prod([sizes[i] for i in side]) for side in (weight.inner, weight.columns))
+    return inner > columns and inner * columns >= LEAST
+
+
+def orient(program: Program, sizes: Mapping[str, int], turned: Collection[str] | None = None) -> Program:
+    """The program, laid out, with some weights (columns, inner) and the others (inner, columns).
+
+    Args:
+        program: as `assign_layouts` returns it: right operands are (inner, columns) or (columns, inner).
+        sizes: an integer for every index of a weight.
+        turned: names of the weights that are (columns, inner), of `turnable`; None leaves the choice to
+            `longer_side_last`, which leaves the others as they are.
+    """
+    change: dict[str, Value] = {}
+    for name, weight in turnable(program).items():
+        if longer_side_last(weight, sizes) if turned is None else name in turned:
+            change[name] = weight.turned
+        elif turned is not None:
+            change[name] = replace(weight.value, indices=(*weight.inner, *weight.columns))
     parameters = tuple(
-        replace(p, indices=turned[p.name].indices) if p.name in turned else p for p in program.parameters
+        replace(p, indices=change[p.name].indices) if p.name in change else p for p in program.parameters
     )
-    return replace(program, parameters=parameters, ops=tuple(rename(op, turned) for op in program.ops))
+    return replace(program, parameters=parameters, ops=tuple(rename(op, change) for op in program.ops))
