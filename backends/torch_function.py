@@ -53,7 +53,7 @@ def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return a @ b if bias is None else torch.addmm(bias, a, b)'''
 """Matrix product of the flavour `fast`."""
 
-PRODUCTS = {"portable": "@", "fast": "_mm"}
+PRODUCTS = {"portable": "@", "fast": "_mm", "triton": "@"}
 """What multiplies two matrices, by flavour."""
 
 
@@ -80,16 +80,16 @@ class FunctionUnit:
 def function_source(unit: FunctionUnit, name: str) -> str:
     """The class of the function, called `name`."""
     a = unit.adjoint
-    own = {op.out.name for op in a.ops} - a.kept
-    drops = {name: tuple(v for v in dead if v in own) for name, dead in a.program.drops.items()}
-    program = replace(a.program, drops={name: dead for name, dead in drops.items() if dead})
+    own = {op.out.name for op in a.forward} - a.kept
+    drops = {name: tuple(v for v in dead if v in own) for name, dead in a.executed.drops.items()}
+    program = replace(a.executed, drops={name: dead for name, dead in drops.items() if dead})
     writer = Writer(program, attributes=False, product=PRODUCTS[unit.flavour])
     kept = [op.out for op in a.ops if op.out.name in a.kept and op.out in a.saved]
     lines = [f"class {name}(torch.autograd.Function):", *_docstring(unit), "", "    generate_vmap_rule = True", ""]
     names = [writer.ref(v.name) for v in a.inputs]
     results = [writer.ref(v.name) for v in (a.program.output, *kept)]
     lines += ["    @staticmethod", *_wrapped("    def forward(", names, ") -> tuple[Tensor, ...]:")]
-    lines += indented(_statements(writer, a.ops, {}))
+    lines += indented(_statements(writer, a.forward, {}))
     lines += _wrapped("        return ", results, "", parenthesised=True)
     lines += ["", "    @staticmethod", "    def setup_context(ctx, inputs: tuple, output: tuple) -> None:"]
     saved = [writer.ref(v.name) for v in a.saved]
@@ -216,7 +216,8 @@ def _listed(names: Sequence[str]) -> str:
 
 def _wrapped(start: str, names: Sequence[str], end: str, *, parenthesised: bool = False, margin: int = 0) -> list[str]:
     """`start`, the names with commas, `end`; in lines of at most the width, inside brackets where it is too long."""
-    single = f"{start}{', '.join(names)}{',' if parenthesised and len(names) == 1 else ''}{end}"
+    listed = f"({names[0]},)" if parenthesised and len(names) == 1 else ", ".join(names)
+    single = f"{start}{listed}{end}"
     if len(single) + margin <= WIDTH:
         return [single]
     pad = " " * (len(start) - len(start.lstrip()))

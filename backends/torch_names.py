@@ -9,6 +9,7 @@ CLASSES = frozenset(dir(builtins)) | {
     "_Sparsemax",
     "_entmax15_threshold",
     "_sparsemax_threshold",
+    "_Entmax15Rows",
 }
 """Names that a class of the user's must not hide from the emitted code."""
 
@@ -16,6 +17,8 @@ LOCALS = frozenset(
     {
         "self",
         "torch",
+        "triton",
+        "tl",
         "nn",
         "F",
         "Tensor",

@@ -19,7 +19,7 @@ from tnmoe.errors import PlanError
 from tnmoe.function import Function
 from tnmoe.layer import Layer
 from tnmoe.lower import lower, lower_steps
-from tnmoe.ops import Permute
+from tnmoe.ops import FusedOp, Permute
 from tnmoe.passes.fold_weights import Folded, fold_weights
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program
@@ -61,8 +61,13 @@ class Plan:
 
     @cached_property
     def bound(self) -> Program:
-        """The ops, with integer sizes, as they are emitted."""
+        """The ops, with integer sizes, as they are emitted unless `executed` fuses some."""
         return bound(self.program, self.values)
+
+    @cached_property
+    def executed(self) -> Program:
+        """The ops, with integer sizes, as the emitted module's forward pass runs them."""
+        return self.bound if self.adjoint is None else self.adjoint.executed
 
     @cached_property
     def folded(self) -> Folded:
@@ -71,7 +76,7 @@ class Plan:
 
     @cached_property
     def _numbers(self) -> Estimate:
-        return estimate(self.bound)
+        return estimate(self.executed)
 
     @property
     def path(self) -> tuple[tuple[int, int], ...]:
@@ -106,14 +111,14 @@ class Plan:
     @property
     def folding_flops(self) -> int:
         """Those of `flops` that make what depends on weights alone: where these stay the same, they are spent once."""
-        once = self.bound.weight_only
-        work = zip(self.bound.ops, self._numbers.per_op, strict=True)
+        once = self.executed.weight_only
+        work = zip(self.executed.ops, self._numbers.per_op, strict=True)
         return sum(int(cost.flops) for op, cost in work if op.out.name in once)
 
     @property
     def copied(self) -> int:
         """Elements that one forward pass copies because two steps want them in different orders of axes."""
-        work = zip(self.bound.ops, self._numbers.per_op, strict=True)
+        work = zip(self.executed.ops, self._numbers.per_op, strict=True)
         return sum(int(cost.activations) for op, cost in work if isinstance(op, Permute))
 
     @property
@@ -168,7 +173,9 @@ class Plan:
         notes += tuple(f"{n.out.name}: {said}" for n in self.layer.contractions if (said := note(n.network)))
         if self.shortlist is not None:
             notes += self.shortlist.notes()
-        table = step_table(self.bound, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
+        if fused := [op.out.name for op in self.executed.ops if isinstance(op, FusedOp)]:
+            notes += (f"Computed in one kernel, with the products that are read there alone: {', '.join(fused)}.",)
+        table = step_table(self.executed, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
         return replace(table, notes=notes)
 
     def diagram(self, network: str | None = None) -> Scene:
