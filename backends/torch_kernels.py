@@ -19,7 +19,7 @@ except ImportError:  # then public operations of torch compute everything
     triton = None"""
 """Behind the other imports of a file with kernels."""
 
-_PRODUCT = ("_matmul_precision", "_tile", "_affine", "_product")
+_PRODUCT = ("_matmul_precision", "_tile", "_autocast_keeps", "_affine", "_product")
 _MULTIPLY = (*_PRODUCT, "_contract_multiply_kernel", "_contract_multiply")
 CALLED = {
     DualContract: _MULTIPLY,

@@ -9,7 +9,6 @@ CLASSES = frozenset(dir(builtins)) | {
     "_Sparsemax",
     "_entmax15_threshold",
     "_sparsemax_threshold",
-    "_Entmax15Rows",
 }
 """Names that a class of the user's must not hide from the emitted code."""
 

@@ -80,6 +80,12 @@ def _tile(rows: int, cols: int, tensor_cores: bool, depth: int = 1) -> dict[str,
     return {"M": M, "N": N, "K": 32, "num_warps": 4 if M * N * depth < 4096 else 8}
 
 
+def _autocast_keeps(t: Tensor) -> bool:
+    """Whether autocast, if it is on, leaves the operands of a matrix product as they are."""
+    kind = t.device.type
+    return not torch.is_autocast_enabled(kind) or t.dtype == torch.get_autocast_dtype(kind)
+
+
 def _affine(a: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     """a @ w, plus a bias if there is one."""
     return a @ w if bias is None else torch.addmm(bias, a, w)
@@ -267,7 +273,7 @@ def _contract_multiply(
     q: Tensor | None = None,
 ) -> Tensor:
     """(a @ u + p) * (b @ v + q), or (a @ u + p) * b without v; no product is written."""
-    if not _kernels_take(a, u, p, b, v, q):
+    if not _kernels_take(a, u, p, b, v, q) or not _autocast_keeps(a):
         return _affine(a, u, p) * (b if v is None else _affine(b, v, q))
     rows, cols = a.shape[0], u.shape[1]
     out = a.new_empty(rows, cols)
@@ -284,7 +290,8 @@ def _contract_multiply(
 def _contract_mix(mixer: Tensor, a: Tensor, w: Tensor, p: Tensor | None = None) -> Tensor:
     """mixer (t m s) @ (a @ w + p) seen as (t s c), not written; w has the columns (s c)."""
     mixed, summed = mixer.shape[1:]
-    if not _kernels_take(mixer, a, w, p) or w.numel() >= 1 << 31:
+    taken = _kernels_take(mixer, a, w, p) and _autocast_keeps(a)
+    if not taken or w.numel() >= 1 << 31:
         return mixer @ _affine(a, w, p).unflatten(-1, (summed, -1))
     rows, cols = a.shape[0], w.shape[1] // summed
     out = a.new_empty(rows, mixed, cols)

@@ -1,0 +1,290 @@
+"""The flavour `triton`: kernels in the interpreter, kernels compiled for GPUs that are not here, and the plain path."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_emitted_source import ruff
+from test_emitted_training import assert_same, draw, measure, pair
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import tnmoe
+from tnmoe.backends import triton_kernels as kernels
+from tnmoe.cli import main
+from tnmoe.presets import PRESETS
+
+FOLDER = Path(__file__).parent
+GATE = tnmoe.Gate("entmax15", "layer")
+SPECS = {
+    "cp": tnmoe.MuMoEBlock(9, 20, 7, 5, tnmoe.CP(6), GATE, input_norm=True),
+    "tr": tnmoe.MuMoEBlock(33, 40, 21, 5, tnmoe.TensorRing((2, 3, 8)), GATE),
+}
+
+every = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+
+
+def fused_plan(spec: object) -> tnmoe.Plan:
+    """A plan that keeps nothing, so that everything that can be fused is."""
+    plan = tnmoe.plan(spec, tokens=16, memory="save", flavour="triton")
+    return replace(plan, function=replace(plan.function, kept=()))
+
+
+# ---- the interpreter -----------------------------------------------------------------------------------------
+
+
+def test_interpreted():
+    """All of `triton_interpreted.py`, in a process in which Triton interprets from its import on."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(FOLDER / "triton_interpreted.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=FOLDER.parent,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 200
+    assert "skipped" not in done.stdout
+
+
+# ---- compiled for GPUs ---------------------------------------------------------------------------------------
+
+MATRICES = ("out", "a", "u", "b", "v", "mixer", "w")
+VECTORS = ("p", "q", "x", "root", "grad")
+TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+LEAST_SHARED = 99 << 10
+"""Bytes of shared memory that a program may have on every GPU from sm_80 on (sm_86 and sm_89 have the least)."""
+
+
+def compiled(name: str, target: int, dtype: str, constants: dict[str, object], aligned: bool):
+    """A kernel compiled to machine code for a compute capability, without a device.
+
+    Args:
+        aligned: all strides and sizes are multiples of 16, as those of a GPT-2 block mostly are; else nothing is known.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    kernel = getattr(kernels, name)
+    warps = constants.pop("num_warps")
+    names = kernel.arg_names
+    constexpr = {n: v for n, v in constants.items() if n in names}
+    pointers = {n: TYPES[dtype] for n in (*MATRICES, *VECTORS)}
+    signature = {n: "constexpr" if n in constexpr else pointers.get(n, "i32") for n in names}
+    multiples = [n for n in names if n not in constexpr and (aligned or n in pointers)]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(n),): v for n, v in constexpr.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in multiples},
+    )
+    return compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps})
+
+
+def spilled(machine_code: bytes, folder: Path) -> int:
+    """Bytes of registers that did not fit, as the disassembler that comes with Triton tells."""
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+    if not tool.is_file():
+        pytest.skip("this Triton comes without a disassembler")
+    (folder / "kernel.cubin").write_bytes(machine_code)
+    done = subprocess.run(
+        [tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True
+    )
+    return int(re.search(r"STACK:(\d+)", done.stdout)[1])
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """Triton's compiler, which looks nothing up in the cache of another run."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    if not isinstance(kernels._entmax15_kernel, triton.JITFunction):
+        pytest.skip("Triton interprets in this process")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
+def test_products_compile(compiler, tmp_path, target, dtype, aligned):
+    """The largest tiles, to machine code that spills no register, by tensor cores in half precision."""
+    tensor_cores = dtype != "float32"
+    unit = dict.fromkeys(("ak", "bk", "uk", "vn", "wk", "ms"), 1) if aligned else {}
+    precision = {"TYPE": "ieee"} | unit
+    multiply = precision | kernels._tile(4096, 556, tensor_cores)
+    mix = precision | kernels._tile(4096, 149, tensor_cores, 4) | {"S": 4}
+    assert multiply["M"] * multiply["N"] == (64**2, 128**2)[tensor_cores]
+    for name, constants in (("_contract_multiply_kernel", multiply), ("_contract_mix_kernel", mix)):
+        made = compiled(name, target, dtype, constants, aligned)
+        assert f".target sm_{target}" in made.asm["ptx"]
+        assert made.metadata.shared <= LEAST_SHARED
+        assert tensor_cores == bool(re.search(r"\b(wg)?mma\b", made.asm["ptx"].replace(".", " ")))
+        if aligned:
+            assert spilled(made.asm["cubin"], tmp_path) == 0
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.parametrize("target", [80, 90])
+def test_other_forms_compile(compiler, target):
+    """A given factor, no bias, TF32, a single token; entmax of short and of the longest rows, and its gradient."""
+    tf32 = {"TYPE": "tf32", "p": None} | kernels._tile(1, 149, True)
+    made = compiled("_contract_multiply_kernel", target, "float32", tf32 | {"v": None, "q": None}, False)
+    assert "tf32" in made.asm["ptx"]
+    mix = {"TYPE": "ieee", "p": None} | kernels._tile(1, 149, True, 4) | {"S": 4}
+    compiled("_contract_mix_kernel", target, "float16", mix, False)
+    for cols, steps in ((256, 9), (16384, 14)):
+        blocks = {"M": max(1, 1024 // cols), "N": cols, "num_warps": 4 if cols < 4096 else 16}
+        compiled("_entmax15_kernel", target, "bfloat16", blocks | {"STEPS": steps}, False)
+        compiled("_entmax15_backward_kernel", target, "float32", dict(blocks), False)
+
+
+# ---- without a GPU, without Triton ---------------------------------------------------------------------------
+
+
+@every
+def test_a_cpu_takes_the_plain_path(spec, monkeypatch):
+    """No kernel is launched, and nothing is rounded in another way than in the portable flavour."""
+    plan = fused_plan(spec)
+    portable, module = (tnmoe.build(replace(plan, function=f)) for f in (replace_flavour(plan), plan.function))
+    module.load_state_dict(portable.state_dict())
+    space = sys.modules[type(module).__module__].__dict__
+    for name in [name for name in space if name.endswith("_kernel")]:
+        monkeypatch.setitem(space, name, None)  # a launch would fail
+    x = draw(11, spec.inputs, dtype=torch.float32)
+    assert_same(portable, module, x, 0.0)
+
+
+def replace_flavour(plan: tnmoe.Plan) -> object:
+    """The function of the flavour `portable` that keeps the same."""
+    return replace(plan.function, flavour="portable", fused=())
+
+
+WITHOUT = """
+import builtins, importlib.util, sys
+import torch
+plain = builtins.__import__
+def blocked(name, *args, **kwargs):
+    if name.partition(".")[0] in {"triton", "tnmoe"}:
+        raise ImportError(f"{name} is blocked", name=name)
+    return plain(name, *args, **kwargs)
+builtins.__import__ = blocked
+spec = importlib.util.spec_from_file_location("emitted", sys.argv[1])
+emitted = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(emitted)
+assert emitted.triton is None and not hasattr(emitted, "_product")
+layer = next(v for v in vars(emitted).values() if isinstance(v, type) and issubclass(v, torch.nn.Module))()
+torch.manual_seed(0)
+x = torch.randn(7, 9)
+layer(x).sum().backward()
+assert all(p.grad.isfinite().all() for p in layer.parameters())
+print(layer.freeze()(x).shape)
+"""
+
+
+def test_runs_without_triton(tmp_path):
+    path = tmp_path / "layer.py"
+    path.write_text(tnmoe.emit(fused_plan(SPECS["cp"]), freeze=True), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-I", "-c", WITHOUT, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "torch.Size([7, 7])"
+
+
+@every
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_compiled_whole(spec):
+    """One graph for every batch size, forward and backward, with the values of eager."""
+    torch._dynamo.reset()
+    plain, module = pair(fused_plan(spec), torch.float32)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled_module = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (9, 4, 17):
+        x = draw(rows, spec.inputs, dtype=torch.float32)
+        torch.testing.assert_close(compiled_module(x), plain(x), rtol=1e-3, atol=1e-3)
+        compiled_module(x).sum().backward()
+    assert counter.frame_count <= 2
+
+
+@every
+def test_exported(spec):
+    plain, module = pair(fused_plan(spec), torch.float32)
+    tokens = torch.export.Dim("tokens", min=2, max=64)
+    x = draw(5, spec.inputs, dtype=torch.float32, grad=False)
+    with torch.no_grad():
+        exported = torch.export.export(module, (x,), dynamic_shapes={"x": {0: tokens}}).module()
+        for rows in (3, 20):
+            x = draw(rows, spec.inputs, dtype=torch.float32, grad=False)
+            torch.testing.assert_close(exported(x), plain(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gpt2-cp", "gpt2-tr", "clip-128-cp"])
+@pytest.mark.parametrize("memory", ["recompute", "least"])
+def test_trains_as_predicted(name, memory):
+    """FLOPs by torch's counter and bytes by its hooks, where factors are computed again."""
+    plan = tnmoe.plan(PRESETS[name].spec, tokens=12, memory="recompute", flavour="triton")
+    if memory == "least":
+        plan = replace(plan, function=replace(plan.function, kept=()))
+    report = tnmoe.cost(plan)
+    x = torch.randn(12, int(plan.bound.sizes["i"]), requires_grad=True)
+    assert measure(tnmoe.build(plan), x) == (report.training_matmul_flops, report.saved_bytes)
+
+
+# ---- the file ------------------------------------------------------------------------------------------------
+
+
+def test_the_file_is_clean(tmp_path):
+    """Linted and formatted; unconditionally it imports torch alone; kernels stand there as they stand in the package."""
+    source = inspect.getsource(kernels)
+    for k, (spec, freeze) in enumerate(((s, f) for s in SPECS.values() for f in (False, True))):
+        text = tnmoe.emit(fused_plan(spec), freeze=freeze)
+        (tmp_path / f"layer_{k}.py").write_text(text, encoding="utf-8")
+        tree = ast.parse(text)
+        imported = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = [a.name if isinstance(n, ast.Import) else n.module for n in imported for a in n.names]
+        assert {name.partition(".")[0] for name in names} == {"torch"}
+        (guarded,) = (n for n in tree.body if isinstance(n, ast.If))
+        kernel_names = [n.name for n in guarded.body]
+        assert len(kernel_names) == 4  # a tile, the product's kernel, entmax forward and backward
+        for node in (*guarded.body, *tree.body):
+            if getattr(node, "name", "") in {*kernel_names, *vars(kernels)} - {"_Entmax15Root"}:
+                assert ast.get_source_segment(text, node) in source.replace("ctx: Any", "ctx"), node.name
+    ruff("check", str(tmp_path), "--select", "E,F,W,I,B,UP,PIE", "--line-length", "100")
+    ruff("format", "--check", "--diff", str(tmp_path), "--line-length", "100")
+
+
+def test_no_kernel_without_need():
+    """Of a layer that nothing can be fused in, a file has none; and other flavours never have one."""
+    dense = tnmoe.MuMoE(9, 7, 20, tnmoe.Dense(), tnmoe.Gate("softmax", "none"))
+    assert "triton" not in tnmoe.emit(tnmoe.plan(dense, tokens=16, flavour="triton")).replace("'triton'", "")
+    assert "triton" not in tnmoe.emit(tnmoe.plan(SPECS["cp"], tokens=16, flavour="fast"))
+
+
+def test_names_of_the_user():
+    """A class may not be called as Triton is in the file; a tensor that is gets an underscore."""
+    with pytest.raises(tnmoe.EmitError, match="taken"):
+        tnmoe.emit(fused_plan(SPECS["cp"]), name="triton")
+    network = tnmoe.Network.parse("tl,lr->tr", weights="lr")
+    source = tnmoe.emit(tnmoe.plan(network, sizes={"t": 3, "l": 4, "r": 5}))
+    assert "def forward(self, tl_: Tensor) -> Tensor:" in source
+
+
+def test_command_line(capsys):
+    way = ["clip-128-cp", "--tokens", "64", "--keep", "recompute", "--flavour", "triton"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["emit", *way])
+    plan = tnmoe.plan(PRESETS["clip-128-cp"].spec, tokens=64, memory="recompute", flavour="triton")
+    assert capsys.readouterr().out == tnmoe.emit(plan)
+    with pytest.raises(SystemExit, match="0"):
+        main(["plan", *way])
+    assert "DualContract" in capsys.readouterr().out
