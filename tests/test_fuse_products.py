@@ -17,7 +17,7 @@ from tnmoe.backends import numpy as numpy_backend
 from tnmoe.errors import ProgramError
 from tnmoe.fused_ops import ContractMix, ContractMultiply, DualContract
 from tnmoe.ops import Contract, ContractAdd, FusedOp, Multiply, Op, Value, operands
-from tnmoe.passes.fuse_products import WIDEST, fuse_program, fuse_products, fusible
+from tnmoe.passes.fuse_products import WIDEST, fuse_products, fuse_program, fusible
 from tnmoe.presets import PRESETS
 from tnmoe.program import Program, verify
 

@@ -290,7 +290,7 @@ def test_any_layer(spec, seed, chunk):
 
 @every
 def test_inference_forms(spec, monkeypatch):
-    """`freeze()` fuses whatever the trained module keeps, and autocast decides types as it does for torch's products."""
+    """`freeze()` fuses whatever the trained module keeps; autocast decides types as for torch's own products."""
     plan = tnmoe.plan(spec, tokens=16, memory="save", flavour="triton")
     module = oracle.randomise(tnmoe.build(plan, freeze=True, dtype=torch.float32), 0).eval()
     frozen = module.freeze()
