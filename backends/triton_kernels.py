@@ -68,9 +68,9 @@ def _tile(rows: int, cols: int, tensor_cores: bool, depth: int = 1) -> dict[str,
     As large as registers allow (none is spilled on sm_80 and sm_90), but smaller where there would
     be fewer tiles than processors.
     """
-    side = 128 if tensor_cores else 64
     narrowest = max(1, 16 // depth)
-    M, N = _block(rows, 16, side), _block(cols, narrowest, max(1, side // depth))
+    M = _block(rows, 16, 128 if tensor_cores else 64)
+    N = _block(cols, narrowest, max(1, 64 // depth))
     least = max(512 // depth, 16 * narrowest)
     while least < M * N and triton.cdiv(rows, M) * triton.cdiv(cols, N) < 128:
         if N * depth >= M and narrowest < N:

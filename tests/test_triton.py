@@ -59,36 +59,60 @@ def test_interpreted():
 
 # ---- compiled for GPUs ---------------------------------------------------------------------------------------
 
-MATRICES = ("out", "a", "u", "b", "v", "mixer", "w")
-VECTORS = ("p", "q", "x", "root", "grad")
-TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 LEAST_SHARED = 99 << 10
 """Bytes of shared memory that a program may have on every GPU from sm_80 on (sm_86 and sm_89 have the least)."""
 
 
-def compiled(name: str, target: int, dtype: str, constants: dict[str, object], aligned: bool):
-    """A kernel compiled to machine code for a compute capability, without a device.
+class Device:
+    """A driver for a GPU that is not here: kernels are compiled for it as they would be launched."""
 
-    Args:
-        aligned: all strides and sizes are multiples of 16, as those of a GPT-2 block mostly are; else nothing is known.
-    """
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
 
-    kernel = getattr(kernels, name)
-    warps = constants.pop("num_warps")
-    names = kernel.arg_names
-    constexpr = {n: v for n, v in constants.items() if n in names}
-    pointers = dict.fromkeys((*MATRICES, *VECTORS), TYPES[dtype])
-    signature = {n: "constexpr" if n in constexpr else pointers.get(n, "i32") for n in names}
-    multiples = [n for n in names if n not in constexpr and (aligned or n in pointers)]
-    source = ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(names.index(n),): v for n, v in constexpr.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in multiples},
-    )
-    return compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": warps})
+    def get_current_target(self) -> object:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+
+class Compiled:
+    """A kernel whose launches only compile it, and what they made."""
+
+    def __init__(self, kernel: object) -> None:
+        self.kernel, self.made = kernel, []
+
+    def __getitem__(self, grid: object) -> object:
+        return lambda *args, **options: self.made.append(self.kernel.warmup(*args, grid=grid, **options))
+
+    @property
+    def name(self) -> str:
+        return self.kernel.__name__
+
+
+@pytest.fixture(params=[80, 90], ids=["sm_80", "sm_90"])
+def gpu(request, tmp_path, monkeypatch):
+    """Gives the kernels of a namespace, prepared to compile for a GPU; nothing comes from the cache of another run."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    if not isinstance(kernels._entmax15_kernel, triton.JITFunction):
+        pytest.skip("Triton interprets in this process")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(triton.runtime.driver, "_active", Device(request.param))
+
+    def prepared(space: dict[str, object]) -> dict[str, Compiled]:
+        found = {name: Compiled(kernel) for name, kernel in space.items() if name.endswith("_kernel")}
+        for name, kernel in found.items():
+            monkeypatch.setitem(space, name, kernel)
+        monkeypatch.setitem(space, "_kernels_take", lambda *tensors: True)
+        return found
+
+    prepared.capability = request.param
+    return prepared
 
 
 def spilled(machine_code: bytes, folder: Path) -> int:
@@ -96,8 +120,7 @@ def spilled(machine_code: bytes, folder: Path) -> int:
     import triton.backends.nvidia
 
     tool = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-    if not tool.is_file():
-        pytest.skip("this Triton comes without a disassembler")
+    assert tool.is_file()
     (folder / "kernel.cubin").write_bytes(machine_code)
     done = subprocess.run(
         [tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True
@@ -105,49 +128,71 @@ def spilled(machine_code: bytes, folder: Path) -> int:
     return int(re.search(r"STACK:(\d+)", done.stdout)[1])
 
 
-@pytest.fixture
-def compiler(tmp_path, monkeypatch):
-    """Triton's compiler, which looks nothing up in the cache of another run."""
-    triton = pytest.importorskip("triton", reason="Triton is not installed")
-    if not isinstance(kernels._entmax15_kernel, triton.JITFunction):
-        pytest.skip("Triton interprets in this process")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+fusion = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
 
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("target", [80, 90])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
-def test_products_compile(compiler, tmp_path, target, dtype, aligned):
-    """The largest tiles, to machine code that spills no register, by tensor cores in half precision."""
-    tensor_cores = dtype != "float32"
-    unit = dict.fromkeys(("ak", "bk", "uk", "vn", "wk", "ms"), 1) if aligned else {}
-    precision = {"TYPE": "ieee"} | unit
-    multiply = precision | kernels._tile(4096, 556, tensor_cores)
-    mix = precision | kernels._tile(4096, 149, tensor_cores, 4) | {"S": 4}
-    assert multiply["M"] * multiply["N"] == (64**2, 128**2)[tensor_cores]
-    for name, constants in (("_contract_multiply_kernel", multiply), ("_contract_mix_kernel", mix)):
-        made = compiled(name, target, dtype, constants, aligned)
-        assert f".target sm_{target}" in made.asm["ptx"]
-        assert made.metadata.shared <= LEAST_SHARED
-        assert tensor_cores == bool(re.search(r"\b(wg)?mma\b", made.asm["ptx"].replace(".", " ")))
-        if aligned:
-            assert spilled(made.asm["cubin"], tmp_path) == 0
+@fusion
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gpt2_products_compile(gpu, tmp_path, dtype):
+    """At 4096 tokens, to machine code: the largest tiles, tensor cores in half precision, no register spilled."""
+    made = gpu(vars(kernels))
+    x, a = torch.empty(4096, 768, dtype=dtype), torch.empty(4096, 256, dtype=dtype)
+    for rank in (556, 512):  # of which the strides of one alone are multiples of 16
+        u, bias = torch.empty(rank, 768, dtype=dtype).mT, torch.empty(rank, dtype=dtype)
+        v = torch.empty(256, rank, dtype=dtype)
+        assert kernels._contract_multiply(a, v, None, x, u, bias).shape == (4096, rank)
+    kernels._contract_multiply(a, v, None, torch.empty(4096, rank, dtype=dtype))
+    for ranks in ((4, 149), (3, 50)):
+        w, bias = torch.empty(ranks[0] * ranks[1], 768, dtype=dtype).mT, torch.empty(ranks[0] * ranks[1], dtype=dtype)
+        mixer = torch.empty(4096, 4, ranks[0], dtype=dtype)
+        assert kernels._contract_mix(mixer, x, w, bias).shape == (4096, 4, ranks[1])
+    found = [c for kernel in made.values() for c in kernel.made]
+    assert len(found) == 5
+    for c in found:
+        assert f".target sm_{gpu.capability}" in c.asm["ptx"]
+        assert c.metadata.num_warps == 8
+        assert c.metadata.shared <= LEAST_SHARED
+        assert bool(re.search(r"\b(wg)?mma\b", c.asm["ptx"].replace(".", " "))) == (dtype != torch.float32)
+        assert spilled(c.asm["cubin"], tmp_path) == 0
 
 
-@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("target", [80, 90])
-def test_other_forms_compile(compiler, target):
-    """A given factor, no bias, TF32, a single token; entmax of short and of the longest rows, and its gradient."""
-    tf32 = {"TYPE": "tf32", "p": None} | kernels._tile(1, 149, True)
-    made = compiled("_contract_multiply_kernel", target, "float32", tf32 | {"v": None, "q": None}, False)
-    assert "tf32" in made.asm["ptx"]
-    mix = {"TYPE": "ieee", "p": None} | kernels._tile(1, 149, True, 4) | {"S": 4}
-    compiled("_contract_mix_kernel", target, "float16", mix, False)
-    for cols, steps in ((256, 9), (16384, 14)):
-        blocks = {"M": max(1, 1024 // cols), "N": cols, "num_warps": 4 if cols < 4096 else 16}
-        compiled("_entmax15_kernel", target, "bfloat16", blocks | {"STEPS": steps}, False)
-        compiled("_entmax15_backward_kernel", target, "float32", dict(blocks), False)
+@fusion
+def test_other_products_compile(gpu, monkeypatch):
+    """One token, TF32, K = 1, widths of 1, and sums over 1 and 16 entries."""
+    made = gpu(vars(kernels))
+    monkeypatch.setattr(kernels, "_matmul_precision", lambda: "tf32")
+    x = torch.empty(1, 768)
+    kernels._contract_multiply(torch.empty(1, 256), torch.empty(256, 556), None, x, torch.empty(556, 768).mT)
+    kernels._contract_multiply(x[:, :1], torch.empty(1, 1), torch.empty(1), x[:, 1:2], torch.empty(1, 1))
+    for mixed, summed, cols in ((1, 1, 1), (4, 16, 5), (2, 4, 149)):
+        kernels._contract_mix(torch.empty(1, mixed, summed), x, torch.empty(768, summed * cols))
+    assert "tf32" in made["_contract_multiply_kernel"].made[0].asm["ptx"]
+    assert [len(made[f"_contract_{name}_kernel"].made) for name in ("multiply", "mix")] == [2, 3]
+
+
+@fusion
+def test_entmax_compiles(gpu):
+    """From one entry to the longest row, forward and backward."""
+    made = gpu(vars(kernels))
+    for cols, dtype in ((1, torch.float32), (256, torch.bfloat16), (16384, torch.float16)):
+        x = torch.zeros(3, cols, dtype=dtype, requires_grad=True)
+        y = kernels.entmax15(x)
+        torch.autograd.grad(y, x, torch.ones_like(y))
+    assert [len(k.made) for name, k in made.items() if "entmax15" in name] == [3, 3]
+
+
+@every
+@fusion
+def test_modules_compile(gpu, spec):
+    """An emitted module's own kernels, with the arguments that its forward and backward pass give them."""
+    plan = fused_plan(spec)
+    module = tnmoe.build(plan)
+    made = gpu(sys.modules[type(module).__module__].__dict__)
+    y = module(torch.randn(70, spec.inputs))
+    y.sum().backward()
+    expected = {"_contract_multiply_kernel": 2} if spec is SPECS["cp"] else {"_contract_mix_kernel": 2}
+    expected |= {"_entmax15_kernel": 1, "_entmax15_backward_kernel": 1}
+    assert {name: len(k.made) for name, k in made.items()} == expected
 
 
 # ---- without a GPU, without Triton ---------------------------------------------------------------------------
