@@ -19,6 +19,7 @@ from tnmoe.ops import (
     Contract,
     ContractAdd,
     Entmax15,
+    FusedOp,
     Gelu,
     GeluBackward,
     LayerNorm,
@@ -34,9 +35,11 @@ from tnmoe.ops import (
     Split,
     Value,
     merged_order,
+    operands,
     split_order,
 )
 from tnmoe.program import Program
+from tnmoe.unfused import unfused
 
 Array = NDArray[Any]
 
@@ -159,6 +162,11 @@ def run_op(op: Op, env: dict[str, Array], declared: Mapping[str, Dim], training:
             if training and get(x).size > get(x).shape[x.indices.index(index)]:
                 mean, var = get(x).mean(axes, keepdims=True), get(x).var(axes, keepdims=True)
             env[out.name] = (get(x) - mean) / np.sqrt(var + _EPSILON)
+        case _ if isinstance(op, FusedOp):
+            inside = {v.name: get(v) for v in operands(op)}
+            for part in unfused(op):
+                run_op(part, inside, declared, training)
+            env[out.name] = inside[out.name]
         case _ if isinstance(op, RoutingOp):
             run_routing(op, env, declared, training)
         case _:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tnmoe.backends.torch_freeze import freeze_method, frozen_init
 from tnmoe.backends.torch_function import function_source
+from tnmoe.backends.torch_kernels import IMPORT, kernel_sources
 from tnmoe.backends.torch_methods import Unit, coefficients, diagnostics, forward, function_name, rows
 from tnmoe.backends.torch_names import CLASSES, LOCALS, attribute
 from tnmoe.backends.torch_routing import routing_sources
@@ -54,9 +55,12 @@ def emit(units: Sequence[Unit], heading: str) -> str:
         n for n, kind in (("entmax15", Entmax15), ("sparsemax", Sparsemax)) if any(isinstance(o, kind) for o in ops)
     ]
     functions = [u.function for u in units if u.function is not None]
+    ops += [op for f in functions for op in f.adjoint.forward]
+    kernels = kernel_sources(ops) if any(f.flavour == "triton" for f in functions) else ()
     helpers = dict.fromkeys(helper for f in functions for helper in f.helpers)
     bodies = [
-        *(_gate_source(gate) for gate in gates),
+        *(_gate_source(gate, called=not kernels or gate != "entmax15") for gate in gates),
+        *kernels,
         *routing_sources(ops),
         *helpers,
         *(_class(u) for u in units if not u.inference),
@@ -66,17 +70,20 @@ def emit(units: Sequence[Unit], heading: str) -> str:
         imports.append("from torch.autograd.function import once_differentiable")
     if any(re.search(r"(?<![\w.])F\.", body) for body in bodies):
         imports.append("from torch.nn import functional as F")
-    blocks = [f'"""{heading}"""', "\n".join(imports)]
+    blocks = [f'"""{heading}"""', "\n".join(imports), *([IMPORT] if kernels else [])]
     return "\n\n".join(blocks) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
 
 
 @cache
-def _gate_source(name: str) -> str:
-    """A gate's function and what it needs, as they stand in `activations.py`."""
+def _gate_source(name: str, *, called: bool) -> str:
+    """What a gate's function needs, as it stands in `activations.py`, and the function that is called, if wanted."""
     text = Path(__file__).with_name("activations.py").read_text(encoding="utf-8")
     function = {"entmax15": "_Entmax15Root", "sparsemax": "_Sparsemax"}[name]
     found = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
-    parts = [ast.get_source_segment(text, found[n]) or "" for n in (f"_{name}_threshold", function, name)]
+    parts = [
+        ast.get_source_segment(text, found[n]) or ""
+        for n in (f"_{name}_threshold", function, *([name] if called else []))
+    ]
     return re.sub(r"  # type: ignore\[.*\]", "", "\n\n\n".join(parts)).replace("ctx: Any", "ctx")
 
 

@@ -63,7 +63,7 @@ def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return a @ b if bias is None else torch.addmm(bias, a, b)'''
 """Matrix product of the flavour `fast`."""
 
-PRODUCTS = {"portable": "@", "fast": "_mm"}
+PRODUCTS = {"portable": "@", "fast": "_mm", "triton": "@"}
 """What multiplies two matrices, by flavour."""
 
 
@@ -93,16 +93,16 @@ def function_source(unit: FunctionUnit, name: str) -> str:
     a = unit.adjoint
     if unit.chunk is not None:
         return stream_source(a, name, unit.chunk, PRODUCTS[unit.flavour], _only_for(a))
-    own = {op.out.name for op in a.ops} - a.kept
-    drops = {name: tuple(v for v in dead if v in own) for name, dead in a.program.drops.items()}
-    program = replace(a.program, drops={name: dead for name, dead in drops.items() if dead})
+    own = {op.out.name for op in a.forward} - a.kept
+    drops = {name: tuple(v for v in dead if v in own) for name, dead in a.executed.drops.items()}
+    program = replace(a.executed, drops={name: dead for name, dead in drops.items() if dead})
     writer = Writer(program, attributes=False, product=PRODUCTS[unit.flavour])
     kept = [op.out for op in a.ops if op.out.name in a.kept and op.out in a.saved]
     lines = [f"class {name}(torch.autograd.Function):", *_docstring(unit), "", "    generate_vmap_rule = True", ""]
     names = [writer.ref(v.name) for v in a.inputs]
     results = [writer.ref(v.name) for v in (a.program.output, *kept)]
     lines += ["    @staticmethod", *wrapped("    def forward(", names, ") -> tuple[Tensor, ...]:")]
-    lines += indented(_statements(writer, a.ops, {}))
+    lines += indented(_statements(writer, a.forward, {}))
     lines += wrapped("        return ", results, "", parenthesised=True)
     lines += ["", "    @staticmethod", "    def setup_context(ctx, inputs: tuple, output: tuple) -> None:"]
     saved = [writer.ref(v.name) for v in a.saved]
@@ -125,6 +125,7 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
     if unit.chunk is None:
         lines = wrapped("operands = _autocast(", arguments, ")", margin=8)
         return [*lines, f"{target} = {name}.apply(*operands)[0]{comment}"]
+    writer.margin = 12
     return [
         "if _traced():",
         *nested([line for op in a.ops for line in writer.statement(op)]),

@@ -22,6 +22,8 @@ LOCALS = frozenset(
     {
         "self",
         "torch",
+        "triton",
+        "tl",
         "nn",
         "F",
         "Tensor",

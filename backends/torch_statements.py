@@ -9,18 +9,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tnmoe.backends.torch_kernels import FUNCTIONS
 from tnmoe.backends.torch_names import LOCALS, attribute, safe
 from tnmoe.backends.torch_routing import routing_expression
 from tnmoe.errors import EmitError
+from tnmoe.fused_ops import ContractMix, ContractMultiply
 from tnmoe.ops import (
     Add,
     BatchNorm,
     Contract,
     ContractAdd,
     Entmax15,
+    FusedOp,
     Gelu,
     GeluBackward,
     LayerNorm,
+    MatmulGroups,
     Merge,
     Multiply,
     Op,
@@ -37,6 +41,7 @@ from tnmoe.ops import (
     results,
 )
 from tnmoe.program import Program
+from tnmoe.unfused import unfused
 
 WIDTH = 100
 """Longest line of an emitted file."""
@@ -120,6 +125,16 @@ def _margin(line: str) -> str:
     return line[: len(line) - len(line.lstrip())]
 
 
+def _product_groups(op: Contract | ContractAdd | FusedOp) -> MatmulGroups:
+    """The groups of the matrix product whose shape an op's result has: of a mix the last, else the first."""
+    if not isinstance(op, FusedOp):
+        return matmul_groups(op)
+    parts = unfused(op)
+    found = parts[-1] if isinstance(op, ContractMix) else parts[0]
+    assert isinstance(found, Contract | ContractAdd)
+    return matmul_groups(found)
+
+
 @dataclass
 class Writer:
     """Writes the ops of a program.
@@ -163,8 +178,8 @@ class Writer:
         """Sizes that only the data knows and that some view has to name: variable to expression."""
         needed: set[str] = set()
         for op in ops:
-            if isinstance(op, Contract | ContractAdd):
-                g = matmul_groups(op)
+            if isinstance(op, Contract | ContractAdd | FusedOp):
+                g = _product_groups(op)
                 for group in (g.rows, g.cols):
                     free = [i for i in group if i in self.program.dynamic]
                     if len(group) > 1 and len(free) > 1:
@@ -200,7 +215,7 @@ class Writer:
         whole = f"{target} = {self.viewed(op)}{comment}"
         if len(whole) + self.margin <= WIDTH:
             return [whole]
-        if views and isinstance(op, Contract | ContractAdd):
+        if views:
             product = broken(f"{target} = {expression}", f"  # {self._merged(op)}", self.margin)
             return [*product, *broken(f"{target} = {target}{views}", comment, self.margin)]
         return broken(f"{target} = {expression}", comment, self.margin)
@@ -209,6 +224,8 @@ class Writer:
         """What the op computes, and the view (if any) that gives the result its axes."""
         if isinstance(op, Contract | ContractAdd):
             return self._product(op), self._result_view(op)
+        if isinstance(op, FusedOp):
+            return self._call(op), self._result_view(op)
         return self._elementwise(op), ""
 
     def viewed(self, op: Op) -> str:
@@ -279,8 +296,27 @@ class Writer:
             return f"{self.product}({lhs}, {rhs})"
         return f"{lhs} @ {rhs}"
 
-    def _result_view(self, op: Contract | ContractAdd) -> str:
-        g = matmul_groups(op)
+    def _call(self, op: FusedOp) -> str:
+        """The function of a fused op, with its operands as matrices and each bias as a row."""
+        g = _product_groups(op)
+        arguments = [text for part in unfused(op)[:-1] for text in self._factors(part)]
+        if isinstance(op, ContractMix):
+            arguments.insert(0, self._matrix(op.mixer, g.batch, g.rows, g.inner))
+        if isinstance(op, ContractMultiply):
+            arguments.append(self._matrix(op.factor, g.batch, g.rows, g.cols))
+        while arguments[-1] == "None":
+            arguments.pop()
+        return f"{FUNCTIONS[type(op)]}({', '.join(arguments)})"
+
+    def _factors(self, product: Op) -> tuple[str, str, str]:
+        """Both matrices of a product, and its bias or `None`."""
+        assert isinstance(product, Contract | ContractAdd)
+        g = matmul_groups(product)
+        bias = self._view(product.bias, (g.cols,)) if isinstance(product, ContractAdd) else "None"
+        return self._matrix(product.lhs, (), g.rows, g.inner), self._matrix(product.rhs, (), g.inner, g.cols), bias
+
+    def _result_view(self, op: Contract | ContractAdd | FusedOp) -> str:
+        g = _product_groups(op)
         text = ""
         for group, axis in ((g.rows, len(g.batch)), (g.cols, -1)):
             if len(group) > 1:
@@ -289,9 +325,10 @@ class Writer:
                 text += f".squeeze({axis})"
         return text
 
-    def _merged(self, op: Contract | ContractAdd) -> str:
+    def _merged(self, op: Op) -> str:
         """The axes of the product before its view, e.g. `t (r1 r2)`."""
-        g = matmul_groups(op)
+        assert isinstance(op, Contract | ContractAdd | FusedOp)
+        g = _product_groups(op)
         groups = [(i,) for i in g.batch] + [g.rows, g.cols]
         return " ".join(f"({' '.join(group)})" if len(group) > 1 else group[0] if group else "1" for group in groups)
 

@@ -234,17 +234,17 @@ def _owners(ops: Sequence[Op], given: Iterable[Value]) -> dict[str, str]:
 
 
 def _forward(a: Adjoint, chunk: int, product: str) -> list[str]:
-    program, token = a.program, a.token
+    program, forward, token = a.executed, a.forward, a.token
     kept = [v for v in _kept(a) if token in v.indices]
     arrays = frozenset(v.name for v in (program.output, *kept))
     writer = StreamWriter(program, attributes=False, product=product, token=token, arrays=arrays, given=a.inputs)
-    ops = [op for op in a.ops if token in op.out.indices]
-    writer.furnish(ops, _owners(a.ops, a.inputs))
+    ops = [op for op in forward if token in op.out.indices]
+    writer.furnish(ops, _owners(forward, a.inputs))
     first = writer.whole(a.inputs[0].name)
     lines = wrapped("    def forward(", ["ctx", "keep: bool", *(_saved(writer, v) for v in a.inputs)], ") -> Tensor:")
     body = ["keep = keep and any(ctx.needs_input_grad)"] if kept else []
     body += [f"tokens = {first}.shape[0]", f"most = min(tokens, {chunk})"]
-    for op in a.ops:
+    for op in forward:
         if token not in op.out.indices:
             body += writer.statement(op)
     body += writer.allocation(writer.whole(program.output.name), first, "tokens", program.output.indices)

@@ -18,6 +18,7 @@ from tnmoe.cost import Cost, elements, is_view, op_cost
 from tnmoe.dims import Dim
 from tnmoe.errors import PlanError
 from tnmoe.ops import Merge, Op, Split, Value, operands
+from tnmoe.passes.fuse_products import fuse_products
 from tnmoe.program import Program, verify
 from tnmoe.release import release
 from tnmoe.reverse_mode import DIFFERENTIABLE, fresh
@@ -38,6 +39,7 @@ class Adjoint:
         seed: the gradient of the output.
         wanted: the gradient of each input that needs one, by the input's name.
         kept: names of the results of `ops` that are kept for the backward pass.
+        fused: names of the results that the forward pass need not write, if they are not kept.
     """
 
     program: Program
@@ -49,6 +51,21 @@ class Adjoint:
     seed: Value
     wanted: Mapping[str, Value]
     kept: frozenset[str]
+    fused: frozenset[str] = frozenset()
+
+    @property
+    def forward(self) -> tuple[Op, ...]:
+        """What the forward pass runs: `ops`, with what is fused and not kept computed inside what reads it."""
+        return fuse_products(self.ops, self.fused - self.kept)
+
+    @property
+    def executed(self) -> Program:
+        """The whole forward program as it runs: that with `forward` at its end."""
+        forward = self.forward
+        if forward == self.ops:
+            return self.program
+        program = replace(self.program, ops=self.before + forward, drops={})
+        return release(verify(program, laid_out=True), self.kept)
 
     @property
     def reads(self) -> tuple[Value, ...]:
@@ -144,7 +161,9 @@ class Adjoint:
         return sum(own, start=saved_elements(replace(self.program, ops=self.before), self.needing))
 
 
-def adjoint(program: Program, needing: Set[str], kept: Set[str] | None = None) -> Adjoint:
+def adjoint(
+    program: Program, needing: Set[str], kept: Set[str] | None = None, fused: Set[str] = frozenset()
+) -> Adjoint:
     """The adjoint of the end of a program.
 
     Args:
@@ -152,6 +171,7 @@ def adjoint(program: Program, needing: Set[str], kept: Set[str] | None = None) -
         needing: names of all values that need a gradient, as `gradient_names` returns them.
         kept: names of intermediate results to keep; the rest is computed again, views always. By default all that is
             read is kept.
+        fused: names of results that the forward pass need not write.
 
     Raises:
         PlanError: if nothing at the end of the program has an adjoint, or nothing there needs a gradient.
@@ -181,6 +201,7 @@ def adjoint(program: Program, needing: Set[str], kept: Set[str] | None = None) -
         seed,
         wanted,
         frozenset(kept or ()) - {op.out.name for op in ops if is_view(op)},
+        frozenset(fused),
     )
     if kept is None:
         views = _views(ops)

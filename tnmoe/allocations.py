@@ -22,6 +22,7 @@ from tnmoe.ops import (
     Contract,
     ContractAdd,
     Entmax15,
+    FusedOp,
     Gelu,
     GeluBackward,
     LayerNorm,
@@ -86,6 +87,8 @@ def forward_script(op: Op, sizes: Mapping[str, Dim], item: int, *, kept: bool, e
         case Contract() | ContractAdd() | Multiply() | Add() | Reduce() | Permute() | Softmax() | Sigmoid() | Gelu():
             return (out,)
         case GeluBackward():
+            return (out,)
+        case _ if isinstance(op, FusedOp):  # by its kernel; on tensors that this does not take, as what it stands for
             return (out,)
         case Split() | Merge():
             return () if is_view(op) else (out,)

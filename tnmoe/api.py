@@ -21,8 +21,10 @@ from tnmoe.layers import declare
 from tnmoe.memory_report import MemoryReport
 from tnmoe.network import Role
 from tnmoe.passes.fold_weights import fold_weights
+from tnmoe.passes.fuse_products import fuse_program
 from tnmoe.plan import Plan
 from tnmoe.planning import for_inference, plan, with_tokens
+from tnmoe.program import Program, bind
 from tnmoe.question import DEFAULT_TOKENS, Planable
 
 if TYPE_CHECKING:
@@ -58,11 +60,18 @@ def cost(
     """
     planned = _planned(what, tokens)
     if inference:
-        planned = for_inference(planned)
-        return CostReport(planned.layer, planned.folded.each, planned.values, dtype)
+        return CostReport(planned.layer, _each_call(planned, for_inference(planned)), planned.values, dtype)
     ideal = _without_vain_work(planned)
     names = (frozen,) if isinstance(frozen, str) else tuple(frozen)
     return _report(planned, dtype, None if ideal is None else _report(ideal, dtype, frozen=names), frozen=names)
+
+
+def _each_call(trained: Plan, planned: Plan) -> Program:
+    """What each call of the inference form runs: under the flavour `triton`, products fused where they can be."""
+    each = planned.folded.each
+    if trained.function is None or trained.function.flavour != "triton":
+        return each
+    return fuse_program(each, {index: int(size) for index, size in bind(each, planned.values).sizes.items()})
 
 
 def _report(planned: Plan, dtype: str, ideal: CostReport | None = None, frozen: Collection[str] = ()) -> CostReport:
@@ -180,7 +189,7 @@ def _orders(planned: Plan) -> list[str]:
 def _frozen(trained: Plan, name: str) -> Frozen:
     """The inference form of a class."""
     planned = for_inference(trained)
-    report = cost(planned, inference=True)
+    report = cost(trained, inference=True)
     notes = [
         "",
         *_orders(planned),

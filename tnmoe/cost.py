@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from tnmoe import routing_cost
@@ -26,6 +26,7 @@ from tnmoe.ops import (
     Contract,
     ContractAdd,
     Entmax15,
+    FusedOp,
     Gelu,
     GeluBackward,
     LayerNorm,
@@ -44,6 +45,7 @@ from tnmoe.ops import (
 )
 from tnmoe.program import Program
 from tnmoe.routing_ops import Select
+from tnmoe.unfused import unfused
 
 INTEGER_BYTES = 8
 """Of a position or a count."""
@@ -106,6 +108,9 @@ def op_cost(op: Op, sizes: Mapping[str, Dim]) -> Cost:
             return Cost(activations=written)
         case Split() | Merge():  # views, but for zeros appended
             return Cost(activations=0 if is_view(op) else written)
+        case _ if isinstance(op, FusedOp):  # the work of what it stands for, of which it writes the last result alone
+            work = sum((op_cost(part, sizes) for part in unfused(op)), start=Cost())
+            return replace(work, activations=written)
         case _ if isinstance(op, RoutingOp):
             macs, elementwise, special = routing_cost.forward(op, sizes)
             return Cost(macs, 2 * macs, elementwise, special, 0 if is_view(op) else written)

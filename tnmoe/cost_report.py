@@ -62,7 +62,7 @@ class CostReport(Figures):
             size = elements(p.indices, self.bound.sizes)
             assert isinstance(size, int)
             found[p.part] = stored + size, work
-        for op, cost in zip(self.bound.ops, self.numbers.per_op, strict=True):
+        for op, cost in zip(self.executed.ops, self.numbers.per_op, strict=True):
             stored, work = found.get(op.out.part, (0, Cost()))
             found[op.out.part] = stored, work + cost
         rows = [self._row(part or "layer", stored, work) for part, (stored, work) in found.items()]
@@ -94,7 +94,7 @@ class CostReport(Figures):
 
     def steps(self) -> Table:
         """One row for each op, in the order in which they run, with the bytes that it moves."""
-        table = step_table(self.bound, self.numbers, f"Steps of {self.title}", DTYPE_BYTES[self.dtype])
+        table = step_table(self.executed, self.numbers, f"Steps of {self.title}", DTYPE_BYTES[self.dtype])
         return replace(table, notes=(TRAFFIC,))
 
     def backward(self) -> Table:

@@ -27,9 +27,14 @@ class Counted:
     function: Function | None = None
 
     @cached_property
+    def executed(self) -> Program:
+        """The program as its forward pass runs: what the emitted function fuses is one op there."""
+        return self.program if self.adjoint is None else self.adjoint.executed
+
+    @cached_property
     def estimate(self) -> Estimate:
-        """The cost of each op."""
-        return estimate(self.program)
+        """The cost of each op of the forward pass."""
+        return estimate(self.executed)
 
     @cached_property
     def work(self) -> Cost:
@@ -69,4 +74,4 @@ class Counted:
     @property
     def read(self) -> Dim:
         """Elements that the ops of one forward pass read."""
-        return total(forward_traffic(op, self.program.sizes).read for op in self.program.ops)
+        return total(forward_traffic(op, self.program.sizes).read for op in self.executed.ops)

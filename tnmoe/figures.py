@@ -149,6 +149,11 @@ class Figures:
         return Counted(self.layer, self.program, DTYPE_BYTES[self.dtype], self.input_gradients, self.function)
 
     @property
+    def executed(self) -> Program:
+        """The program with integer sizes as its forward pass runs, whose ops `numbers` counts."""
+        return self._integers.executed
+
+    @property
     def numbers(self) -> Estimate:
         """The cost of each op, in integers."""
         return self._integers.estimate
@@ -212,18 +217,19 @@ class Figures:
         """
         if part is None:
             return simplify(self.expression(figure))
-        parts = sorted({p.part for p in self.program.parameters} | {op.out.part for op in self.program.ops})
+        executed = self._symbols.executed
+        parts = sorted({p.part for p in executed.parameters} | {op.out.part for op in executed.ops})
         if figure not in ADDITIVE or part not in parts:
             raise CostError(
                 f"no part {part!r} of {figure}; parts are {', '.join(map(repr, parts))}, of {', '.join(ADDITIVE)}"
             )
         program = replace(
-            self.program,
-            parameters=tuple(p for p in self.program.parameters if p.part == part),
-            buffers=tuple(p for p in self.program.buffers if p.part == part),
-            ops=tuple(op for op in self.program.ops if op.out.part == part),
+            executed,
+            parameters=tuple(p for p in executed.parameters if p.part == part),
+            buffers=tuple(p for p in executed.buffers if p.part == part),
+            ops=tuple(op for op in executed.ops if op.out.part == part),
         )
-        return simplify(_rule(figure)(replace(self._symbols, program=program)))
+        return simplify(_rule(figure)(replace(self._symbols, program=program, function=None)))
 
 
 FIGURES: tuple[str, ...] = tuple(name for name, value in vars(Figures).items() if isinstance(value, Figure))

@@ -9,11 +9,12 @@ from typing import Any, Self
 from tnmoe.adjoint import Adjoint, adjoint
 from tnmoe.dims import LARGEST
 from tnmoe.errors import PlanError, unknown
+from tnmoe.passes.fuse_products import fusible
 from tnmoe.program import Program
 from tnmoe.rematerialise import Memory, check_memory, choose, front
 
-FLAVOURS = ("portable", "fast")
-"""torch's public products alone; or oneDNN's where torch has them and the operands allow it."""
+FLAVOURS = ("portable", "fast", "triton")
+"""torch's public products alone; or oneDNN's, or Triton kernels, where they are there and the operands allow it."""
 
 FLOAT32_BYTES = 4
 
@@ -26,43 +27,52 @@ class Function:
         kept: names of the results that are kept.
         flavour: of the matrix products, one of `FLAVOURS`.
         chunk: tokens that it takes at once; None for all.
+        fused: names of results that its forward pass computes inside what reads them, if they are not kept.
 
     Raises:
-        PlanError: an unknown flavour, or a chunk that is no number of tokens.
+        PlanError: an unknown flavour, a chunk that is no number of tokens, or a flavour that cannot fuse.
     """
 
     kept: tuple[str, ...]
     flavour: str = "portable"
     chunk: int | None = None
+    fused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.flavour, str) or self.flavour not in FLAVOURS:
             raise PlanError(unknown("flavour", self.flavour, FLAVOURS))
         if self.chunk is not None and (type(self.chunk) is not int or not 1 <= self.chunk <= LARGEST):
             raise PlanError(f"chunk must be a number of tokens, at least 1, or None; got {self.chunk!r}")
+        if self.fused and self.flavour != "triton":
+            raise PlanError(f"only the flavour 'triton' fuses products, not {self.flavour!r}")
 
     def adjoint(self, program: Program, needing: Set[str]) -> Adjoint:
         """Its forward and backward pass; sizes may be symbolic."""
-        return adjoint(program, needing, frozenset(self.kept))
+        return adjoint(program, needing, frozenset(self.kept), frozenset(self.fused))
 
     def to_mapping(self) -> dict[str, Any]:
         """The function as plain data, for JSON."""
-        return {"kept": list(self.kept), "flavour": self.flavour, "chunk": self.chunk}
+        fused = {"fused": list(self.fused)} if self.fused else {}
+        return {"kept": list(self.kept), "flavour": self.flavour, "chunk": self.chunk, **fused}
 
     @classmethod
     def from_mapping(cls, data: Any, program: Program, needing: Set[str]) -> Self:
         """The function that `to_mapping` wrote.
 
         Raises:
-            PlanError: if it is no such data, or keeps what the program's end does not make.
+            PlanError: if it is no such data, or keeps what the program's end does not make, or fuses what it cannot.
         """
-        if not isinstance(data, Mapping) or set(data) != {"kept", "flavour", "chunk"}:
+        if not isinstance(data, Mapping) or set(data) - {"fused"} != {"kept", "flavour", "chunk"}:
             raise PlanError(f"the function of a plan must have kept, flavour and chunk; got {data!r}")
-        made = [op.out.name for op in adjoint(program, needing).ops]
+        ops = adjoint(program, needing).ops
+        made = [op.out.name for op in ops]
         kept = data["kept"]
         if not isinstance(kept, list) or not all(isinstance(name, str) and name in made for name in kept):
             raise PlanError(f"kept must be some of {', '.join(made)}; got {kept!r}")
-        return cls(tuple(kept), data["flavour"], data["chunk"])
+        fused, able = data.get("fused", []), fusible(ops, {program.output.name}, _integers(program))
+        if not isinstance(fused, list) or not all(isinstance(name, str) and name in able for name in fused):
+            raise PlanError(f"fused must be some of {', '.join(sorted(able)) or 'nothing'}; got {fused!r}")
+        return cls(tuple(kept), data["flavour"], data["chunk"], tuple(fused))
 
 
 def plan_function(
@@ -87,11 +97,20 @@ def plan_function(
     whole = adjoint(program, needing)
     if chunk is not None:
         _ = whole.token  # raises where the tokens cannot be split
-    sizes = {index: int(size) for index, size in program.sizes.items()}
+    sizes = _integers(program)
     choices = front(whole.ops, sizes, {v.name for v in whole.reads})
 
     def saved_bytes(kept: frozenset[str]) -> int:
         return FLOAT32_BYTES * int(replace(whole, kept=kept).saved_elements())
 
     found = choose(choices, memory, int(whole.training_cost().flops), lambda c: saved_bytes(c.kept))
-    return replace(unchosen, kept=tuple(op.out.name for op in whole.ops if op.out.name in found.kept))
+    able = fusible(whole.ops, {program.output.name}, sizes) if flavour == "triton" else frozenset()
+
+    def named(names: Set[str]) -> tuple[str, ...]:
+        return tuple(op.out.name for op in whole.ops if op.out.name in names)
+
+    return replace(unchosen, kept=named(found.kept), fused=named(able))
+
+
+def _integers(program: Program) -> dict[str, int]:
+    return {index: int(size) for index, size in program.sizes.items()}

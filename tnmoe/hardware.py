@@ -23,6 +23,7 @@ from tnmoe.ops import (
     Contract,
     ContractAdd,
     Entmax15,
+    FusedOp,
     Gelu,
     LayerNorm,
     MatmulGroups,
@@ -42,6 +43,7 @@ from tnmoe.ops import (
 from tnmoe.program import Program
 from tnmoe.rates import Rates
 from tnmoe.report import Cell, Table
+from tnmoe.unfused import unfused
 
 Device = DeviceProfile | Datasheet
 """What a time can be predicted for."""
@@ -113,8 +115,15 @@ def _alone(op: Op, sizes: Mapping[str, Dim], rates: Rates, width: int, moved: in
             return _rowwise(kind, int(elements(x.indices, sizes)), int(elements((index,), sizes)), rates, least)
         case LayerNorm(_, x, index) | BatchNorm(_, x, index):
             return _rowwise(kind, int(elements(x.indices, sizes)), int(elements((index,), sizes)), rates, least)
+        case _ if isinstance(op, FusedOp):  # a profile times no kernels: as the public products that it stands for
+            return sum(_of_part(part, sizes, rates, width) for part in unfused(op))
         case _:
             raise CostError(f"op {kind} has no time model; layers with routing are not predicted yet")
+
+
+def _of_part(op: Op, sizes: Mapping[str, Dim], rates: Rates, width: int) -> float:
+    moved = width * sum(int(elements(v.indices, sizes)) for v in (*operands(op), op.out))
+    return _alone(op, sizes, rates, width, moved, moved / rates.bandwidth)
 
 
 def _rowwise(kind: str, count: int, length: int, rates: Rates, least: float) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from tnmoe.fused_ops import FusedOp as FusedOp
 from tnmoe.routing_ops import WRITTEN
 from tnmoe.routing_ops import GroupedContract as GroupedContract
 from tnmoe.routing_ops import Noise as Noise
@@ -187,7 +188,7 @@ class BatchNorm:
     var: Value
 
 
-# ---- all of them, with the routing primitives of `tnmoe.routing_ops` -----------------------------------------
+# ---- all of them, with those of `tnmoe.routing_ops` and `tnmoe.fused_ops` --------------------------------------
 
 Op = (
     Contract
@@ -207,6 +208,7 @@ Op = (
     | LayerNorm
     | BatchNorm
     | RoutingOp
+    | FusedOp
 )
 
 

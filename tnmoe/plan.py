@@ -20,7 +20,7 @@ from tnmoe.function import Function
 from tnmoe.layer import Layer
 from tnmoe.layout import Layout, resolve
 from tnmoe.lower import lower, lower_steps, turnable
-from tnmoe.ops import Permute
+from tnmoe.ops import FusedOp, Permute
 from tnmoe.passes.fold_weights import Folded, fold_weights
 from tnmoe.path import ContractionPath
 from tnmoe.program import Program
@@ -83,8 +83,13 @@ class Plan:
 
     @cached_property
     def bound(self) -> Program:
-        """The ops, with integer sizes, as they are emitted."""
+        """The ops, with integer sizes, as they are emitted unless `executed` fuses some."""
         return bound(self.program, self.values)
+
+    @cached_property
+    def executed(self) -> Program:
+        """The ops, with integer sizes, as the emitted module's forward pass runs them."""
+        return self.bound if self.adjoint is None else self.adjoint.executed
 
     @cached_property
     def folded(self) -> Folded:
@@ -93,7 +98,7 @@ class Plan:
 
     @cached_property
     def _numbers(self) -> Estimate:
-        return estimate(self.bound)
+        return estimate(self.executed)
 
     @property
     def path(self) -> tuple[tuple[int, int], ...]:
@@ -128,14 +133,14 @@ class Plan:
     @property
     def folding_flops(self) -> int:
         """Those of `flops` that make what depends on weights alone: where these stay the same, they are spent once."""
-        once = self.bound.weight_only
-        work = zip(self.bound.ops, self._numbers.per_op, strict=True)
+        once = self.executed.weight_only
+        work = zip(self.executed.ops, self._numbers.per_op, strict=True)
         return sum(int(cost.flops) for op, cost in work if op.out.name in once)
 
     @property
     def copied(self) -> int:
         """Elements that one forward pass copies because two steps want them in different orders of axes."""
-        work = zip(self.bound.ops, self._numbers.per_op, strict=True)
+        work = zip(self.executed.ops, self._numbers.per_op, strict=True)
         return sum(int(cost.activations) for op, cost in work if isinstance(op, Permute))
 
     @property
@@ -192,7 +197,9 @@ class Plan:
             notes += (f"Weights stored (columns, inner): {', '.join(self.turned) or 'none'}.",)
         if self.shortlist is not None:
             notes += self.shortlist.notes()
-        table = step_table(self.bound, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
+        if fused := [op.out.name for op in self.executed.ops if isinstance(op, FusedOp)]:
+            notes += (f"Computed in one kernel, with the products that are read there alone: {', '.join(fused)}.",)
+        table = step_table(self.executed, self._numbers, f"Plan of {self.layer.name} ({self.layer.summary})")
         return replace(table, notes=notes)
 
     def diagram(self, network: str | None = None) -> Scene:

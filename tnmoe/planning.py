@@ -71,7 +71,9 @@ def plan(
             what costs next to nothing (Hadamards, GELU), "recompute" up to 15 % of the FLOPs of training, and an
             integer is a budget in bytes (float32, at `tokens`) that is met with the fewest FLOPs.
         flavour: "portable" calls torch's public products; "fast" calls oneDNN's on float32 CPU tensors where this
-            torch has them, and the public ones else. It needs its own backward pass: `memory` is "save" if not given.
+            torch has them, and the public ones else; "triton" fuses products that the backward pass does not keep into
+            what reads them, and calls Triton kernels on a GPU. Both need their own backward pass: `memory` is "save"
+            if not given.
         chunk: tokens that the emitted function takes at once, forward and backward, which bounds its temporaries;
             `memory` is "save" if not given.
         saved_limit: elements that may be kept for the backward pass at most (`Plan.saved`), up to 9 tensors a network;

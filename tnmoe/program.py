@@ -16,6 +16,7 @@ from tnmoe.ops import (
     Add,
     Contract,
     ContractAdd,
+    FusedOp,
     GeluBackward,
     Merge,
     Multiply,
@@ -34,6 +35,8 @@ from tnmoe.ops import (
 )
 from tnmoe.report import Table
 from tnmoe.routing_ops import fault
+from tnmoe.unfused import fault as unfusable
+from tnmoe.unfused import unfused
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,12 @@ def verify(program: Program, *, laid_out: bool = False) -> Program:
                 require(fits, op, "the parts do not fit")
             case GeluBackward(_, grad, x):
                 require(grad.indices == x.indices == out, op, "a pointwise op must keep its indices")
+            case _ if isinstance(op, FusedOp):
+                given = tuple({v.name: v for v in operands(op)}.values())
+                inside = replace(program, inputs=given, parameters=(), buffers=(), ops=unfused(op), diagnostics=())
+                verify(replace(inside, output=op.out), laid_out=laid_out)
+                wrong = unfusable(op)
+                require(wrong is None, op, wrong or "")
             case _ if isinstance(op, RoutingOp):
                 wrong = fault(op) if laid_out else None
                 require(wrong is None, op, wrong or "")

@@ -74,7 +74,7 @@ def run_cost(options: argparse.Namespace) -> int:
             report = report_of(row, options)
             if profile is not None:
                 if row.emitted or isinstance(profile, Datasheet):  # routed layers cannot be measured
-                    tables.append(predict(report.bound, profile, options.dtype).table(row.label))
+                    tables.append(predict(report.executed, profile, options.dtype).table(row.label))
                 continue
             if options.memory:
                 tables += _memory(row, options)

@@ -17,6 +17,7 @@ from tnmoe.ops import (
     Contract,
     ContractAdd,
     Entmax15,
+    FusedOp,
     LayerNorm,
     Merge,
     Multiply,
@@ -102,7 +103,7 @@ def assign_layouts(program: Program) -> Program:
             case _ if isinstance(op, ROWWISE):
                 x = permuted(op.x, _last(op.x.indices, op.index))
                 op = replace(op, x=x, out=replace(op.out, indices=x.indices))
-            case _ if isinstance(op, RoutingOp):  # takes and gives its operands as they are declared
+            case _ if isinstance(op, RoutingOp | FusedOp):  # takes and gives its operands as they are declared
                 op = rename(op, {v.name: permuted(known[v.name], v.indices) for v in declared})
             case _:
                 op = replace(op, out=replace(op.out, indices=op.x.indices))
@@ -166,7 +167,7 @@ def _demands(program: Program) -> dict[str, Order]:
                 demands.setdefault(x.name, split_order(want, op))
             case _ if isinstance(op, ROWWISE):
                 demands.setdefault(op.x.name, _last(want, op.index))
-            case _ if isinstance(op, RoutingOp):
+            case _ if isinstance(op, RoutingOp | FusedOp):
                 for value in operands(op):
                     demands.setdefault(value.name, value.indices)
             case _:
