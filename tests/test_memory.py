@@ -23,7 +23,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 import tnmoe
 from tnmoe.allocations import forward_script, room
 from tnmoe.cli import main
-from tnmoe.memory import Moment, inference, training
+from tnmoe.heap import Moment
+from tnmoe.memory import inference, training
 from tnmoe.network import Role
 from tnmoe.ops import operands
 from tnmoe.plan import Plan

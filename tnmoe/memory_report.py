@@ -10,7 +10,8 @@ from tnmoe.allocations import SCRATCH, saved_inside_bytes, size
 from tnmoe.backward import saved_values
 from tnmoe.cost import DTYPE_BYTES, is_view
 from tnmoe.errors import CostError, unknown
-from tnmoe.memory import CLASSES, Moment, execution_order, inference, memory_owners, training
+from tnmoe.heap import CLASSES, Moment
+from tnmoe.memory import execution_order, inference, memory_owners, training
 from tnmoe.network import Role
 from tnmoe.ops import BatchNorm, Contract, ContractAdd, Entmax15, LayerNorm, Multiply, Op, Value, operands, propagate
 from tnmoe.plan import Plan

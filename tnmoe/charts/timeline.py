@@ -7,7 +7,8 @@ from itertools import groupby
 from tnmoe.backward import gradient_names
 from tnmoe.charts.chart import COLORS, HATCHES, Chart, new_axes, styled
 from tnmoe.cost import DTYPE_BYTES
-from tnmoe.memory import CLASSES, inference, training
+from tnmoe.heap import CLASSES
+from tnmoe.memory import inference, training
 from tnmoe.plan import Plan
 from tnmoe.report import Cell, Table
 
