@@ -151,26 +151,11 @@ def _backward(unit: FunctionUnit, saved: Sequence[str]) -> list[str]:
     for name in unplanned:
         body.append(f"if needs[{position[name]}]:")
         body += broken(f'    raise RuntimeError("this module was planned without a gradient of {name}")')
-    conditions = {op: f"needs[{position[name]}]" for op, name in _only_for(a).items()}
+    conditions = {op: f"needs[{position[name]}]" for op, name in a.only_for.items()}
     body += _statements(writer, program.ops, conditions)
     results = [writer.ref(a.wanted[v.name].name) if v.name in a.wanted else "None" for v in a.inputs]
     body += _wrapped("return ", results, "", parenthesised=True, margin=8)
     return lines + indented(body)
-
-
-def _only_for(a: Adjoint) -> Mapping[Op, str]:
-    """Backward ops that serve the gradient of one input alone, and that input."""
-    serves: dict[str, set[str]] = {}
-    for name, gradient in a.wanted.items():
-        serves.setdefault(gradient.name, set()).add(name)
-    found: dict[Op, str] = {}
-    for op in reversed(a.backward):
-        purposes = serves.get(op.out.name, set())
-        for value in operands(op):
-            serves.setdefault(value.name, set()).update(purposes)
-        if len(purposes) == 1:
-            found[op] = next(iter(purposes))
-    return found
 
 
 def _statements(writer: Writer, ops: Sequence[Op], conditions: Mapping[Op, str]) -> list[str]:

@@ -98,14 +98,9 @@ def memory(
         frozen: names of parameters that get no gradient.
 
     Raises:
-        CostError: an unknown dtype or parameter, a layer that cannot be emitted, or one with its own backward pass.
+        CostError: an unknown dtype or parameter, or a layer that cannot be emitted.
     """
     planned = _planned(what, tokens)
-    if planned.function is not None:
-        raise CostError(
-            "the memory report follows autograd, but this plan has a backward pass of its own: "
-            "cost(plan).saved_bytes says what that keeps; plan without memory=, flavour= and chunk= for a timeline"
-        )
     names = (frozen,) if isinstance(frozen, str) else tuple(frozen)
     return MemoryReport(planned, dtype, names)
 

@@ -43,7 +43,7 @@ class Function:
 
     def adjoint(self, program: Program, needing: Set[str]) -> Adjoint:
         """Its forward and backward pass; sizes may be symbolic."""
-        return adjoint(program, needing, frozenset(self.kept))
+        return adjoint(program, needing, frozenset(self.kept), chunked=self.chunk is not None)
 
     def to_mapping(self) -> dict[str, Any]:
         """The function as plain data, for JSON."""
@@ -58,7 +58,7 @@ class Function:
         """
         if not isinstance(data, Mapping) or set(data) != {"kept", "flavour", "chunk"}:
             raise PlanError(f"the function of a plan must have kept, flavour and chunk; got {data!r}")
-        made = [op.out.name for op in adjoint(program, needing).ops]
+        made = [op.out.name for op in adjoint(program, needing, chunked=data["chunk"] is not None).ops]
         kept = data["kept"]
         if not isinstance(kept, list) or not all(isinstance(name, str) and name in made for name in kept):
             raise PlanError(f"kept must be some of {', '.join(made)}; got {kept!r}")
@@ -84,7 +84,7 @@ def plan_function(
             return None
         memory = "save"
     assert memory is not None
-    whole = adjoint(program, needing)
+    whole = adjoint(program, needing, chunked=chunk is not None)
     if chunk is not None:
         _ = whole.token  # raises where the tokens cannot be split
     sizes = {index: int(size) for index, size in program.sizes.items()}

@@ -77,16 +77,24 @@ class Backward:
         self.holders[storage] = 1
         return Gradient(storage)
 
-    def add(self, step: str, value: Value, gradient: Gradient) -> None:
-        """Hand a gradient on; a second one of the same value is added out of place."""
-        if value.name in self.gradients:
-            self.heap.step("backward", step, (self.bytes(value),))
-            total = self.made(value.name, self.bytes(value))
-            self.give_up(self.gradients[value.name])
+    def hand_on(self, step: str, found: Sequence[tuple[Value, Gradient]]) -> None:
+        """Hand on the gradients that a node of torch's graph made.
+
+        A second one of the same value is added out of place; the node holds it until all are handed on.
+        """
+        added: list[Gradient] = []
+        for value, gradient in found:
+            if value.name in self.gradients:
+                self.heap.step("backward", step, (self.bytes(value),))
+                total = self.made(value.name, self.bytes(value))
+                self.give_up(self.gradients[value.name])
+                added.append(gradient)
+                gradient = total
+                self.heap.done()
+            self.gradients[value.name] = gradient
+        for gradient in added:
             self.give_up(gradient)
-            gradient = total
-            self.heap.done()
-        self.gradients[value.name] = gradient
+        self.heap.done()
 
     def accumulate(self, leaf: Value) -> None:
         """A leaf takes its gradient; it copies one that somebody else holds, or that is laid out in another way."""
@@ -115,8 +123,7 @@ class Backward:
                 if last_read[name] == op.out.name:
                     heap.free(name)
             heap.done()
-            for v, gradient in found:
-                self.add(op.out.name, v, gradient)
+            self.hand_on(op.out.name, found)
             for v in operands(op):
                 if first_use.get(v.name) == op.out.name and v.name in self.gradients:
                     self.accumulate(v)
