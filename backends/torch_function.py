@@ -18,7 +18,7 @@ from tnmoe.backends.torch_statements import (
     docstring,
     indented,
 )
-from tnmoe.ops import Op, operands
+from tnmoe.ops import Op
 
 AUTOCAST = '''\
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -66,7 +66,8 @@ ALLOWED = {
     "frame": {"constraints", "errors", "report", "vectorised"},
     "traffic": {"backward", "cost", "dims", "ops", "program", "routing_ops"},
     "optimizers": {"cost", "dims", "errors", "network", "program", "traffic"},
-    "counted": {"adjoint", "backward", "cost", "dims", "function", "layer", "network", "program", "traffic"},
+    "counted": {"adjoint", "backward", "cost", "dims", "function", "layer", "network", "padding", "program", "traffic"},
+    "padding": {"cost", "dims", "ops", "program"},
     "figures": {
         "counted",
         "function",

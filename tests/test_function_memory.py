@@ -46,7 +46,7 @@ def random_function(rng: random.Random) -> tuple[Plan, torch.dtype, set[str]]:
 
 
 def test_random_functions_take_the_memory_predicted() -> None:
-    """CP and TR, 1 to 3 levels, one and two layers, both policies, whole and in chunks, any weights frozen: equality."""
+    """CP and TR, one and two layers, both policies, whole and in chunks, any weights frozen: equality."""
     rng = random.Random(61)
     several = 0
     for _ in range(100):

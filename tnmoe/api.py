@@ -20,6 +20,7 @@ from tnmoe.errors import CostError, DeclarationError, unknown
 from tnmoe.layers import declare
 from tnmoe.memory_report import MemoryReport
 from tnmoe.network import Role
+from tnmoe.padding import padded_splits
 from tnmoe.passes.fold_weights import fold_weights
 from tnmoe.plan import Plan
 from tnmoe.planning import for_inference, plan, with_tokens
@@ -59,13 +60,16 @@ def cost(
     planned = _planned(what, tokens)
     if inference:
         planned = for_inference(planned)
-        return CostReport(planned.layer, planned.folded.each, planned.values, dtype)
-    ideal = _without_vain_work(planned)
+        found = CostReport(planned.layer, planned.folded.each, planned.values, dtype)
+        return replace(found, ideal=_without_padding(found))
     names = (frozen,) if isinstance(frozen, str) else tuple(frozen)
-    return _report(planned, dtype, None if ideal is None else _report(ideal, dtype, frozen=names), frozen=names)
+    found = _report(planned, dtype, names)
+    chosen = _chosen_alone(planned)
+    ideal = _report(chosen, dtype, names) if chosen else None
+    return replace(found, ideal=_without_padding(ideal or found) or ideal)
 
 
-def _report(planned: Plan, dtype: str, ideal: CostReport | None = None, frozen: Collection[str] = ()) -> CostReport:
+def _report(planned: Plan, dtype: str, frozen: Collection[str]) -> CostReport:
     program, gradients = planned.program, planned.input_gradients
     stored = [p.name for p in program.parameters]
     for name in frozen:
@@ -73,10 +77,15 @@ def _report(planned: Plan, dtype: str, ideal: CostReport | None = None, frozen: 
             raise CostError(unknown("parameter", name, stored))
     kept = (replace(p, role=Role.FROZEN) if p.name in frozen else p for p in program.parameters)
     program = replace(program, parameters=tuple(kept))
-    return CostReport(planned.layer, program, planned.values, dtype, gradients, planned.function, ideal)
+    return CostReport(planned.layer, program, planned.values, dtype, gradients, planned.function)
 
 
-def _without_vain_work(planned: Plan) -> Plan | None:
+def _without_padding(report: CostReport) -> CostReport | None:
+    """The same without work on padded axes; None if there are none."""
+    return replace(report, without_padding=True) if padded_splits(report.program) else None
+
+
+def _chosen_alone(planned: Plan) -> Plan | None:
     """The plan of the same mixture whose tokens run through their chosen experts alone; None if they do so already."""
     declared = dict(planned.layer.declaration)
     vain = declared.get("lowering") == "masked" or "capacity" in declared or declared.get("block", 1) > 1

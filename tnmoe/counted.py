@@ -12,6 +12,7 @@ from tnmoe.dims import Dim
 from tnmoe.function import Function
 from tnmoe.layer import Layer
 from tnmoe.network import Role
+from tnmoe.padding import trimmed
 from tnmoe.program import Program
 from tnmoe.traffic import forward_traffic, total
 
@@ -25,11 +26,12 @@ class Counted:
     width: int
     input_gradients: tuple[str, ...]
     function: Function | None = None
+    without_padding: bool = False
 
     @cached_property
     def estimate(self) -> Estimate:
         """The cost of each op."""
-        return estimate(self.program)
+        return trimmed(self.program) if self.without_padding else estimate(self.program)
 
     @cached_property
     def work(self) -> Cost:

@@ -56,6 +56,7 @@ class Figures:
         dtype: of weights and activations, for the byte counts.
         input_gradients: names of the inputs that need a gradient, for the figures about training.
         function: what the emitted module computes with a backward pass of its own; None if autograd does it.
+        without_padding: count a forward pass as if no axis were padded.
 
     Raises:
         CostError: an unknown dtype, or a symbol without a value.
@@ -67,6 +68,7 @@ class Figures:
     dtype: str = "float32"
     input_gradients: tuple[str, ...] = ()
     function: Function | None = None
+    without_padding: bool = False
 
     parameters = Figure("parameters", "Stored weights, biases included, buffers not.", lambda c: c.estimate.parameters)
     trained_parameters = Figure("trained", "Stored weights that are not frozen.", lambda c: c.trained)
@@ -142,11 +144,15 @@ class Figures:
 
     @cached_property
     def _integers(self) -> Counted:
-        return Counted(self.layer, self.bound, DTYPE_BYTES[self.dtype], self.input_gradients, self.function)
+        return self._counted(self.bound)
 
     @cached_property
     def _symbols(self) -> Counted:
-        return Counted(self.layer, self.program, DTYPE_BYTES[self.dtype], self.input_gradients, self.function)
+        return self._counted(self.program)
+
+    def _counted(self, program: Program) -> Counted:
+        width = DTYPE_BYTES[self.dtype]
+        return Counted(self.layer, program, width, self.input_gradients, self.function, self.without_padding)
 
     @property
     def numbers(self) -> Estimate:
