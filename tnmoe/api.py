@@ -236,18 +236,22 @@ def build(
     """
     source = emit(_require_plan(planned), name=name, freeze=freeze)
     name = name or planned.layer.name
-    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-    module_name = f"tnmoe_emitted_{digest}"
+    made = getattr(loaded(source), name)
+    remember(made, planned)
+    result: torch.nn.Module = made(device=device, dtype=dtype)
+    return result
+
+
+def loaded(source: str) -> types.ModuleType:
+    """The module of an emitted source, imported once."""
+    module_name = f"tnmoe_emitted_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     if module_name not in sys.modules:
         module = types.ModuleType(module_name)
         file = f"<{module_name}.py>"
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for tracebacks
         exec(compile(source, file, "exec"), module.__dict__)
         sys.modules[module_name] = module  # so that instances can be pickled within the process
-    made = getattr(sys.modules[module_name], name)
-    remember(made, planned)
-    result: torch.nn.Module = made(device=device, dtype=dtype)
-    return result
+    return sys.modules[module_name]
 
 
 def from_reference(planned: Plan, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
