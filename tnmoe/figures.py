@@ -128,7 +128,8 @@ class Figures:
     )
     saved_bytes = Figure(
         "saved bytes",
-        "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see.",
+        "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see. "
+        "Of T = 1 it counts the statistics of batch norms as of more rows, though one row has none.",
         lambda c: c.width * c.saved + INTEGER_BYTES * saved_integers(c.program, c.needing),
     )
     gradient_bytes = Figure("gradient bytes", "Bytes of the trained weights' gradients.", lambda c: c.width * c.trained)
