@@ -96,22 +96,24 @@ def random_layer(rng: random.Random) -> tuple[Plan, torch.dtype, set[str]]:
 
 
 def test_random_layers_take_the_memory_predicted() -> None:
-    """300 layers, CP and TR, 1 to 3 levels, one and two layers, three dtypes, any weights frozen: equality."""
+    """CP and TR, 1 to 3 levels, one and two layers, three dtypes, in orders that no planner would choose: equality.
+
+    `test_exactness.py` has 300 layers in planned orders, with any weights frozen.
+    """
     rng = random.Random(51)
     frozen_layers = dropped = 0
-    for k in range(300):
+    for k in range(60):
         plan, dtype, frozen = random_layer(rng)
         item, told = dtype.itemsize, (plan.layer.summary, plan.values, dtype, frozen)
         assert predicted(inference(plan.bound, item)) == tracker(plan, dtype, grad=False), told
-        if k % 6 == 0:  # copies, sums and bias slices that no planner would choose
-            other = any_order(plan, k)
-            assert predicted(inference(other.bound, item)) == tracker(other, dtype, grad=False), told
+        other = any_order(plan, k)  # copies, sums and bias slices
+        assert predicted(inference(other.bound, item)) == tracker(other, dtype, grad=False), told
         found = predicted(training(plan.bound, item, needing(plan, frozen)))
         assert found == tracker(plan, dtype, grad=True, frozen=frozen), told
         frozen_layers += bool(frozen)
         dropped += bool(plan.bound.drops)
-    assert frozen_layers > 100
-    assert dropped > 200
+    assert frozen_layers > 20
+    assert dropped > 40
 
 
 def test_fake_tensors_take_the_same() -> None:
