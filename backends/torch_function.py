@@ -23,7 +23,7 @@ from tnmoe.backends.torch_statements import (
     wrapped,
 )
 from tnmoe.backends.torch_stream import CHUNKS, TRACED, stream_source
-from tnmoe.ops import Op, operands
+from tnmoe.ops import Op
 
 AUTOCAST = '''\
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -92,7 +92,7 @@ def function_source(unit: FunctionUnit, name: str) -> str:
     """The class of the function, called `name`."""
     a = unit.adjoint
     if unit.chunk is not None:
-        return stream_source(a, name, unit.chunk, PRODUCTS[unit.flavour], _only_for(a))
+        return stream_source(a, name, unit.chunk, PRODUCTS[unit.flavour])
     own = {op.out.name for op in a.forward} - a.kept
     drops = {name: tuple(v for v in dead if v in own) for name, dead in a.executed.drops.items()}
     program = replace(a.executed, drops={name: dead for name, dead in drops.items() if dead})
@@ -150,26 +150,11 @@ def _backward(unit: FunctionUnit, saved: Sequence[str]) -> list[str]:
     for name in unplanned:
         body.append(f"if needs[{position[name]}]:")
         body += broken(f'    raise RuntimeError("this module was planned without a gradient of {name}")')
-    conditions = {op: f"needs[{position[name]}]" for op, name in _only_for(a).items()}
+    conditions = {op: f"needs[{position[name]}]" for op, name in a.only_for.items()}
     body += _statements(writer, program.ops, conditions)
     results = [writer.ref(a.wanted[v.name].name) if v.name in a.wanted else "None" for v in a.inputs]
     body += wrapped("return ", results, "", parenthesised=True, margin=8)
     return lines + indented(body)
-
-
-def _only_for(a: Adjoint) -> Mapping[Op, str]:
-    """Backward ops that serve the gradient of one input alone, and that input."""
-    serves: dict[str, set[str]] = {}
-    for name, gradient in a.wanted.items():
-        serves.setdefault(gradient.name, set()).add(name)
-    found: dict[Op, str] = {}
-    for op in reversed(a.backward):
-        purposes = serves.get(op.out.name, set())
-        for value in operands(op):
-            serves.setdefault(value.name, set()).update(purposes)
-        if len(purposes) == 1:
-            found[op] = next(iter(purposes))
-    return found
 
 
 def _statements(writer: Writer, ops: Sequence[Op], conditions: Mapping[Op, str]) -> list[str]:

@@ -195,7 +195,7 @@ class StreamWriter(Writer):
         return broken(f"{target} += {self.viewed(op)}", axes_comment(op.out.indices), self.margin)
 
 
-def stream_source(a: Adjoint, name: str, chunk: int, product: str, conditions: Mapping[Op, str]) -> str:
+def stream_source(a: Adjoint, name: str, chunk: int, product: str) -> str:
     """The class of the function, called `name`.
 
     Args:
@@ -203,11 +203,10 @@ def stream_source(a: Adjoint, name: str, chunk: int, product: str, conditions: M
         name: of the class.
         chunk: tokens that it takes at once.
         product: what multiplies two matrices.
-        conditions: backward ops that serve the gradient of one input alone, and that input.
     """
     lines = [f"class {name}(torch.autograd.Function):", *_docstring(a, chunk), ""]
     lines += ["    @staticmethod", *_forward(a, chunk, product)]
-    lines += ["", "    @staticmethod", "    @once_differentiable", *_backward(a, chunk, product, conditions)]
+    lines += ["", "    @staticmethod", "    @once_differentiable", *_backward(a, chunk, product)]
     return "\n".join(lines)
 
 
@@ -269,7 +268,7 @@ def _forward(a: Adjoint, chunk: int, product: str) -> list[str]:
     return [*lines, *indented(body)]
 
 
-def _backward(a: Adjoint, chunk: int, product: str, conditions: Mapping[Op, str]) -> list[str]:
+def _backward(a: Adjoint, chunk: int, product: str) -> list[str]:
     program, token = a.as_program(), a.token
     wanted = [a.wanted[v.name] for v in a.inputs if v.name in a.wanted]
     arrays = frozenset(v.name for v in wanted if token in v.indices and v != a.seed)
@@ -290,7 +289,7 @@ def _backward(a: Adjoint, chunk: int, product: str, conditions: Mapping[Op, str]
     writer.furnish(ops, _owners(backward, (*a.saved, a.seed, *program.leaves)))
     seed = writer.whole(a.seed.name)
     position = {v.name: k + 1 for k, v in enumerate(a.inputs)}
-    needs = {op: f"needs[{position[name]}]" for op, name in conditions.items()}
+    needs = {op: f"needs[{position[name]}]" for op, name in a.only_for.items()}
     asked = {op.out.name: condition for op, condition in needs.items()}
     lines = [f"    def backward(ctx, {seed}: Tensor):"]
     body = wrapped("", [_saved(writer, v) for v in a.saved], " = ctx.saved_tensors", parenthesised=True, margin=8)

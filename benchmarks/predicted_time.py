@@ -1,7 +1,8 @@
 """Predicted against measured time of emitted modules: CP, tensor ring and dense layers, 1 to 8192 tokens.
 
 Run: `OMP_WAIT_POLICY=passive python benchmarks/predicted_time.py [--threads 1] [--rounds 15] [--budget 40]`.
-Calibrates this machine, then runs all layers in turn, in random order, and compares medians. float32, no gradients.
+Calibrates this machine, then runs all layers in turn, in random order, and compares medians. float32, without gradients
+or, with `--training`, forward and backward.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.progress import Progress
 import tnmoe
 from tnmoe import hardware
 from tnmoe.calibrate import BUDGET, calibrate
+from tnmoe.training_time import predict_training
 
 TOKENS = (1, 16, 256, 8192)
 
@@ -70,17 +72,22 @@ class Run:
         return self.predicted / self.measured
 
 
-def prepare(label: str, spec: object, tokens: int, profile: tnmoe.DeviceProfile) -> Run:
+def prepare(label: str, spec: object, tokens: int, profile: tnmoe.DeviceProfile, training: bool) -> Run:
     """Plan, predict and build."""
-    plan = tnmoe.plan(spec, tokens=tokens)  # type: ignore[arg-type]
-    module = tnmoe.build(plan).eval()
+    plan = tnmoe.plan(spec, tokens=tokens, input_gradients=False)  # type: ignore[arg-type]
+    module = tnmoe.build(plan).train(training)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "gate" in name:  # it starts at zero: all ties, which a sort does faster than random logits
                 parameter.normal_(0, parameter.shape[0] ** -0.5)
     value = plan.layer.inputs[0]
     x = torch.randn([int(plan.bound.sizes[i]) for i in value.indices])
-    return Run(label, tokens, hardware.predict(plan.bound, profile).seconds, lambda: module(x))
+    if not training:
+        return Run(label, tokens, hardware.predict(plan.bound, profile).seconds, lambda: module(x))
+    found = predict_training(plan.bound, profile, adjoint=plan.adjoint)
+    assert found is not None
+    leaves, gradient = list(module.parameters()), torch.ones_like(module(x))
+    return Run(label, tokens, found.seconds, lambda: torch.autograd.grad(module(x), leaves, gradient))
 
 
 def sample(run: Run, clock: Callable[[], float], at_least: float = 0.004) -> float:
@@ -111,6 +118,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--budget", type=float, default=BUDGET, help="seconds of calibration")
     options.add_argument("--cpu-time", action="store_true", help="time the process had, on a shared machine (1 thread)")
+    options.add_argument("--training", action="store_true", help="forward and backward, not forward alone")
     given = options.parse_args()
     clock = time.process_time if given.cpu_time else time.perf_counter
     torch.set_num_threads(given.threads)
@@ -130,8 +138,10 @@ def main() -> None:
         f"{profile.name} {platform.machine()}, {os.cpu_count()} CPUs, {profile.source}; "
         f"calibrated in {calibrated:.0f} s, GEMM peak {peak / 1e9:.0f} GFLOP/s"
     )
-    runs = [prepare(label, spec, tokens, profile) for label, spec in layers().items() for tokens in TOKENS]
-    with torch.no_grad():
+    runs = [
+        prepare(label, spec, tokens, profile, given.training) for label, spec in layers().items() for tokens in TOKENS
+    ]
+    with torch.set_grad_enabled(given.training):
         for run in runs:
             run.call()
         for _ in range(given.rounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tnmoe
 from tnmoe.cost_report import comparison
+from tnmoe.dims import symbol
 from tnmoe.figures import FIGURES
 from tnmoe.layers import KINDS
+from tnmoe.ops import Contract, ContractAdd, Multiply
 from tnmoe.optimizers import OPTIMIZERS, PRECISIONS, training_state
 from tnmoe.presets import PRESETS
 from tnmoe.report import Table
@@ -255,6 +258,36 @@ def test_slots_beyond_the_choices_are_in_vain() -> None:
     assert slots == 2 * 2 * 64
     combined = 2 * 64 * 2 * 20  # gathered, the k results of a token are mixed by a product; slots scatter-add theirs
     assert report.matmul_flops - report.ideal.matmul_flops == 2 * (slots - 2 * 64) * expert - combined
+
+
+@pytest.mark.parametrize("factorization", [tnmoe.Kronecker((4, 5), 2, True), tnmoe.Monarch((4, 5), 3, True)], ids=str)
+@pytest.mark.parametrize("experts", [0, 3])
+def test_padded_axes_are_in_vain(factorization: tnmoe.Kronecker | tnmoe.Monarch, experts: int) -> None:
+    """13 inputs as 4 × 4, 17 outputs as 5 × 4: counted one by one, the products in which both entries exist."""
+    if experts:
+        spec: tnmoe.layers.Spec = tnmoe.MuMoE(13, 17, experts, factorization, gate=tnmoe.Gate("softmax", "none"))
+    else:
+        spec = tnmoe.FactorizedLinear(13, 17, factorization)
+    plan = tnmoe.plan(spec, tokens=2)
+    report = tnmoe.cost(plan)
+    sizes, real = plan.bound.sizes, {"i": 13, "o": 17}
+    macs = every = 0
+    for op in plan.bound.ops:
+        if isinstance(op, Contract | ContractAdd | Multiply):
+            names = list(dict.fromkeys(op.lhs.indices + op.rhs.indices))
+            for entry in itertools.product(*(range(sizes[i]) for i in names)):
+                at = dict(zip(names, entry, strict=True))
+                pairs = [(a, b) for a, b in (("i1", "i2"), ("o1", "o2")) if a in at and b in at]
+                macs += all(at[a] * sizes[b] + at[b] < real[a[0]] for a, b in pairs)
+                every += 1
+    assert report.ideal is not None
+    assert (report.macs, report.ideal.macs) == (every, macs)
+    assert report.value("ideal_macs") == report.ideal.formula("macs").subs(
+        {symbol(name): value for name, value in report.values.items()}
+    )
+    assert report.flops - report.ideal.flops >= report.macs - report.ideal.macs > 0
+    exact = tnmoe.plan(tnmoe.FactorizedLinear(16, 20, dataclasses.replace(factorization, pad=False)), tokens=2)
+    assert tnmoe.cost(exact).ideal is None
 
 
 def test_views_move_nothing() -> None:

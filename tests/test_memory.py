@@ -23,7 +23,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 import tnmoe
 from tnmoe.allocations import forward_script, room
 from tnmoe.cli import main
-from tnmoe.memory import Moment, inference, training
+from tnmoe.heap import Moment
+from tnmoe.memory import inference, training
 from tnmoe.network import Role
 from tnmoe.ops import operands
 from tnmoe.plan import Plan
@@ -95,22 +96,24 @@ def random_layer(rng: random.Random) -> tuple[Plan, torch.dtype, set[str]]:
 
 
 def test_random_layers_take_the_memory_predicted() -> None:
-    """300 layers, CP and TR, 1 to 3 levels, one and two layers, three dtypes, any weights frozen: equality."""
+    """CP and TR, 1 to 3 levels, one and two layers, three dtypes, in orders that no planner would choose: equality.
+
+    `test_exactness.py` has 300 layers in planned orders, with any weights frozen.
+    """
     rng = random.Random(51)
     frozen_layers = dropped = 0
-    for k in range(300):
+    for k in range(60):
         plan, dtype, frozen = random_layer(rng)
         item, told = dtype.itemsize, (plan.layer.summary, plan.values, dtype, frozen)
         assert predicted(inference(plan.bound, item)) == tracker(plan, dtype, grad=False), told
-        if k % 6 == 0:  # copies, sums and bias slices that no planner would choose
-            other = any_order(plan, k)
-            assert predicted(inference(other.bound, item)) == tracker(other, dtype, grad=False), told
+        other = any_order(plan, k)  # copies, sums and bias slices
+        assert predicted(inference(other.bound, item)) == tracker(other, dtype, grad=False), told
         found = predicted(training(plan.bound, item, needing(plan, frozen)))
         assert found == tracker(plan, dtype, grad=True, frozen=frozen), told
         frozen_layers += bool(frozen)
         dropped += bool(plan.bound.drops)
-    assert frozen_layers > 100
-    assert dropped > 200
+    assert frozen_layers > 20
+    assert dropped > 40
 
 
 def test_fake_tensors_take_the_same() -> None:
@@ -219,8 +222,6 @@ def test_faults() -> None:
         tnmoe.memory(plan, dtype="float31")
     with pytest.raises(tnmoe.CostError, match="did you mean 'input_factor'"):
         tnmoe.memory(plan, frozen=["input_facto"])
-    with pytest.raises(tnmoe.CostError, match="backward pass of its own"):
-        tnmoe.memory(tnmoe.plan(plan.layer, tokens=6, memory="save"))
     with pytest.raises(tnmoe.CostError, match="TopK"):
         _ = tnmoe.memory(tnmoe.SparseMoE(4, 5, 8, active=2)).inference_peak
 

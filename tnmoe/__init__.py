@@ -77,6 +77,7 @@ from tnmoe.layers import (
     TensorPoly,
     declare,
 )
+from tnmoe.measured import Measurement, measured
 from tnmoe.memory_report import MemoryReport
 from tnmoe.network import Network, Role, Tensor
 from tnmoe.plan import Plan
@@ -88,6 +89,7 @@ from tnmoe.replace import Replacement, replace
 from tnmoe.safetensors_files import read_safetensors, write_safetensors
 from tnmoe.slicing import Sliced, plan_sliced
 from tnmoe.sweep import sweep
+from tnmoe.training_time import TrainingPrediction, predict_training
 from tnmoe.tune import tune
 from tnmoe.tuned import Tuned
 from tnmoe.whole_model import ModelCost, ModuleCost, cost_model
@@ -127,6 +129,7 @@ __all__ = [
     "Layer",
     "Linear",
     "LowRank",
+    "Measurement",
     "MemoryReport",
     "MixtureOfDepths",
     "MixtureOfHeads",
@@ -160,6 +163,7 @@ __all__ = [
     "TensorTrain",
     "TnmoeError",
     "TokenRange",
+    "TrainingPrediction",
     "Tucker",
     "Tuned",
     "__version__",
@@ -181,11 +185,13 @@ __all__ = [
     "from_linear",
     "from_reference",
     "load",
+    "measured",
     "memory",
     "pareto",
     "plan",
     "plan_sliced",
     "predict",
+    "predict_training",
     "read_safetensors",
     "replace",
     "save",

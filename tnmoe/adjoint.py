@@ -101,6 +101,21 @@ class Adjoint:
         return tuple(found)
 
     @property
+    def only_for(self) -> Mapping[Op, str]:
+        """Backward ops that serve the gradient of one input alone, and that input; without it they do not run."""
+        serves: dict[str, set[str]] = {}
+        for name, gradient in self.wanted.items():
+            serves.setdefault(gradient.name, set()).add(name)
+        found: dict[Op, str] = {}
+        for op in reversed(self.backward):
+            purposes = serves.get(op.out.name, set())
+            for value in operands(op):
+                serves.setdefault(value.name, set()).update(purposes)
+            if len(purposes) == 1:
+                found[op] = next(iter(purposes))
+        return found
+
+    @property
     def saved(self) -> tuple[Value, ...]:
         """Inputs and results of the function that are kept for its backward pass, in order of their definition."""
         used = {v.name for op in self.backward for v in operands(op)}
@@ -162,7 +177,12 @@ class Adjoint:
 
 
 def adjoint(
-    program: Program, needing: Set[str], kept: Set[str] | None = None, fused: Set[str] = frozenset()
+    program: Program,
+    needing: Set[str],
+    kept: Set[str] | None = None,
+    fused: Set[str] = frozenset(),
+    *,
+    chunked: bool = False,
 ) -> Adjoint:
     """The adjoint of the end of a program.
 
@@ -172,11 +192,12 @@ def adjoint(
         kept: names of intermediate results to keep; the rest is computed again, views always. By default all that is
             read is kept.
         fused: names of results that the forward pass need not write.
+        chunked: the function will be called several times, so what weights alone make stays before it, made once.
 
     Raises:
         PlanError: if nothing at the end of the program has an adjoint, or nothing there needs a gradient.
     """
-    before, ops = split(program)
+    before, ops = split(program, chunked=chunked)
     if not ops or program.output.name not in needing:
         raise PlanError(
             "no backward pass can be written for this layer: its output comes straight from "
@@ -223,13 +244,17 @@ def _root(name: str, views: Mapping[str, str]) -> str:
     return name
 
 
-def split(program: Program) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
-    """The ops that stay with autograd, and the end of the program, of which every op has an adjoint."""
+def split(program: Program, *, chunked: bool = False) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
+    """The ops that stay with autograd, and the end of the program, of which every op has an adjoint.
+
+    With `chunked`, what weights alone make stays before that end.
+    """
+    once = program.weight_only if chunked else frozenset[str]()
     outside, live = set(program.coefficients), {program.output.name}
     before: list[Op] = []
     ops: list[Op] = []
     for op in reversed(program.ops):
-        if op.out.name in outside or not isinstance(op, DIFFERENTIABLE):
+        if op.out.name in outside | once or not isinstance(op, DIFFERENTIABLE):
             before.insert(0, op)
             outside |= {v.name for v in operands(op)}
         elif op.out.name in live:

@@ -20,6 +20,7 @@ from tnmoe.errors import CostError, DeclarationError, unknown
 from tnmoe.layers import declare
 from tnmoe.memory_report import MemoryReport
 from tnmoe.network import Role
+from tnmoe.padding import padded_splits
 from tnmoe.passes.fold_weights import fold_weights
 from tnmoe.passes.fuse_products import fuse_program
 from tnmoe.plan import Plan
@@ -60,10 +61,13 @@ def cost(
     """
     planned = _planned(what, tokens)
     if inference:
-        return CostReport(planned.layer, _each_call(planned, for_inference(planned)), planned.values, dtype)
-    ideal = _without_vain_work(planned)
+        found = CostReport(planned.layer, _each_call(planned, for_inference(planned)), planned.values, dtype)
+        return replace(found, ideal=_without_padding(found))
     names = (frozen,) if isinstance(frozen, str) else tuple(frozen)
-    return _report(planned, dtype, None if ideal is None else _report(ideal, dtype, frozen=names), frozen=names)
+    found = _report(planned, dtype, names)
+    chosen = _chosen_alone(planned)
+    ideal = _report(chosen, dtype, names) if chosen else None
+    return replace(found, ideal=_without_padding(ideal or found) or ideal)
 
 
 def _each_call(trained: Plan, planned: Plan) -> Program:
@@ -74,7 +78,7 @@ def _each_call(trained: Plan, planned: Plan) -> Program:
     return fuse_program(each, {index: int(size) for index, size in bind(each, planned.values).sizes.items()})
 
 
-def _report(planned: Plan, dtype: str, ideal: CostReport | None = None, frozen: Collection[str] = ()) -> CostReport:
+def _report(planned: Plan, dtype: str, frozen: Collection[str]) -> CostReport:
     program, gradients = planned.program, planned.input_gradients
     stored = [p.name for p in program.parameters]
     for name in frozen:
@@ -82,10 +86,15 @@ def _report(planned: Plan, dtype: str, ideal: CostReport | None = None, frozen: 
             raise CostError(unknown("parameter", name, stored))
     kept = (replace(p, role=Role.FROZEN) if p.name in frozen else p for p in program.parameters)
     program = replace(program, parameters=tuple(kept))
-    return CostReport(planned.layer, program, planned.values, dtype, gradients, planned.function, ideal)
+    return CostReport(planned.layer, program, planned.values, dtype, gradients, planned.function)
 
 
-def _without_vain_work(planned: Plan) -> Plan | None:
+def _without_padding(report: CostReport) -> CostReport | None:
+    """The same without work on padded axes; None if there are none."""
+    return replace(report, without_padding=True) if padded_splits(report.program) else None
+
+
+def _chosen_alone(planned: Plan) -> Plan | None:
     """The plan of the same mixture whose tokens run through their chosen experts alone; None if they do so already."""
     declared = dict(planned.layer.declaration)
     vain = declared.get("lowering") == "masked" or "capacity" in declared or declared.get("block", 1) > 1
@@ -107,14 +116,9 @@ def memory(
         frozen: names of parameters that get no gradient.
 
     Raises:
-        CostError: an unknown dtype or parameter, a layer that cannot be emitted, or one with its own backward pass.
+        CostError: an unknown dtype or parameter, or a layer that cannot be emitted.
     """
     planned = _planned(what, tokens)
-    if planned.function is not None:
-        raise CostError(
-            "the memory report follows autograd, but this plan has a backward pass of its own: "
-            "cost(plan).saved_bytes says what that keeps; plan without memory=, flavour= and chunk= for a timeline"
-        )
     names = (frozen,) if isinstance(frozen, str) else tuple(frozen)
     return MemoryReport(planned, dtype, names)
 
@@ -241,18 +245,22 @@ def build(
     """
     source = emit(_require_plan(planned), name=name, freeze=freeze)
     name = name or planned.layer.name
-    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-    module_name = f"tnmoe_emitted_{digest}"
+    made = getattr(loaded(source), name)
+    remember(made, planned)
+    result: torch.nn.Module = made(device=device, dtype=dtype)
+    return result
+
+
+def loaded(source: str) -> types.ModuleType:
+    """The module of an emitted source, imported once."""
+    module_name = f"tnmoe_emitted_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     if module_name not in sys.modules:
         module = types.ModuleType(module_name)
         file = f"<{module_name}.py>"
         linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for tracebacks
         exec(compile(source, file, "exec"), module.__dict__)
         sys.modules[module_name] = module  # so that instances can be pickled within the process
-    made = getattr(sys.modules[module_name], name)
-    remember(made, planned)
-    result: torch.nn.Module = made(device=device, dtype=dtype)
-    return result
+    return sys.modules[module_name]
 
 
 def from_reference(planned: Plan, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

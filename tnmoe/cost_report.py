@@ -40,8 +40,8 @@ class CostReport(Figures):
     """Figures of one layer at given sizes, and their tables.
 
     Attributes:
-        ideal: of the same mixture if no token ran through an expert that it did not choose; None where nothing is
-            computed in vain. All figures here are of what is executed.
+        ideal: of the same layer if no token ran through an expert that it did not choose, and no axis were padded;
+            None where nothing is computed in vain. All figures here are of what is executed.
     """
 
     ideal: CostReport | None = None
@@ -83,8 +83,8 @@ class CostReport(Figures):
             return ()
         ideal = self.ideal
         return (
-            f"Executed: {self.macs:,} MACs, {self.flops:,} FLOPs. Ideal, each token in its chosen experts alone: "
-            f"{ideal.macs:,} MACs, {ideal.flops:,} FLOPs.",
+            f"Executed: {self.macs:,} MACs, {self.flops:,} FLOPs. Ideal, no expert that was not chosen and no "
+            f"padded axis: {ideal.macs:,} MACs, {ideal.flops:,} FLOPs.",
         )
 
     def _row(self, name: str, stored: int, work: Cost) -> tuple[Cell, ...]:

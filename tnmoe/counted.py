@@ -12,6 +12,7 @@ from tnmoe.dims import Dim
 from tnmoe.function import Function
 from tnmoe.layer import Layer
 from tnmoe.network import Role
+from tnmoe.padding import trimmed
 from tnmoe.program import Program
 from tnmoe.traffic import forward_traffic, total
 
@@ -25,6 +26,7 @@ class Counted:
     width: int
     input_gradients: tuple[str, ...]
     function: Function | None = None
+    without_padding: bool = False
 
     @cached_property
     def executed(self) -> Program:
@@ -34,7 +36,7 @@ class Counted:
     @cached_property
     def estimate(self) -> Estimate:
         """The cost of each op of the forward pass."""
-        return estimate(self.executed)
+        return trimmed(self.executed) if self.without_padding else estimate(self.executed)
 
     @cached_property
     def work(self) -> Cost:

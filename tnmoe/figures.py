@@ -56,6 +56,7 @@ class Figures:
         dtype: of weights and activations, for the byte counts.
         input_gradients: names of the inputs that need a gradient, for the figures about training.
         function: what the emitted module computes with a backward pass of its own; None if autograd does it.
+        without_padding: count a forward pass as if no axis were padded.
 
     Raises:
         CostError: an unknown dtype, or a symbol without a value.
@@ -67,6 +68,7 @@ class Figures:
     dtype: str = "float32"
     input_gradients: tuple[str, ...] = ()
     function: Function | None = None
+    without_padding: bool = False
 
     parameters = Figure("parameters", "Stored weights, biases included, buffers not.", lambda c: c.estimate.parameters)
     trained_parameters = Figure("trained", "Stored weights that are not frozen.", lambda c: c.trained)
@@ -126,7 +128,8 @@ class Figures:
     )
     saved_bytes = Figure(
         "saved bytes",
-        "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see.",
+        "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see. "
+        "Of T = 1 it counts the statistics of batch norms as of more rows, though one row has none.",
         lambda c: c.width * c.saved + INTEGER_BYTES * saved_integers(c.program, c.needing),
     )
     gradient_bytes = Figure("gradient bytes", "Bytes of the trained weights' gradients.", lambda c: c.width * c.trained)
@@ -142,11 +145,15 @@ class Figures:
 
     @cached_property
     def _integers(self) -> Counted:
-        return Counted(self.layer, self.bound, DTYPE_BYTES[self.dtype], self.input_gradients, self.function)
+        return self._counted(self.bound)
 
     @cached_property
     def _symbols(self) -> Counted:
-        return Counted(self.layer, self.program, DTYPE_BYTES[self.dtype], self.input_gradients, self.function)
+        return self._counted(self.program)
+
+    def _counted(self, program: Program) -> Counted:
+        width = DTYPE_BYTES[self.dtype]
+        return Counted(self.layer, program, width, self.input_gradients, self.function, self.without_padding)
 
     @property
     def executed(self) -> Program:

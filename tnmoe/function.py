@@ -48,7 +48,8 @@ class Function:
 
     def adjoint(self, program: Program, needing: Set[str]) -> Adjoint:
         """Its forward and backward pass; sizes may be symbolic."""
-        return adjoint(program, needing, frozenset(self.kept), frozenset(self.fused))
+        chunked = self.chunk is not None
+        return adjoint(program, needing, frozenset(self.kept), frozenset(self.fused), chunked=chunked)
 
     def to_mapping(self) -> dict[str, Any]:
         """The function as plain data, for JSON."""
@@ -64,7 +65,7 @@ class Function:
         """
         if not isinstance(data, Mapping) or set(data) - {"fused"} != {"kept", "flavour", "chunk"}:
             raise PlanError(f"the function of a plan must have kept, flavour and chunk; got {data!r}")
-        ops = adjoint(program, needing).ops
+        ops = adjoint(program, needing, chunked=data["chunk"] is not None).ops
         made = [op.out.name for op in ops]
         kept = data["kept"]
         if not isinstance(kept, list) or not all(isinstance(name, str) and name in made for name in kept):
@@ -94,7 +95,7 @@ def plan_function(
             return None
         memory = "save"
     assert memory is not None
-    whole = adjoint(program, needing)
+    whole = adjoint(program, needing, chunked=chunk is not None)
     if chunk is not None:
         _ = whole.token  # raises where the tokens cannot be split
     sizes = _integers(program)

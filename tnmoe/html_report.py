@@ -12,11 +12,14 @@ from sympy.printing.mathml import mathml
 
 from tnmoe.api import cost, emit
 from tnmoe.cost_report import CostReport
-from tnmoe.errors import EmitError
+from tnmoe.errors import CostError, EmitError
 from tnmoe.explain import explain
 from tnmoe.figures import FIGURES, HEADINGS
+from tnmoe.hardware import Device, predict
+from tnmoe.measured import check_machine, measured
 from tnmoe.plan import Plan
 from tnmoe.report import grouped
+from tnmoe.training_time import predict_training
 
 CARDS = ("parameters", "flops", "training_flops", "max_rank", "weight_bytes", "saved_bytes")
 
@@ -60,16 +63,23 @@ summary { cursor: pointer; font-weight: 600; }
 """
 
 
-def html_report(plans: Sequence[Plan], title: str = "Layers and their costs", labels: Sequence[str] = ()) -> str:
+def html_report(
+    plans: Sequence[Plan],
+    title: str = "Layers and their costs",
+    labels: Sequence[str] = (),
+    profile: Device | None = None,
+) -> str:
     """One self-contained page: no script, no font, no picture comes from elsewhere.
 
     Args:
         plans: what to report, in order.
         title: of the page.
         labels: a heading for each plan, by default the layer's name.
+        profile: of a device, for predicted times; those measured stand beside them if it is a calibration of this
+            machine.
     """
     names = labels or [p.layer.name for p in plans]
-    chapters = [_chapter(p, name, f"layer-{k}") for k, (p, name) in enumerate(zip(plans, names, strict=True))]
+    chapters = [_chapter(p, name, f"layer-{k}", profile) for k, (p, name) in enumerate(zip(plans, names, strict=True))]
     links = " · ".join(f'<a href="#layer-{k}">{html.escape(name)}</a>' for k, name in enumerate(names))
     source_style = HtmlFormatter(style="friendly").get_style_defs("pre.code")
     return "\n".join(
@@ -95,7 +105,7 @@ def html_report(plans: Sequence[Plan], title: str = "Layers and their costs", la
     )
 
 
-def _chapter(plan: Plan, name: str, anchor: str) -> str:
+def _chapter(plan: Plan, name: str, anchor: str, profile: Device | None) -> str:
     report = cost(plan)
     parts = [
         f'<section id="{anchor}">',
@@ -110,6 +120,7 @@ def _chapter(plan: Plan, name: str, anchor: str) -> str:
         f'<pre class="prose">{html.escape(explain(plan))}</pre>',
         "<h3>Steps</h3>",
         plan.table().render("html"),
+        *([] if profile is None else ["<h3>Time</h3>", _times(plan, profile)]),
         "<h3>Emitted module</h3>",
         _source(plan),
         "</section>",
@@ -150,6 +161,16 @@ def _pictures(plan: Plan) -> str:
             tree = plan.diagram(node.out.name).svg()
             found.append(f"<figure>{tree}<figcaption>order of {html.escape(node.out.name)}</figcaption></figure>")
     return f'<div class="pictures">{"".join(found)}</div>'
+
+
+def _times(plan: Plan, profile: Device) -> str:
+    try:
+        check_machine(profile)
+    except CostError:  # of another machine: there is nothing to measure here
+        tables = [predict(plan.bound, profile).table()]
+        training = predict_training(plan.bound, profile, inputs=plan.input_gradients, adjoint=plan.adjoint)
+        return "".join(t.render("html") for t in (*tables, *([training.table()] if training else [])))
+    return measured(plan, profile).table().render("html")
 
 
 def _source(plan: Plan) -> str:

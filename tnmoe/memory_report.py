@@ -6,35 +6,17 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
-from tnmoe.allocations import SCRATCH, saved_inside_bytes, size
-from tnmoe.backward import saved_values
+from tnmoe.allocations import SCRATCH, size
 from tnmoe.cost import DTYPE_BYTES, is_view
 from tnmoe.errors import CostError, unknown
-from tnmoe.memory import CLASSES, Moment, execution_order, inference, memory_owners, training
+from tnmoe.function_memory import FunctionMemory
+from tnmoe.heap import CLASSES, Moment
+from tnmoe.memory import execution_order, inference, training
 from tnmoe.network import Role
-from tnmoe.ops import BatchNorm, Contract, ContractAdd, Entmax15, LayerNorm, Multiply, Op, Value, operands, propagate
+from tnmoe.ops import Value, results
 from tnmoe.plan import Plan
 from tnmoe.report import Cell, Table
-
-_INSIDE = {Entmax15: "root of the result", LayerNorm: "mean and 1/σ of rows", BatchNorm: "mean and 1/σ of columns"}
-"""What an op keeps that is no value of the program."""
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """Something kept for the backward pass.
-
-    Attributes:
-        name: of the value, or of what an op keeps besides.
-        indices: of the value; empty for what is no value.
-        bytes: its size.
-        reasons: the steps that read it backwards, and the gradients it is for.
-    """
-
-    name: str
-    indices: tuple[str, ...]
-    bytes: int
-    reasons: tuple[str, ...]
+from tnmoe.saved import Saved, merged, saved_by_autograd, saved_by_function
 
 
 @dataclass(frozen=True)
@@ -57,10 +39,6 @@ class MemoryReport:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
             raise CostError(f"unknown dtype {self.dtype!r}; there are {', '.join(DTYPE_BYTES)}")
-        if self.plan.function is not None:
-            raise CostError(
-                "the memory of a backward pass of its own is not counted yet; plan without memory= and chunk="
-            )
         names = [p.name for p in self.plan.bound.parameters]
         for name in self.frozen:
             if name not in names:
@@ -80,39 +58,33 @@ class MemoryReport:
         return frozenset(weights.union(inputs))
 
     @cached_property
+    def _function(self) -> FunctionMemory | None:
+        """Of a backward pass of its own; None if autograd makes it."""
+        adjoint, function = self.plan.adjoint, self.plan.function
+        if adjoint is None or function is None:
+            return None
+        return FunctionMemory(adjoint, function.chunk, self.item, self.needing)
+
+    @cached_property
     def inference(self) -> tuple[Moment, ...]:
         """The timeline of a forward pass without grad, in evaluation mode."""
-        return tuple(inference(self.plan.bound, self.item))
+        own = self._function
+        return tuple(inference(self.plan.bound, self.item) if own is None else own.inference())
 
     @cached_property
     def training(self) -> tuple[Moment, ...]:
-        """The timeline of a forward pass with autograd, and of `y.backward(gradient)`."""
-        return tuple(training(self.plan.bound, self.item, self.needing))
+        """The timeline of a forward pass with grad, and of `y.backward(gradient)`."""
+        own = self._function
+        return tuple(training(self.plan.bound, self.item, self.needing) if own is None else own.training())
 
     @cached_property
     def saved(self) -> tuple[Saved, ...]:
         """What is kept for the backward pass besides weights and inputs, with the reason, in order of the forward."""
-        program, live = self.plan.bound, propagate(self.plan.bound.ops, self.needing)
-        owner, leaves = memory_owners(program), {v.name for v in program.leaves}
-        values = {op.out.name: op.out for op in program.ops}
-        reasons: dict[str, list[str]] = {}
-        inside: list[Saved] = []
-        for op in execution_order(program):
-            for v in saved_values(op, live):
-                if owner[v.name] not in leaves:
-                    reasons.setdefault(owner[v.name], []).append(_reason(op, v, live))
-            kept = saved_inside_bytes(op, program.sizes, self.item) if _needs(op, live) else 0
-            if kept:
-                inside.append(
-                    Saved(f"of {op.out.name}", (), kept, (f"{_INSIDE[type(op)]}, for {_gradients(op, live)}",))
-                )
-        order = [op.out.name for op in execution_order(program)]
-        found = [
-            Saved(name, values[name].indices, size(values[name], program.sizes, self.item), tuple(reasons[name]))
-            for name in order
-            if name in reasons
-        ]
-        return (*found, *inside)
+        program, own = self.plan.bound, self._function
+        if own is None:
+            return saved_by_autograd(program, execution_order(program), self.item, self.needing)
+        by_autograd = saved_by_autograd(program, own.before, self.item, self.needing)
+        return merged(by_autograd, saved_by_function(own.adjoint, self.item) if own.differentiated else ())
 
     @property
     def weight_bytes(self) -> int:
@@ -158,7 +130,9 @@ class MemoryReport:
     def largest(self) -> tuple[str, int]:
         """Name and bytes of the largest intermediate."""
         program = self.plan.bound
-        found = [(op.out.name, size(op.out, program.sizes, self.item)) for op in program.ops if not is_view(op)]
+        found = [
+            (v.name, size(v, program.sizes, self.item)) for op in program.ops if not is_view(op) for v in results(op)
+        ]
         return max(found, key=lambda f: f[1], default=("none", 0))
 
     def _leaves(self, wanted: Callable[[Value], bool]) -> int:
@@ -229,23 +203,3 @@ class MemoryReport:
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self.tables()))
-
-
-def _needs(op: Op, live: frozenset[str]) -> bool:
-    return any(v.name in live for v in operands(op))
-
-
-def _gradients(op: Op, live: frozenset[str]) -> str:
-    return ", ".join(f"∂{v.name}" for v in operands(op) if v.name in live)
-
-
-def _reason(op: Op, value: Value, live: frozenset[str]) -> str:
-    """Why the backward of `op` reads a value."""
-    if isinstance(op, Contract | ContractAdd | Multiply):
-        (other,) = [v for v in (op.lhs, op.rhs) if v != value] or [value]
-        return f"factor of {op.out.name}, for ∂{other.name}"
-    role = "result" if value == op.out else "input"
-    return f"{role} of {_KINDS.get(type(op).__name__, type(op).__name__)}, for {_gradients(op, live)}"
-
-
-_KINDS = {"Gelu": "GELU", "Softmax": "softmax", "Sigmoid": "sigmoid", "Sparsemax": "sparsemax"}

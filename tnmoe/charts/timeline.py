@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from tnmoe.backward import gradient_names
 from tnmoe.charts.chart import COLORS, HATCHES, Chart, new_axes, styled
-from tnmoe.cost import DTYPE_BYTES
-from tnmoe.memory import CLASSES, inference, training
+from tnmoe.heap import CLASSES
+from tnmoe.memory_report import MemoryReport
 from tnmoe.plan import Plan
 from tnmoe.report import Cell, Table
 
@@ -26,9 +25,8 @@ def memory_timeline(plan: Plan, *, train: bool = True, dtype: str = "float32") -
     Raises:
         TnmoeError: matplotlib is missing.
     """
-    width = DTYPE_BYTES[dtype]
-    needing = gradient_names(plan.bound, plan.input_gradients)
-    moments = training(plan.bound, width, needing) if train else inference(plan.bound, width)
+    report = MemoryReport(plan, dtype)
+    moments = report.training if train else report.inference
     drawn, axes = new_axes(6.4, 3.6)
     places = list(range(len(moments)))
     base = [0.0] * len(moments)

@@ -65,6 +65,7 @@ examples:
   tnmoe calibrate -o here.json              measure this machine, in under a minute
   tnmoe plan gpt2-tr --objective time --profile here.json   the order with the least predicted time
   tnmoe cost gpt2-tr --profile here.json    predicted time of each step on it
+  tnmoe cost gpt2-tr --profile here.json --measure   and measured beside it
   tnmoe tune gpt2-tr --tokens 1             time its candidates here, and keep the fastest
   tnmoe check gpt2                          the emitted modules against dense einsum and torch's FLOP counter
 
@@ -125,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="BYTES",
             help="bytes alive at once in a forward pass (float32) at most",
         )
-        if name != "cost":  # which has its own use for it
+        if name not in ("cost", "report"):  # which have their own use for it
             sub.add_argument("--profile", metavar="FILE", help="a calibration, for --objective time")
         sub.add_argument("--planner", choices=["auto", *PLANNERS], help="default: auto")
         sub.add_argument(
@@ -187,6 +188,12 @@ def parser() -> argparse.ArgumentParser:
         help=f"predicted time of each step: {', '.join(datasheet_names())} by data sheet, or a calibration's file",
     )
 
+    cost_command.add_argument(
+        "--measure",
+        action="store_true",
+        help="time the module, too: the profile is a calibration of this machine",
+    )
+
     emit_command = command("emit", run_emit, "Write a standalone torch module.", several=True)
     emit_command.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: print)")
     emit_command.add_argument("--name", help="name of the class, if there is one layer")
@@ -194,6 +201,11 @@ def parser() -> argparse.ArgumentParser:
     report_command = command("report", run_report, "Write an HTML page on layers: cost, orders, source.", several=True)
     report_command.add_argument("-o", "--output", metavar="FILE", help="the file to write (default: print)")
     report_command.add_argument("--title", default="Layers and their costs", help="of the page")
+    report_command.add_argument(
+        "--profile",
+        metavar="DEVICE|FILE",
+        help="also predicted times, and measured ones if it is of this machine",
+    )
 
     summary = "Find the ranks that a budget allows: of a file's open symbols, or of the paper's layers."
     fit: _Parser = commands.add_parser("fit", help=summary, description=summary)

@@ -27,7 +27,9 @@ from tnmoe.fit_ranks import fit_ranks
 from tnmoe.fit_table import published
 from tnmoe.hardware import Device, predict
 from tnmoe.html_report import html_report
+from tnmoe.measured import measured
 from tnmoe.report import Table
+from tnmoe.training_time import predict_training
 from tnmoe.tune import tune
 
 
@@ -67,14 +69,16 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def run_cost(options: argparse.Namespace) -> int:
     """Print a view of the cost of each layer."""
-    tables = []
+    tables: list[Table] = []
+    if options.measure and options.profile is None:
+        raise DeclarationError("--measure goes with --profile FILE, a calibration of this machine")
     profile = None if options.profile is None else _device(options.profile)
     for what in options.what:
         for row in named_rows(what, options)[1]:
             report = report_of(row, options)
             if profile is not None:
                 if row.emitted or isinstance(profile, Datasheet):  # routed layers cannot be measured
-                    tables.append(predict(report.executed, profile, options.dtype).table(row.label))
+                    tables += _times(row, profile, options)
                 continue
             if options.memory:
                 tables += _memory(row, options)
@@ -96,6 +100,20 @@ def _device(name: str) -> Device:
     """A device that comes with the package, or the one of a file."""
     known = name in datasheet_names() or not (os.path.exists(name) or os.sep in name or "." in name)
     return datasheet(name) if known else read_as(name, DeviceProfile.from_json)
+
+
+def _times(row: Row, profile: Device, options: argparse.Namespace) -> Sequence[Table]:
+    """Predicted times of a row, with measured ones beside them if asked for; of training, too, in prose formats."""
+    plan = row.planned
+    if options.measure:
+        return [measured(plan, profile, options.dtype).table(row.label)]
+    found = [predict(plan.executed, profile, options.dtype).table(row.label)]
+    if options.format not in ("csv", "json"):
+        training = predict_training(
+            plan.bound, profile, options.dtype, inputs=plan.input_gradients, adjoint=plan.adjoint
+        )
+        found += [] if training is None else [training.table(row.label)]
+    return found
 
 
 def _memory(row: Row, options: argparse.Namespace) -> Sequence[Table]:
@@ -136,7 +154,8 @@ def run_emit(options: argparse.Namespace) -> int:
 def run_report(options: argparse.Namespace) -> int:
     """Print or write an HTML page."""
     rows = [row for what in options.what for row in named_rows(what, options)[1]]
-    page = html_report([row.planned for row in rows], options.title, [row.label for row in rows])
+    profile = None if options.profile is None else _device(options.profile)
+    page = html_report([row.planned for row in rows], options.title, [row.label for row in rows], profile)
     deliver(page, options.output)
     return 0
 

@@ -1,0 +1,187 @@
+"""What is alive in the backward pass that autograd makes: see `tnmoe.memory` for the rules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+from tnmoe.allocations import backward_scripts, passes_on, size
+from tnmoe.backward import saved_values
+from tnmoe.dims import Dim
+from tnmoe.heap import Heap
+from tnmoe.ops import Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands
+from tnmoe.program import Program
+
+SEED = "∂"
+"""The gradient of the result, as a storage."""
+
+
+def inside(op: Op) -> str:
+    """What the backward pass of an op keeps and that is no value of the program, as a storage."""
+    return f"inside {op.out.name}"
+
+
+@dataclass(slots=True)
+class Gradient:
+    """The gradient of a value: its storage, and whether that is laid out as the value is."""
+
+    storage: str
+    dense: bool = True
+
+
+@dataclass
+class Backward:
+    """A backward pass on a heap that the forward pass has left.
+
+    Attributes:
+        program: bound.
+        heap, item: as in `tnmoe.memory.run_forward`.
+        needing: names of all values that need a gradient.
+        owner: the value whose memory each value is.
+        gradients: of the values whose own op has not run yet, by name.
+        holders: how many hold each storage of a gradient.
+    """
+
+    program: Program
+    heap: Heap
+    item: int
+    needing: Set[str]
+    owner: Mapping[str, str]
+    gradients: dict[str, Gradient] = field(default_factory=dict)
+    holders: Counter[str] = field(default_factory=Counter)
+
+    def begin(self) -> None:
+        """Take the gradient of the result, which the caller holds too, for good."""
+        out = self.program.output
+        self.heap.hold(SEED, self.bytes(out), "gradients")
+        self.gradients[out.name] = Gradient(SEED)
+        self.holders[SEED] = 2
+
+    def bytes(self, value: Value) -> int:
+        """Bytes of a value, or of its gradient."""
+        return size(value, self.program.sizes, self.item)
+
+    def give_up(self, gradient: Gradient) -> None:
+        """One holder less; the last one frees."""
+        self.holders[gradient.storage] -= 1
+        if not self.holders[gradient.storage]:
+            self.heap.free(gradient.storage)
+
+    def made(self, name: str, count: int) -> Gradient:
+        """A new storage of a gradient, held once."""
+        storage = f"∂{name} {len(self.heap.moments)}"
+        while storage in self.heap.held:
+            storage += "'"
+        self.heap.hold(storage, count, "temporaries")
+        self.holders[storage] = 1
+        return Gradient(storage)
+
+    def hand_on(self, step: str, found: Sequence[tuple[Value, Gradient]]) -> None:
+        """Hand on the gradients that a node of torch's graph made.
+
+        A second one of the same value is added out of place; the node holds it until all are handed on.
+        """
+        added: list[Gradient] = []
+        for value, gradient in found:
+            if value.name in self.gradients:
+                self.heap.step("backward", step, (self.bytes(value),))
+                total = self.made(value.name, self.bytes(value))
+                self.give_up(self.gradients[value.name])
+                added.append(gradient)
+                gradient = total
+                self.heap.done()
+            self.gradients[value.name] = gradient
+        for gradient in added:
+            self.give_up(gradient)
+        self.heap.done()
+
+    def accumulate(self, leaf: Value) -> None:
+        """A leaf takes its gradient; it copies one that somebody else holds, or that is laid out in another way."""
+        gradient, count = self.gradients.pop(leaf.name), self.bytes(leaf)
+        if self.holders[gradient.storage] > 1 or not gradient.dense:
+            self.heap.step("backward", leaf.name, (count,))
+        self.give_up(gradient)
+        self.heap.hold(f"∂{leaf.name}", count, "gradients")
+        self.heap.done()
+
+    def run(self, ops: Sequence[Op]) -> None:
+        """Run the backward of ops, which are given in the order of the forward pass."""
+        heap, needing, owner = self.heap, self.needing, self.owner
+        order = [op for op in ops if any(v.name in needing for v in operands(op))]
+        last_read = {owner[v.name]: op.out.name for op in reversed(order) for v in saved_values(op, needing)}
+        leaves = {v.name for v in self.program.leaves if v.name in needing}
+        first_use = {v.name: op.out.name for op in reversed(order) for v in operands(op) if v.name in leaves}
+        made = {op.out.name for op in self.program.ops} - {owner[self.program.output.name]}
+        for op in reversed(order):
+            incoming = self.gradients.pop(op.out.name, None)
+            if incoming is None:
+                continue  # nothing that needs a gradient depends on it
+            found = self._gradients_of(op, incoming)
+            heap.free(inside(op))
+            for name in {owner[v.name] for v in saved_values(op, needing)} & made:
+                if last_read[name] == op.out.name:
+                    heap.free(name)
+            heap.done()
+            self.hand_on(op.out.name, found)
+            for v in operands(op):
+                if first_use.get(v.name) == op.out.name and v.name in self.gradients:
+                    self.accumulate(v)
+
+    def _gradients_of(self, op: Op, incoming: Gradient) -> list[tuple[Value, Gradient]]:
+        """The gradients of the operands of an op, which gives up that of its result."""
+        heap, sizes = self.heap, self.program.sizes
+
+        def replaced(count: int) -> Gradient:
+            result = self.made(op.out.name, count)
+            self.give_up(incoming)
+            heap.done()
+            return result
+
+        if not incoming.dense and _is_viewed(op, sizes):
+            heap.step("backward", op.out.name, (self.bytes(op.out),))
+            incoming = replaced(self.bytes(op.out))
+        *before, script = backward_scripts(op, sizes, self.item, self.needing)
+        for stage in before:
+            heap.step("backward", op.out.name, stage)
+            incoming = replaced(sum(stage))
+        heap.step("backward", op.out.name, script)
+        found: list[tuple[Value, Gradient]] = []
+        for v in operands(op):
+            if v.name not in self.needing:
+                continue
+            if passes_on(op, v, sizes):
+                self.holders[incoming.storage] += 1
+                moved = isinstance(op, Permute) and not _alike(v.indices, op.out.indices, sizes)
+                dense = incoming.dense and not moved and not isinstance(op, Reduce)
+                found.append((v, Gradient(incoming.storage, dense)))
+            else:
+                gradient = self.made(v.name, self.bytes(v))
+                gradient.dense = _is_dense(op, v, sizes)
+                found.append((v, gradient))
+        self.give_up(incoming)
+        return found
+
+
+def _alike(order: tuple[str, ...], other: tuple[str, ...], sizes: Mapping[str, Dim]) -> bool:
+    """Whether two orders of axes are the same in memory, where axes of size 1 do not matter."""
+    return [i for i in order if sizes[i] != 1] == [i for i in other if sizes[i] != 1]
+
+
+def _is_dense(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
+    """False if torch makes the gradient of an operand transposed: a batched product takes it as it was read."""
+    if not isinstance(op, Contract | ContractAdd):
+        return True
+    g = matmul_groups(op)
+    if not g.batch:
+        return True
+    straight = (*g.batch, *g.rows, *g.inner) if value == op.lhs else (*g.batch, *g.inner, *g.cols)
+    return _alike(value.indices, straight, sizes)
+
+
+def _is_viewed(op: Op, sizes: Mapping[str, Dim]) -> bool:
+    """Whether the emitted product's axes are split, which needs a gradient that can be viewed merged."""
+    if not isinstance(op, Contract | ContractAdd):
+        return False
+    g = matmul_groups(op)
+    return any(sum(sizes[i] != 1 for i in group) > 1 for group in (g.rows, g.cols))
