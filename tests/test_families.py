@@ -169,7 +169,10 @@ def test_multi_head_moe() -> None:
     report = tnmoe.cost(tnmoe.MultiHeadMoE(8, 7, 5, 2, 2, bias=False), tokens=12)
     phi = 7 * (8 + 8)
     assert report.parameters == 2 * 64 + 2 * 8 + 8 * 5 // 2 + 5 * phi // 2  # 2 I² + 2 I + I N / h + N φ / h
-    assert macs(report, "head", "gate", "up", "down", "merge") == 12 * (2 * 64 + 8 * 5 + 2 * phi)
+    assert report.ideal is not None
+    assert macs(report.ideal, "head", "gate", "up", "down", "merge") == 12 * (2 * 64 + 8 * 5 + 2 * phi)
+    run = 4 * (5 + (12 * 2 * 2 - 5) // 4)  # rows of sub-tokens in blocks of 4, for 48 choices among 5 experts
+    assert macs(report, "up", "down") == run * 7 * (4 + 4)
 
 
 # ---- all of them -----------------------------------------------------------------------------------------------
@@ -198,25 +201,13 @@ def test_checks_round_trip_and_empty_batch(name: str) -> None:
     assert torch.allclose(module(x.reshape(3, 4, 8)).reshape(12, 8), module(x), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "multi-head"])
+@pytest.mark.parametrize("name", EVERY)
 def test_compiles_whole(name: str) -> None:
     plan, module = built(EVERY[name], 12)
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     for count in (12, 6):
         x = rows(plan, count)
         assert torch.allclose(compiled(x), module(x), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", ["peer"])
-def test_other_tokens_change_no_bit(name: str) -> None:
-    plan, module = built(EVERY[name], 16)
-    module = module.float()
-    x = rows(plan, 16).float()
-    y = module(x)
-    for t in (0, 7, 15):
-        other = torch.randn_like(x)
-        other[t] = x[t]
-        assert torch.equal(module(other)[t], y[t])
 
 
 @pytest.mark.parametrize("name", [name for name, spec in EVERY.items() if spec.layer().couples_tokens])
