@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import sympy
 
@@ -27,7 +27,7 @@ from tnmoe.routing_ops import (
 )
 
 SHARES = ("after", "before", "normalised")
-LOWERINGS = ("gathered", "masked")
+LOWERINGS = ("auto", "gathered", "masked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,9 @@ class SparseMoE(Declaration):
             by their sum (AdaMoE, arXiv 2406.13233). Their cost is expected: k·N/(N + null) true choices.
         factorization: of every W[n, i, o]; None for full matrices.
         lowering: "gathered" runs the chosen experts alone, on tokens sorted by expert; "masked" runs all of them and
-            mixes with shares that are zero but for the chosen ones.
+            mixes with shares that are zero but for the chosen ones. "auto" leaves it to the plan: under the objective
+            "time" the one whose program has the least predicted time, else the gathered one. Both have the same
+            parameters; `expert_coefficients` gives (shares, positions) of the one and all shares of the other.
         block: gathered full matrices: where there are more than two choices an expert, every expert has a multiple of
             so many rows, up to (block - 1) · N more in all, and they run whatever is chosen. With 4, a token's result
             is the same to the bit on a CPU, whatever the other tokens of a batch of its size are, if the library's
@@ -77,7 +79,7 @@ class SparseMoE(Declaration):
     shared: Size | None = None
     null: Size | None = None
     factorization: Factorization | None = None
-    lowering: str = "gathered"
+    lowering: str = "auto"
     block: int = BLOCK
     kind: ClassVar[str] = "sparse_moe"
 
@@ -134,7 +136,26 @@ class SparseMoE(Declaration):
             b.size("g", "H_s", self.dim("shared"))
             base = b.feed_forward("shared_", b.x, "g", Value("shared", (DYNAMIC, "o"), "shared_down"), bias=self.bias)
             y = b.sum("y", y, base, "combine")
-        return b.layer("SparseMoE", y, self.declaration(), str(self), couples_tokens=self.capacity is not None)
+        return b.layer(
+            "SparseMoE",
+            y,
+            self.declaration(),
+            str(self),
+            couples_tokens=self.capacity is not None,
+            lowerings=self._lowerings(),
+        )
+
+    def _lowerings(self) -> dict[str, dict[str, Any]]:
+        """The declarations that "auto" leaves to choose from: a masked form has neither slots nor null experts."""
+        if (
+            self.lowering != "auto"
+            or self.capacity is not None
+            or self.null is not None
+            or self.block not in (1, BLOCK)
+        ):
+            return {}
+        masked = {k: v for k, v in self.declaration().items() if k != "block"}
+        return {"gathered": self.declaration() | {"lowering": "gathered"}, "masked": masked | {"lowering": "masked"}}
 
     def _routed(self, b: Builder, experts: Dim) -> Value:
         shares, positions, column = route(b, self, experts)
