@@ -44,7 +44,7 @@ ALLOWED = {
     "backward": {"cost", "dims", "errors", "network", "ops", "program", "routing_cost"},
     "reverse_mode": {"errors", "ops", "program"},
     "adjoint": {"backward", "cost", "dims", "errors", "ops", "program", "release", "reverse_mode"},
-    "datasheet": {"cost", "dims", "errors", "ops", "report", "traffic"},
+    "datasheet": {"cost", "dims", "errors", "ops", "report", "routing_time", "traffic"},
     "device_profile": {"cache", "cost", "errors", "rates", "report"},
     "function": {"adjoint", "dims", "errors", "program", "rematerialise"},
     "routing_time": {"cost", "dims", "errors", "ops", "rates", "routing_ops"},

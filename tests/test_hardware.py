@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tnmoe
 from tnmoe import ops, routing_ops
 from tnmoe.calibrate import calibrate
 from tnmoe.device_profile import DeviceProfile, default_path, load_cached
-from tnmoe.hardware import op_seconds, predict, touched_experts, working_set
+from tnmoe.hardware import op_seconds, predict, working_set
 from tnmoe.ops import Value
-from tnmoe.rates import EXPERT, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Rates
+from tnmoe.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Rates
+from tnmoe.routing_time import calls, touched_experts
 
 OVERHEAD = {kind: (k + 1) * 1e-6 for k, kind in enumerate(OVERHEADS)}
-ROUTING_OVERHEAD = {kind: (k + 1) * 1e-7 for k, kind in enumerate((*ROUTING, EXPERT))}
+ROUTING_OVERHEAD = {kind: (k + 1) * 1e-7 for k, kind in enumerate((*ROUTING, *GROUPED))}
 
 SIZES = {"t": 32, "i": 16, "o": 8, "a": 4, "b": 2, "n": 4, "k": 2, "c": 5, "s": 64}
 
@@ -115,7 +118,8 @@ ROUTED: dict[str, tuple[ops.Op, float | None]] = {
     # 64 rows, 4 experts: all are met (4 · (1 - (3/4)^64)), with 16 rows each; and the results are joined
     "GroupedContract": (
         ops.GroupedContract(value("y", "so"), value("x", "si"), value("w", "nio"), None, value("c", "n", True)),
-        4 * (1 - 0.75**64) * (2 * 64 / (4 * (1 - 0.75**64)) * 16 * 8 / 1e9 + OVERHEAD["matmul"] + 9e-7)
+        ROUTING_OVERHEAD["grouped"]
+        + 4 * (1 - 0.75**64) * (2 * 64 / (4 * (1 - 0.75**64)) * 16 * 8 / 1e9 + OVERHEAD["matmul"] + 10e-7)
         + 2 * 64 * 8 * 4 / 2e9
         + OVERHEAD["Permute"],
     ),
@@ -142,7 +146,7 @@ def test_few_rows_are_multiplied_one_by_one_and_null_experts_not_at_all() -> Non
     """6 rows of 4 experts are 6 products of a row; where 2 of them are null, 3."""
     sizes = {**SIZES, "s": 6, "e": 4, "n": 2}
     rows_of, weight = value("x", "si"), value("w", "nio")
-    one = 2 * 16 * 8 / 1e9 + OVERHEAD["matmul"] + OVERHEAD["bias"] + 4 * 8 / 2e9 + ROUTING_OVERHEAD[EXPERT]
+    one = 2 * 16 * 8 / 1e9 + OVERHEAD["matmul"] + OVERHEAD["bias"] + 4 * 8 / 2e9 + ROUTING_OVERHEAD["expert"]
     joined = 2 * 6 * 8 * 4 / 2e9 + OVERHEAD["Permute"]
     for index, products in (("e", 3), ("t", 6)):
         sizes["t"], bias = 4, value("b", "no")
@@ -150,7 +154,9 @@ def test_few_rows_are_multiplied_one_by_one_and_null_experts_not_at_all() -> Non
         if index == "t":
             sizes["n"] = 4
         op = ops.GroupedContract(value("y", "so"), rows_of, weight, bias, counts)
-        assert op_seconds(op, sizes, by_hand(), "float32") == pytest.approx(products * one + joined)
+        assert op_seconds(op, sizes, by_hand(), "float32") == pytest.approx(
+            ROUTING_OVERHEAD["grouped"] + products * one + joined
+        )
 
 
 def test_touched_experts() -> None:
@@ -434,3 +440,33 @@ def test_calibration_reads_the_clock_that_it_is_given() -> None:
 def test_calibration_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(tnmoe.CostError, match=message):
         calibrate(**arguments)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        tnmoe.SparseMoE(8, 8, 4, 2),
+        tnmoe.SparseMoE(8, 8, 4, 2, block=1),
+        tnmoe.SparseMoE(8, 8, 4, 2, capacity=125),
+        tnmoe.SparseMoE(8, 8, 4, 2, lowering="masked", shares="normalised"),
+        tnmoe.PEER(8, 8, 16, 2, 3, 4),
+        tnmoe.ExpertChoice(8, 8, 4, 150),
+    ],
+    ids=str,
+)
+def test_calls_are_those_that_torch_sees(spec: Any) -> None:
+    """Of the whole module, against a count of what torch dispatches besides views: half of it to a quarter more."""
+    plan = tnmoe.plan(spec, tokens=24)
+    module = tnmoe.build(plan)
+
+    class Counter(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counter.seen += not (func.is_view or "view" in str(func))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Counter():
+        module(torch.randn(24, 8))
+    counted = sum(calls(op, plan.bound.sizes) for op in plan.bound.ops)
+    assert 0.5 * Counter.seen <= counted <= 1.25 * Counter.seen

@@ -82,7 +82,7 @@ def cases_of(device: torch.device, dtype: torch.dtype, sizes: Sizes, width: int)
     from torch.nn import functional as F
 
     from tnmoe.backends.activations import entmax15, sparsemax
-    from tnmoe.backends.grouped_matmul import expert_loop
+    from tnmoe.backends.grouped_matmul import grouped_matmul
 
     largest = max(
         *(max(a * b, b * c) for a, b, c in itertools.product(*sizes.gemm)),
@@ -181,8 +181,14 @@ def cases_of(device: torch.device, dtype: torch.dtype, sizes: Sizes, width: int)
     bias, square = b(16), b(16, 16)
     case("bias", (), 0, lambda: torch.addmm(bias, small, square))
     case("plain", (), 0, lambda: small @ square)
-    each, matrices, biases = torch.full((32,), 4, device=device), b(32, 16, 16), b(32, 16)
-    case("expert", (), 0, lambda: expert_loop(a(128, 16), matrices, each, biases))
+
+    def loop(experts: int) -> None:
+        counts, matrices, biases = torch.full((experts,), 4, device=device), b(experts, 16, 16), b(experts, 16)
+        sorted_rows = a(4 * experts, 16)
+        case("loop", (), 0, lambda: grouped_matmul(sorted_rows, matrices, counts, biases))
+
+    loop(1)
+    loop(32)
 
     steps: list[Callable[[torch.Tensor], torch.Tensor]] = [
         lambda x: x @ square,

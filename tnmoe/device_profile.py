@@ -13,7 +13,7 @@ from typing import Any
 from tnmoe import cache
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.errors import CostError, DeclarationError, TnmoeError
-from tnmoe.rates import EXPERT, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Rates
+from tnmoe.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Rates
 from tnmoe.report import json_text, read_json
 
 FORMAT = "tnmoe-profile-1"
@@ -111,7 +111,7 @@ def _rates(data: Any, where: str) -> Rates:
     routed = isinstance(data, dict) and not {"routing", "routing_overhead"}.isdisjoint(data)
     _object(data, where, [*keys, "routing", "routing_overhead"] if routed else keys)
     kinds_of = [("streams", STREAMS), ("rowwise", ROWWISE), ("overhead", OVERHEADS)]
-    kinds_of += [("routing", ROUTING), ("routing_overhead", (*ROUTING, EXPERT))] if routed else []
+    kinds_of += [("routing", ROUTING), ("routing_overhead", (*ROUTING, *GROUPED))] if routed else []
     for key, kinds in kinds_of:
         _object(data[key], f"{where}.{key}", kinds)
     return Rates(
@@ -124,7 +124,7 @@ def _rates(data: Any, where: str) -> Rates:
         fresh=_grid(data["fresh"], f"{where}.fresh", 1),
         overhead=_seconds(data["overhead"], f"{where}.overhead", OVERHEADS),
         routing={k: _grid(data["routing"][k], f"{where}.routing.{k}", 2) for k in ROUTING} if routed else {},
-        routing_overhead=_seconds(data["routing_overhead"], f"{where}.routing_overhead", (*ROUTING, EXPERT))
+        routing_overhead=_seconds(data["routing_overhead"], f"{where}.routing_overhead", (*ROUTING, *GROUPED))
         if routed
         else {},
     )

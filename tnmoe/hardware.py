@@ -41,10 +41,10 @@ from tnmoe.ops import (
     results,
 )
 from tnmoe.program import Program
-from tnmoe.rates import EXPERT, Rates
+from tnmoe.rates import GROUPED, Rates
 from tnmoe.report import Cell, Table
 from tnmoe.routing_ops import Noise, Select
-from tnmoe.routing_time import routing_seconds
+from tnmoe.routing_time import calls, grouped_products, routing_seconds
 from tnmoe.traffic import forward_traffic, touched_parameters
 
 Device = DeviceProfile | Datasheet
@@ -141,24 +141,19 @@ def _alone(op: Op, sizes: Mapping[str, Dim], rates: Rates, width: int, moved: in
 def _grouped(op: GroupedContract, sizes: Mapping[str, Dim], rates: Rates, width: int) -> float:
     """A product for each expert that is chosen, as the emitted loop runs them, and their concatenation.
 
-    How many rows an expert has, only the data knows; here all are chosen alike (`touched_experts`).
+    How many rows an expert has, only the data knows; here all are chosen alike.
     """
     (row, index), experts = op.lhs.indices, int(elements(op.counts.indices, sizes))
     rows, inner, cols = (int(elements((i,), sizes)) for i in (row, index, op.out.indices[-1]))
-    products = rows if rows <= 2 * experts else touched_experts(experts, rows)
-    products *= int(elements(op.rhs.indices[:1], sizes)) / experts  # null experts have none
+    products = grouped_products(op, sizes)
     each = max(1.0, rows / max(1.0, products)) if rows > 2 * experts else 1.0
     one = 2 * each * inner * cols / rates.gemm.at(each, inner, cols) + rates.overhead["matmul"]
     if op.bias is not None:
         one += width * each * cols / rates.streams["Add"].at(3 * width * each * cols) + rates.overhead["bias"]
     joined = 2 * width * rows * cols
     copying = joined / rates.streams["Permute"].at(joined) + rates.overhead["Permute"]
-    return products * (one + rates.routing_overhead[EXPERT]) + copying
-
-
-def touched_experts(experts: int, choices: int) -> float:
-    """How many of the experts at least one of so many choices meets, if all are chosen alike: N (1 - (1 - 1/N)^c)."""
-    return experts * -math.expm1(choices * math.log1p(-1 / experts)) if experts > 1 else 1.0
+    loop, expert = (rates.routing_overhead[kind] for kind in GROUPED)
+    return loop + products * (one + expert) + copying
 
 
 def _rowwise(kind: str, count: int, length: int, rates: Rates, least: float) -> float:
@@ -258,5 +253,6 @@ def predict(program: Program, profile: Device, dtype: str = "float32") -> Predic
     overhead = profile.of(dtype).overhead
     stored = {p.name for p in program.parameters + program.buffers}
     uses = sum(v.name in stored for op in program.ops for v in operands(op))
-    call = overhead["call"] + uses * overhead["parameter"] + len(program.ops) * overhead["switch"]
+    steps = sum(calls(op, program.sizes) for op in program.ops)
+    call = overhead["call"] + uses * overhead["parameter"] + steps * overhead["switch"]
     return Prediction(program, used, dtype, call, per_op)

@@ -19,8 +19,8 @@ ROUTING = ("TopK", "ProductTopK", "Normalise", "Spread", "Gather", "ScatterAdd",
 """Kinds of op that dispatch and combine: of the first four the rows and their length, of the next two those that are
 taken or added, and of the last two the slots and the experts make the time."""
 
-EXPERT = "expert"
-"""The fixed time of one more expert in a loop over experts, beside its product's."""
+GROUPED = ("grouped", "expert")
+"""The fixed time of a loop over experts, and of each expert in it, beside its product's."""
 
 OVERHEADS = ("matmul", "batched", "bias", "merge", "split", "parameter", "switch", "call", *STREAMS, *ROWWISE)
 """What has a fixed time: a matrix product, a batched one, a bias on top of either, a view that merges axes, one that
@@ -79,7 +79,7 @@ class Rates:
         fresh: bytes/s of filling a new tensor, over (its bytes): large ones are pages that the system clears first.
         overhead: seconds of each of `OVERHEADS`.
         routing: of each kind in `ROUTING`, over its two sizes: slots/s of the last two, elements/s of the others.
-        routing_overhead: seconds of each of them, and of `EXPERT`. Both are empty in a profile of before they were
+        routing_overhead: seconds of each of them, and of `GROUPED`. Both are empty in a profile of before they were
             measured, which then serves layers without routing.
     """
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from tnmoe.cost import elements
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
-from tnmoe.ops import RoutingOp
+from tnmoe.ops import GroupedContract, Op, RoutingOp
 from tnmoe.rates import Rates
 from tnmoe.routing_ops import (
     CapacitySlots,
     Gather,
+    Noise,
     Normalise,
     PairPositions,
     ProductTopK,
@@ -24,6 +26,45 @@ from tnmoe.routing_ops import (
 
 POSITION = 8
 """Bytes of a position."""
+
+CALLS = {
+    TopK: 3,
+    ProductTopK: 12,
+    PairPositions: 4,
+    Noise: 0,
+    Normalise: 4,
+    SortSlots: 7,
+    Unsort: 2,
+    CapacitySlots: 18,
+    ScatterAdd: 2,
+    Spread: 2,
+}
+"""Calls of torch in an op's emitted function (`backends/routing_functions.py`); of any other op one."""
+
+BLOCKED_CALLS = 26
+"""Those of a `SortSlots` in blocks."""
+
+
+def calls(op: Op, sizes: Mapping[str, Dim]) -> int:
+    """Calls of torch that an op makes: each is looked up and launched."""
+    if isinstance(op, GroupedContract):
+        return round(grouped_products(op, sizes)) + 3
+    if isinstance(op, SortSlots) and op.block > 1:
+        choices, experts = (int(elements(v.indices, sizes)) for v in (op.positions, op.counts))
+        return CALLS[SortSlots] if choices <= 2 * experts else BLOCKED_CALLS
+    return CALLS.get(type(op), 1)
+
+
+def grouped_products(op: GroupedContract, sizes: Mapping[str, Dim]) -> float:
+    """Products in a loop over experts: one for each row of few, else one for each expert that has any."""
+    rows, experts = (int(elements(v.indices[:1], sizes)) for v in (op.lhs, op.counts))
+    found = rows if rows <= 2 * experts else touched_experts(experts, rows)
+    return found * int(elements(op.rhs.indices[:1], sizes)) / experts  # null experts have none
+
+
+def touched_experts(experts: int, choices: int) -> float:
+    """How many of the experts at least one of so many choices meets, if all are chosen alike: N (1 - (1 - 1/N)^c)."""
+    return experts * -math.expm1(choices * math.log1p(-1 / experts)) if experts > 1 else 1.0
 
 
 def routing_seconds(op: RoutingOp, sizes: Mapping[str, Dim], rates: Rates, width: int) -> float:
