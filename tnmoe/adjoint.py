@@ -18,7 +18,7 @@ from tnmoe.cost import Cost, elements, is_view, op_cost
 from tnmoe.dims import Dim
 from tnmoe.errors import PlanError
 from tnmoe.ops import Merge, Op, Split, Value, operands
-from tnmoe.program import Program, verify
+from tnmoe.program import Program, gate_ops, verify
 from tnmoe.release import release
 from tnmoe.reverse_mode import DIFFERENTIABLE, fresh
 from tnmoe.reverse_mode import gradients as reverse
@@ -198,7 +198,8 @@ def _root(name: str, views: Mapping[str, str]) -> str:
 
 def split(program: Program) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
     """The ops that stay with autograd, and the end of the program, of which every op has an adjoint."""
-    outside, live = set(program.coefficients), {program.output.name}
+    # What makes the coefficients is a function of its own, if it can be one.
+    outside, live = set(program.coefficients) if gate_ops(program) else set(), {program.output.name}
     before: list[Op] = []
     ops: list[Op] = []
     for op in reversed(program.ops):
