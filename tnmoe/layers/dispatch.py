@@ -11,8 +11,9 @@ from tnmoe.routing_ops import Gather, ScatterAdd, SortSlots, Unsort, padded_rows
 
 BLOCK = 4
 """Rows that every expert has a multiple of by default. A library's product of matrices treats rows in groups: those of
-the last, smaller one are summed in another order. Groups of MKL's AVX2 kernels have up to 4 rows (`benchmarks/rows.py`
-tries yours), so that with 4 no token's result depends, to the bit, on how many others share its expert."""
+the last, smaller one are summed in another order. Groups of MKL's AVX2 kernels have up to 4 rows (what yours has,
+`tests/test_interference.py` tries), so that with 4 no token's result depends, to the bit, on how many others share its
+expert."""
 
 
 def chosen_experts(
