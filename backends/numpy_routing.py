@@ -69,18 +69,19 @@ def run_routing(op: RoutingOp, env: dict[str, Array], sizes: Mapping[str, Dim], 
             env[out.name] = np.divide(counted, total, out=np.zeros_like(counted), where=total != 0)
         case SortSlots(_, rows, counts, positions, block):
             flat, experts = get(positions).ravel(), size(counts.indices[0])
+            alone = block == 1 or len(flat) <= 2 * experts
+            total = len(flat) if alone else block * (experts + (len(flat) - experts) // block)
             place = np.zeros(len(flat), dtype=np.int64)
             tokens: list[int] = []
             per_expert: list[int] = []
             for n in range(experts):
                 mine = np.flatnonzero(flat == n)
                 place[mine] = len(tokens) + np.arange(len(mine))
-                tokens += [*(mine // get(positions).shape[1]), *[0] * (-len(mine) % block)]
-                per_expert.append(len(mine) + -len(mine) % block)
-            if block > 1:
-                left = block * (-(-len(flat) // block) + min(experts, len(flat))) - len(tokens)
-                tokens += [0] * left
-                per_expert[-1] += left
+                empty = 0 if alone else -len(mine) % block
+                if len(mine) and not (flat > n).any():
+                    empty = total - len(tokens) - len(mine)
+                tokens += [*(mine // get(positions).shape[1]), *[0] * empty]
+                per_expert.append(len(mine) + empty)
             env[out.name], env[rows.name] = place, np.array(tokens, dtype=np.int64)
             env[counts.name] = np.array(per_expert)
         case Unsort(_, x, slots):

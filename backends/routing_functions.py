@@ -24,43 +24,33 @@ def sort_slots(positions: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]
     """Rows for the slots (token, choice) sorted by expert: row of each slot, token of each row, rows of each expert."""
     flat = positions.flatten()
     order = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=experts)
+    counts = flat.new_zeros(experts).index_add(0, flat, torch.ones_like(flat))
     return torch.argsort(order), order // positions.shape[1], counts
 
 
 def sort_slots_in_blocks(positions: Tensor, experts: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`sort_slots`, with a multiple of `block` rows for each expert and as many in all as are always enough."""
-    flat = positions.flatten()
-    order = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=experts)
+    """`sort_slots`, with a multiple of `block` rows for each expert, and as many in all as are always enough.
+
+    What is left of them goes to the last expert that was chosen. Up to two slots an expert are not padded, for these
+    are multiplied one by one; nor is what is compiled, whose arithmetic is the compiler's.
+    """
+    slots, row, counts = sort_slots(positions, experts)
+    choices = slots.shape[0]
+    if torch.compiler.is_compiling() or choices <= 2 * experts:
+        return slots, row, counts
     padded = (counts + block - 1) // block * block
-    before = (padded - counts).cumsum(0) - (padded - counts)
-    place = torch.arange(flat.shape[0], device=flat.device) + before[flat[order]]
-    total = block * ((flat.shape[0] + block - 1) // block + min(experts, flat.shape[0]))
-    rows = flat.new_zeros(total).index_copy(0, place, order // positions.shape[1])
-    padded[-1] += total - padded.sum()
-    return torch.zeros_like(order).index_copy(0, order, place), rows, padded
+    total = block * (experts + (choices - experts) // block)
+    last = torch.where(counts > 0, torch.arange(experts, device=counts.device), 0).amax(0, keepdim=True)
+    padded = padded.index_add(0, last, (total - padded.sum()).unsqueeze(0))
+    before = (padded.cumsum(0) - padded) - (counts.cumsum(0) - counts)
+    slots = slots + before[positions.flatten()]
+    return slots, slots.new_zeros(total).index_copy(0, slots, row[slots - before[positions.flatten()]]), padded
 
 
 def unsort(x: Tensor, slots: Tensor, choices: int) -> Tensor:
     """The row of each slot, (tokens, choices, ...)."""
     back = x.index_select(0, slots)
     return back.reshape(slots.shape[0] // choices, choices, *x.shape[1:])
-
-
-def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Rows of x, sorted by expert, times the matrix of their expert; rows of experts without one give zeros."""
-    groups = torch.split(x, counts.tolist())
-    biases = [None] * len(weight) if bias is None else bias.unbind()
-    parts = [
-        rows @ matrix if b is None else torch.addmm(b, rows, matrix)
-        for n, (rows, matrix, b) in enumerate(zip(groups, weight.unbind(), biases, strict=False))
-        if n == 0 or len(rows)
-    ]
-    null = sum(len(rows) for rows in groups[len(weight) :])
-    if null:
-        parts.append(parts[0].new_zeros(null, weight.shape[-1]))
-    return torch.cat(parts)
 
 
 def capacity_slots(shares: Tensor, positions: Tensor, experts: int, capacity: int) -> tuple[Tensor, Tensor]:
@@ -85,10 +75,11 @@ def normalise(x: Tensor) -> Tensor:
 def load_balance(probabilities: Tensor, chosen: Tensor) -> Tensor:
     """N times the sum over experts of (share of the choices) x (mean probability) (arXiv 2101.03961)."""
     experts = probabilities.shape[-1]
-    counts = torch.bincount(chosen.flatten(), minlength=experts).to(probabilities.dtype)
-    return experts * (counts / chosen.numel() * probabilities.mean(0)).sum()
+    counts = chosen.new_zeros(experts).index_add(0, chosen.flatten(), torch.ones_like(chosen).flatten())
+    return experts * (counts.to(probabilities.dtype) / chosen.numel() * probabilities.mean(0)).sum()
 
 
 def dropped_choices(chosen: Tensor, experts: int, capacity: int) -> Tensor:
     """How many choices find no place in a table (experts, capacity)."""
-    return (torch.bincount(chosen.flatten(), minlength=experts) - capacity).clamp(min=0).sum()
+    counts = chosen.new_zeros(experts).index_add(0, chosen.flatten(), torch.ones_like(chosen).flatten())
+    return (counts - capacity).clamp(min=0).sum()

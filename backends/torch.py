@@ -105,7 +105,7 @@ def _class(unit: Unit, made_from: Unit | None = None) -> str:
     gates = gate_ops(program)
     if unit.batched:
         lines += ["", *rows(program.inputs[0], program)]
-    if gates:
+    if program.coefficients:
         lines += ["", *coefficients(unit, writer, gates)]
     lines += ["", *forward(unit, writer, gates)]
     if program.diagnostics:

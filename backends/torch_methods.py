@@ -71,9 +71,13 @@ def rows(x: Value, program: Program) -> list[str]:
     ]
 
 
-def coefficients(unit: Unit, writer: Writer, ops: Sequence[Op]) -> list[str]:
-    """The methods that compute the shares of the experts, by the ops of the gates."""
+def coefficients(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
+    """The methods that compute the shares of the experts, by the ops of the gates.
+
+    `forward` calls the second one, but where there are no `gates` it makes the coefficients itself, among others.
+    """
     program = unit.program
+    ops = gates or needed(program.ops, program.coefficients)
     (x,) = program.inputs
     width = program.sizes[x.indices[-1]]
     names = [writer.ref(n) for n in program.coefficients]
@@ -104,7 +108,7 @@ def coefficients(unit: Unit, writer: Writer, ops: Sequence[Op]) -> list[str]:
     else:
         lines.append(f"    def _coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:")
     for op in ops:
-        lines += indented([*writer.drops(op), *writer.statement(op)])
+        lines += indented([*(writer.drops(op) if gates else []), *writer.statement(op)])
     lines.append(f"        return {_tuple(names)}")
     return lines
 

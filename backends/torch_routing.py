@@ -39,24 +39,31 @@ FUNCTIONS = {
     TopK: "top_k",
     ProductTopK: "product_top_k",
     SortSlots: "sort_slots",
-    GroupedContract: "grouped_matmul",
     CapacitySlots: "capacity_slots",
     Normalise: "normalise",
     Unsort: "unsort",
     LoadBalance: "load_balance",
     Dropped: "dropped_choices",
 }
-"""The function that an op calls."""
+"""The function of `routing_functions.py` that an op calls."""
 
 
 def routing_sources(ops: Iterable[Op]) -> list[str]:
-    """Source of every function that `ops` call, as it stands in `routing_functions.py`."""
-    used = {
-        "sort_slots_in_blocks" if isinstance(op, SortSlots) and op.block > 1 else FUNCTIONS[type(op)]
-        for op in ops
-        if type(op) in FUNCTIONS
-    }
-    return [source for name, source in _sources().items() if name in used]
+    """Source of every function that `ops` call, as it stands in `routing_functions.py` and `grouped_matmul.py`."""
+    found = list(ops)
+    used = {FUNCTIONS[type(op)] for op in found if type(op) in FUNCTIONS}
+    if any(isinstance(op, SortSlots) and op.block > 1 for op in found):
+        used.add("sort_slots_in_blocks")
+    sources = [source for name, source in _sources().items() if name in used]
+    return sources + (_grouped_sources() if any(isinstance(op, GroupedContract) for op in found) else [])
+
+
+@cache
+def _grouped_sources() -> list[str]:
+    """Everything below the imports of `grouped_matmul.py`."""
+    text = Path(__file__).with_name("grouped_matmul.py").read_text(encoding="utf-8")
+    body = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef | ast.Expr)][1:]
+    return [(ast.get_source_segment(text, n) or "").replace("ctx: Any", "ctx") for n in body]
 
 
 @cache

@@ -1,8 +1,9 @@
-"""Predicted against measured time of emitted modules: CP, tensor ring and dense layers, 1 to 8192 tokens.
+"""Predicted against measured time of emitted modules: CP, tensor ring, dense and routed layers, 1 to 8192 tokens.
 
 Run: `OMP_WAIT_POLICY=passive python benchmarks/predicted_time.py [--threads 1] [--rounds 15] [--budget 40]`.
 Calibrates this machine, then runs all layers in turn, in random order, and compares medians. float32, without gradients
-or, with `--training`, forward and backward.
+or, with `--training`, forward and backward. Routed layers get random gates, so that their experts are chosen about
+alike, as predictions assume.
 """
 
 from __future__ import annotations
@@ -48,6 +49,32 @@ def layers() -> dict[str, object]:
         ),
         "TR 96→80, N 8, r 2 2 12, softmax": tnmoe.MuMoE(96, 80, 8, ring((2, 2, 12)), soft),
         "TR 196→256, N 64, r 8 8 20": tnmoe.MuMoE(196, 256, 64, ring((8, 8, 20)), gate),
+    }
+
+
+ROUTED_TOKENS = (1, 32, 512, 4096)
+
+
+def routed_layers() -> dict[str, object]:
+    """Layers that dispatch, by label."""
+    return {
+        "top-2 of 64, 192→320→192": tnmoe.SparseMoE(192, 192, 64, 2, 320),
+        "top-2 of 16, 768→500→768": tnmoe.SparseMoE(768, 768, 16, 2, 500),
+        "top-2 of 16, no blocks": tnmoe.SparseMoE(192, 192, 16, 2, 320, block=1),
+        "top-2 of 8, masked": tnmoe.SparseMoE(192, 192, 8, 2, 320, lowering="masked"),
+        "top-2 of 16, capacity 125 %": tnmoe.SparseMoE(192, 192, 16, 2, 320, capacity=125),
+        "top-2 of 64, CP experts, R 100": tnmoe.SparseMoE(192, 192, 64, 2, 320, factorization=tnmoe.CP(100)),
+        "top-8 of 64, shared": tnmoe.SparseMoE(192, 192, 64, 8, 80, shared=160),
+        "top-4 of 16, 16 null": tnmoe.SparseMoE(192, 192, 16, 4, 320, null=16, shares="normalised"),
+        "SMILE 4·8": tnmoe.SMILE(192, 320, 192, 4, 8, 1, 2),
+        "expert choice, 200 %": tnmoe.ExpertChoice(192, 192, 16, 200, 320),
+        "Soft MoE, 16·8 slots": tnmoe.SoftMoE(192, 192, 16, 8, 320),
+        "Mixture of Depths, 12 %": tnmoe.MixtureOfDepths(192, 640, 12),
+        "multi-head, 3 heads, top-2 of 16": tnmoe.MultiHeadMoE(192, 160, 16, 2, 3),
+        "PEER, 16,384 experts, 4·16": tnmoe.PEER(192, 192, 1 << 14, 4, 16, 64),
+        "MoA, 4 of 16 heads of 48": tnmoe.MixtureOfHeads(192, 16, 4, 48),
+        "CartesianMoE, top-2 of 8": tnmoe.CartesianMoE(192, 160, 8, 2),
+        "MoEfied, 4 of 16": tnmoe.MoEfied(192, 960, 192, 16, 4),
     }
 
 
@@ -119,6 +146,7 @@ def main() -> None:
     options.add_argument("--budget", type=float, default=BUDGET, help="seconds of calibration")
     options.add_argument("--cpu-time", action="store_true", help="time the process had, on a shared machine (1 thread)")
     options.add_argument("--training", action="store_true", help="forward and backward, not forward alone")
+    options.add_argument("--layers", choices=("all", "routed", "other"), default="all")
     given = options.parse_args()
     clock = time.process_time if given.cpu_time else time.perf_counter
     torch.set_num_threads(given.threads)
@@ -138,8 +166,12 @@ def main() -> None:
         f"{profile.name} {platform.machine()}, {os.cpu_count()} CPUs, {profile.source}; "
         f"calibrated in {calibrated:.0f} s, GEMM peak {peak / 1e9:.0f} GFLOP/s"
     )
+    kinds = {"all": [*layers(), *routed_layers()], "routed": list(routed_layers()), "other": list(layers())}
+    chosen = {label: spec for label, spec in (layers() | routed_layers()).items() if label in kinds[given.layers]}
     runs = [
-        prepare(label, spec, tokens, profile, given.training) for label, spec in layers().items() for tokens in TOKENS
+        prepare(label, spec, tokens, profile, given.training)
+        for label, spec in chosen.items()
+        for tokens in (ROUTED_TOKENS if label in kinds["routed"] else TOKENS)
     ]
     with torch.set_grad_enabled(given.training):
         for run in runs:
@@ -152,11 +184,19 @@ def main() -> None:
         print(
             f"{run.label:<42}{run.tokens:>7}{1e6 * run.measured:>14,.1f}{1e6 * run.predicted:>14,.1f}{run.ratio:>7.2f}"
         )
+    print()
+    for title, labels in (("without routing", kinds["other"]), ("routed", kinds["routed"])):
+        if found := [run for run in runs if run.label in labels]:
+            print(f"{title}: {summary(found)}, medians of {given.rounds} rounds")
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """How good the predictions of some runs are."""
     errors = sorted(abs(run.ratio - 1) for run in runs)
     rho = spearman([run.predicted for run in runs], [run.measured for run in runs])
-    print(
-        f"\n{len(runs)} runs, medians of {given.rounds} rounds: Spearman {rho:.4f}, median error "
-        f"{statistics.median(errors):.1%}, 90 % within {errors[int(0.9 * len(errors))]:.1%}, worst {errors[-1]:.1%}"
+    return (
+        f"{len(runs)} runs, Spearman {rho:.4f}, median error {statistics.median(errors):.1%}, "
+        f"90 % within {errors[int(0.9 * len(errors))]:.1%}, worst {errors[-1]:.1%}"
     )
 
 

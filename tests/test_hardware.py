@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 import typing
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tnmoe
-from tnmoe import ops
+from tnmoe import ops, routing_ops
 from tnmoe.calibrate import calibrate
 from tnmoe.device_profile import DeviceProfile, default_path, load_cached
 from tnmoe.hardware import op_seconds, predict, working_set
 from tnmoe.ops import Value
-from tnmoe.rates import OVERHEADS, ROWWISE, STREAMS, Grid, Rates
+from tnmoe.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Rates
+from tnmoe.routing_time import calls, touched_experts
 
 OVERHEAD = {kind: (k + 1) * 1e-6 for k, kind in enumerate(OVERHEADS)}
+ROUTING_OVERHEAD = {kind: (k + 1) * 1e-7 for k, kind in enumerate((*ROUTING, *GROUPED))}
 
-SIZES = {"t": 32, "i": 16, "o": 8, "a": 4, "b": 2}
+SIZES = {"t": 32, "i": 16, "o": 8, "a": 4, "b": 2, "n": 4, "k": 2, "c": 5, "s": 64}
 
 
 def flat(dimension: int, value: float) -> Grid:
@@ -41,6 +46,8 @@ def by_hand() -> DeviceProfile:
         fresh=flat(1, 1e9),
         memory=Grid(((2**12, 2**20),), (1e12, 1e9)),
         overhead=OVERHEAD,
+        routing={kind: flat(2, 1e7) for kind in ROUTING},
+        routing_overhead=ROUTING_OVERHEAD,
     )
     return DeviceProfile("slow machine", "by hand", "cpu", {"float32": rates})
 
@@ -71,19 +78,114 @@ EXAMPLES: dict[str, tuple[ops.Op, float | None]] = {
     "Split": (ops.Split(Value("z", ("t", "a", "b")), X, "i", ("a", "b")), OVERHEAD["split"]),
     "Merge": (ops.Merge(Y, Value("z", ("t", "a", "b")), "o", ("a", "b")), OVERHEAD["merge"]),
     "GeluBackward": (ops.GeluBackward(Z, X, X), None),  # forward passes are what is timed
-    "GroupedContract": (ops.GroupedContract(Y, X, Value("w", ("b", "i", "o")), None, Value("n", ("b",))), None),
 }
 
 
+def value(name: str, indices: str, integer: bool = False) -> Value:
+    return Value(name, tuple(indices), "", integer)
+
+
+POSITIONS, SLOTS = value("p", "tk", True), value("s", "s", True)
+ROUTED: dict[str, tuple[ops.Op, float | None]] = {
+    # 32 · 4 entries, at 10 M/s
+    "TopK": (routing_ops.TopK(value("y", "tk"), POSITIONS, value("x", "tn"), "n"), 128e-7 + ROUTING_OVERHEAD["TopK"]),
+    "ProductTopK": (
+        routing_ops.ProductTopK(value("y", "tk"), POSITIONS, value("l", "tn"), value("r", "ta")),
+        128e-7 + ROUTING_OVERHEAD["ProductTopK"],
+    ),
+    # product and sum of 32 · 2 · 2 positions of 8 bytes, at 2 GB/s
+    "PairPositions": (
+        routing_ops.PairPositions(value("y", "tkb", True), POSITIONS, value("r", "tb", True), "n"),
+        2 * (2 * 8 * 128 / 2e9 + OVERHEAD["Multiply"]),
+    ),
+    "Noise": (routing_ops.Noise(Z, X, value("s", "ti")), 0.0),  # of no evaluation
+    "Normalise": (routing_ops.Normalise(value("y", "tk"), value("x", "tk")), 64e-7 + ROUTING_OVERHEAD["Normalise"]),
+    "SortSlots": (
+        routing_ops.SortSlots(SLOTS, value("r", "s", True), value("c", "n", True), POSITIONS),
+        64e-7 + ROUTING_OVERHEAD["SortSlots"],
+    ),
+    "Unsort": (routing_ops.Unsort(value("y", "tki"), value("x", "si"), SLOTS), 1024e-7 + ROUTING_OVERHEAD["Gather"]),
+    "CapacitySlots": (
+        routing_ops.CapacitySlots(value("y", "nc"), value("r", "nc", True), value("h", "tk"), POSITIONS),
+        64e-7 + ROUTING_OVERHEAD["CapacitySlots"],
+    ),
+    "Gather": (routing_ops.Gather(value("y", "tki"), X, POSITIONS, "t"), 1024e-7 + ROUTING_OVERHEAD["Gather"]),
+    "ScatterAdd": (
+        routing_ops.ScatterAdd(X, value("y", "tki"), POSITIONS, "t"),
+        1024e-7 + ROUTING_OVERHEAD["ScatterAdd"],
+    ),
+    "Spread": (routing_ops.Spread(value("y", "tn"), value("x", "tk"), POSITIONS, "n"), 128e-7 + 1e-7 * 4),
+    # 64 rows, 4 experts: all are met (4 · (1 - (3/4)^64)), with 16 rows each; and the results are joined
+    "GroupedContract": (
+        ops.GroupedContract(value("y", "so"), value("x", "si"), value("w", "nio"), None, value("c", "n", True)),
+        ROUTING_OVERHEAD["grouped"]
+        + 4 * (1 - 0.75**64) * (2 * 64 / (4 * (1 - 0.75**64)) * 16 * 8 / 1e9 + OVERHEAD["matmul"] + 10e-7)
+        + 2 * 64 * 8 * 4 / 2e9
+        + OVERHEAD["Permute"],
+    ),
+    "Select": (routing_ops.Select(value("y", "t"), value("x", "tn"), "n", 0), OVERHEAD["split"]),
+    "LoadBalance": (routing_ops.LoadBalance(value("y", ""), value("x", "tn"), POSITIONS), None),  # beside the pass
+    "ZLoss": (routing_ops.ZLoss(value("y", ""), value("x", "tn")), None),
+    "Dropped": (routing_ops.Dropped(value("y", "", True), POSITIONS, value("r", "nc", True)), None),
+}
+EXAMPLES |= ROUTED
+
+
 def test_every_op_is_timed_or_refused_by_name() -> None:
-    routing = {kind.__name__ for kind in typing.get_args(ops.RoutingOp)}
-    assert set(EXAMPLES) == {kind.__name__ for kind in typing.get_args(ops.Op)} - routing | {"GroupedContract"}
+    assert set(ROUTED) == {kind.__name__ for kind in typing.get_args(ops.RoutingOp)}
+    assert set(EXAMPLES) == {kind.__name__ for kind in typing.get_args(ops.Op)}
     for kind, (op, expected) in EXAMPLES.items():
         if expected is None:
             with pytest.raises(tnmoe.CostError, match=kind):
                 op_seconds(op, SIZES, by_hand(), "float32")
         else:
             assert op_seconds(op, SIZES, by_hand(), "float32") == pytest.approx(expected, rel=1e-12), kind
+
+
+def test_few_rows_are_multiplied_one_by_one_and_null_experts_not_at_all() -> None:
+    """6 rows of 4 experts are 6 products of a row; where 2 of them are null, 3."""
+    sizes = {**SIZES, "s": 6, "e": 4, "n": 2}
+    rows_of, weight = value("x", "si"), value("w", "nio")
+    one = 2 * 16 * 8 / 1e9 + OVERHEAD["matmul"] + OVERHEAD["bias"] + 4 * 8 / 2e9 + ROUTING_OVERHEAD["expert"]
+    joined = 2 * 6 * 8 * 4 / 2e9 + OVERHEAD["Permute"]
+    for index, products in (("e", 3), ("t", 6)):
+        sizes["t"], bias = 4, value("b", "no")
+        counts = value("c", index, True)
+        if index == "t":
+            sizes["n"] = 4
+        op = ops.GroupedContract(value("y", "so"), rows_of, weight, bias, counts)
+        assert op_seconds(op, sizes, by_hand(), "float32") == pytest.approx(
+            ROUTING_OVERHEAD["grouped"] + products * one + joined
+        )
+
+
+def test_touched_experts() -> None:
+    """Against the mean of draws: 40 choices among 16 experts, and a single expert."""
+    draws = random.Random(0)
+    mean = sum(len({draws.randrange(16) for _ in range(40)}) for _ in range(4000)) / 4000
+    assert touched_experts(16, 40) == pytest.approx(mean, rel=0.01)
+    assert touched_experts(1, 7) == 1
+
+
+def test_a_profile_without_routing_serves_other_layers() -> None:
+    """As files of before routing was measured are; a routed layer is refused with what to do."""
+    old = by_hand()
+    old = replace(old, rates={"float32": replace(old.of("float32"), routing={}, routing_overhead={})})
+    assert DeviceProfile.from_json(old.to_json()) == old
+    assert "routing" not in json.loads(old.to_json())["rates"]["float32"]
+    plan = tnmoe.plan(tnmoe.MLP(8, 16, 8), tokens=4)
+    assert predict(plan.bound, old).seconds == predict(plan.bound, by_hand()).seconds
+    with pytest.raises(tnmoe.CostError, match="TopK has no rate in it: run `tnmoe calibrate` again"):
+        predict(tnmoe.plan(tnmoe.SparseMoE(8, 8, 4, 2), tokens=4).bound, old)
+
+
+def test_the_working_set_has_the_chosen_experts_alone() -> None:
+    """Of 64 experts of 8 · 8 weights, 2 tokens with one choice each meet two at most."""
+    plan = tnmoe.plan(tnmoe.SparseMoE(8, 8, 64, 1, bias=False), tokens=2)
+    intermediates = sum(
+        math.prod(int(plan.bound.sizes[i]) for i in v.indices) for op in plan.bound.ops for v in ops.results(op)
+    )
+    assert working_set(plan.bound, "float32") == 4 * (2 * 8 + 8 * 64 + 2 * 64 + intermediates)
 
 
 def test_batched_products_have_their_own_rate_and_views_their_own_time() -> None:
@@ -105,7 +207,7 @@ def test_bandwidth_bounds_every_op() -> None:
         moved / 1e3 + OVERHEAD["matmul"]
     )
     for kind, (op, expected) in EXAMPLES.items():
-        if expected is not None and kind not in ("Split", "Merge"):  # views move nothing
+        if expected is not None and kind not in ("Split", "Merge", "Select", "Noise"):  # views move nothing
             assert op_seconds(op, SIZES, slow, "float32") > expected, kind
 
 
@@ -141,6 +243,11 @@ def test_grid_reproduces_its_points_and_is_geometric_between_them() -> None:
         tnmoe.MLP(32, 64, 32),
         tnmoe.MuMoE(32, 24, 8, tnmoe.CP(6)),
         tnmoe.MuMoEBlock(32, 64, 32, (4, 3), tnmoe.TensorRing((2, 2, 2, 5)), tnmoe.Gate("softmax", "layer")),
+        tnmoe.SparseMoE(32, 32, 8, 2, 64, lowering="masked"),
+        tnmoe.SparseMoE(32, 32, 8, 2, 64, block=1),
+        tnmoe.SoftMoE(32, 32, 4, 2, 64),
+        tnmoe.PEER(32, 32, 64, 2, 4, 8),
+        tnmoe.MixtureOfHeads(32, 4, 2, 8),
     ],
     ids=lambda spec: type(spec).__name__,
 )
@@ -253,6 +360,9 @@ CORRUPTIONS = {
     "no bandwidth": put("rates", "float32", "bandwidth", value=None),
     "no memory": drop("rates", "float32", "memory"),
     "a negative overhead": put("rates", "float32", "overhead", "matmul", value=-1e-6),
+    "routing without its overhead": drop("rates", "float32", "routing_overhead"),
+    "a kind of routing lacking": drop("rates", "float32", "routing", "TopK"),
+    "a grid of routing with one axis": put("rates", "float32", "routing", "Gather", "axes", value=[[1]]),
     "overhead is a number": put("rates", "float32", "overhead", value=1e-6),
 }
 
@@ -330,3 +440,33 @@ def test_calibration_reads_the_clock_that_it_is_given() -> None:
 def test_calibration_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(tnmoe.CostError, match=message):
         calibrate(**arguments)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        tnmoe.SparseMoE(8, 8, 4, 2),
+        tnmoe.SparseMoE(8, 8, 4, 2, block=1),
+        tnmoe.SparseMoE(8, 8, 4, 2, capacity=125),
+        tnmoe.SparseMoE(8, 8, 4, 2, lowering="masked", shares="normalised"),
+        tnmoe.PEER(8, 8, 16, 2, 3, 4),
+        tnmoe.ExpertChoice(8, 8, 4, 150),
+    ],
+    ids=str,
+)
+def test_calls_are_those_that_torch_sees(spec: Any) -> None:
+    """Of the whole module, against a count of what torch dispatches besides views: half of it to a quarter more."""
+    plan = tnmoe.plan(spec, tokens=24)
+    module = tnmoe.build(plan)
+
+    class Counter(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counter.seen += not (func.is_view or "view" in str(func))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Counter():
+        module(torch.randn(24, 8))
+    counted = sum(calls(op, plan.bound.sizes) for op in plan.bound.ops)
+    assert 0.5 * Counter.seen <= counted <= 1.25 * Counter.seen

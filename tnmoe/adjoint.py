@@ -19,7 +19,7 @@ from tnmoe.dims import Dim
 from tnmoe.errors import PlanError
 from tnmoe.ops import Merge, Op, Split, Value, operands
 from tnmoe.passes.fuse_products import fuse_products
-from tnmoe.program import Program, verify
+from tnmoe.program import Program, gate_ops, verify
 from tnmoe.release import release
 from tnmoe.reverse_mode import DIFFERENTIABLE, fresh
 from tnmoe.reverse_mode import gradients as reverse
@@ -250,7 +250,8 @@ def split(program: Program, *, chunked: bool = False) -> tuple[tuple[Op, ...], t
     With `chunked`, what weights alone make stays before that end.
     """
     once = program.weight_only if chunked else frozenset[str]()
-    outside, live = set(program.coefficients), {program.output.name}
+    # What makes the coefficients is a function of its own, if it can be one.
+    outside, live = set(program.coefficients) if gate_ops(program) else set(), {program.output.name}
     before: list[Op] = []
     ops: list[Op] = []
     for op in reversed(program.ops):

@@ -17,6 +17,7 @@ from tnmoe.backends.torch_methods import Frozen, Unit
 from tnmoe.built import remember
 from tnmoe.cost_report import CostReport
 from tnmoe.errors import CostError, DeclarationError, unknown
+from tnmoe.layer import Layer, Node
 from tnmoe.layers import declare
 from tnmoe.memory_report import MemoryReport
 from tnmoe.network import Role
@@ -27,6 +28,7 @@ from tnmoe.plan import Plan
 from tnmoe.planning import for_inference, plan, with_tokens
 from tnmoe.program import Program, bind
 from tnmoe.question import DEFAULT_TOKENS, Planable
+from tnmoe.routing_ops import SortSlots
 
 if TYPE_CHECKING:
     import torch
@@ -97,13 +99,27 @@ def _without_padding(report: CostReport) -> CostReport | None:
 def _chosen_alone(planned: Plan) -> Plan | None:
     """The plan of the same mixture whose tokens run through their chosen experts alone; None if they do so already."""
     declared = dict(planned.layer.declaration)
-    vain = declared.get("lowering") == "masked" or "capacity" in declared or declared.get("block", 1) > 1
-    if declared.get("kind") != "sparse_moe" or not vain:
+    if declared.get("kind") == "sparse_moe" and (declared.get("lowering") == "masked" or "capacity" in declared):
+        layer = declare({k: v for k, v in declared.items() if k not in ("lowering", "capacity")} | {"block": 1})
+    elif any(isinstance(node, SortSlots) and node.block > 1 for node in planned.layer.nodes):
+        layer = _unpadded(planned.layer)
+    else:
         return None
-    layer = declare({k: v for k, v in declared.items() if k not in ("lowering", "capacity", "block")})
     values = {k: v for k, v in planned.values.items() if k in layer.free_symbols - {layer.token_symbol}}
     tokens = planned.values[planned.layer.token_symbol]
     return plan(layer, tokens=tokens, sizes=values, input_gradients=planned.input_gradients)
+
+
+def _unpadded(layer: Layer) -> Layer:
+    """The same layer without the rows that fill an expert's blocks."""
+    sizes = dict(layer.sizes)
+    nodes: list[Node] = []
+    for node in layer.nodes:
+        if isinstance(node, SortSlots):
+            sizes[node.rows.indices[0]] = sizes[node.out.indices[0]]
+            node = replace(node, block=1)
+        nodes.append(node)
+    return replace(layer, nodes=tuple(nodes), sizes=sizes)
 
 
 def memory(

@@ -14,7 +14,7 @@ from tnmoe.calibration_cases import COARSE, FULL, Case, Sizes, cases_of
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.device_profile import DeviceProfile
 from tnmoe.errors import CostError, unknown
-from tnmoe.rates import OVERHEADS, ROWWISE, STREAMS, Grid, Rates
+from tnmoe.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Rates
 
 if TYPE_CHECKING:
     pass
@@ -160,6 +160,10 @@ def _rates(cases: Sequence[Case], sizes: Sizes, width: int) -> Rates:
     steps = [c.seconds for c in by_kind["step"]]
     overhead["switch"] = max(0.0, by_kind["chain"][0].seconds - sum(steps)) / len(steps)
     overhead["memory"] = 0.0  # its overhead grows with its size, and is a product's, which is small beside it
+    # A loop over 32 experts is as many small products with a bias, what comes with each, and what comes once.
+    one, many = (c.seconds for c in by_kind["loop"])
+    overhead["expert"] = max(0.0, (many - one) / 31 - overhead["bias"])
+    overhead["grouped"] = max(0.0, one - overhead["bias"] - overhead["expert"])
     overhead["bias"] = max(0.0, overhead["bias"] - overhead["plain"])
 
     def grid(kind: str) -> Grid:
@@ -184,4 +188,6 @@ def _rates(cases: Sequence[Case], sizes: Sizes, width: int) -> Rates:
         memory=grid("memory"),
         fresh=grid("fresh"),
         overhead={kind: overhead[kind] for kind in OVERHEADS},
+        routing={kind: grid(kind) for kind in ROUTING},
+        routing_overhead={kind: overhead[kind] for kind in (*ROUTING, *GROUPED)},
     )

@@ -12,19 +12,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+PICKED = 16
+"""Entries that a `ProductTopK` picks where it is measured, as the heads of PEER do."""
+
 Point = tuple[int, ...]
 Axes = tuple[Point, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Grid axes: see `Rates` for their meaning; `streams` counts elements, `memory` matrices."""
+    """Grid axes: see `Rates` for their meaning; `streams` counts elements, `memory` matrices.
+
+    The last three are of `ROUTING`: rows and their length, rows that are moved and their length, slots and experts.
+    """
 
     gemm: Axes
     batched: Axes
     streams: Point
     rowwise: Axes
     memory: Point
+    rows: Axes
+    moved: Axes
+    slots: Axes
 
 
 FULL = Sizes(
@@ -35,6 +44,9 @@ FULL = Sizes(
     # Rows shorter than a vector register, 16 floats at most, take other kernels: 15 and 16 may lie far apart.
     rowwise=((1, 8, 64, 512, 4096), (4, 15, 16, 64, 256, 1024)),
     memory=(1, 2, 4, 6, 8, 12, 16, 24, 32),
+    rows=((1, 16, 256, 4096), (2, 16, 64, 512)),
+    moved=((1, 32, 512, 8192), (16, 256, 1024)),
+    slots=((2, 32, 512, 8192), (4, 64, 512)),
 )
 COARSE = Sizes(
     gemm=((1, 16, 256), (16, 256, 1024), (16, 256, 1024)),
@@ -42,6 +54,9 @@ COARSE = Sizes(
     streams=(256, 65536),
     rowwise=((1, 256), (16, 256)),
     memory=(1, 2),
+    rows=((1, 256), (2, 64)),
+    moved=((1, 256), (16, 256)),
+    slots=((2, 256), (4, 64)),
 )
 
 
@@ -67,12 +82,13 @@ def cases_of(device: torch.device, dtype: torch.dtype, sizes: Sizes, width: int)
     from torch.nn import functional as F
 
     from tnmoe.backends.activations import entmax15, sparsemax
+    from tnmoe.backends.grouped_matmul import grouped_matmul
 
     largest = max(
         *(max(a * b, b * c) for a, b, c in itertools.product(*sizes.gemm)),
         *(n * max(a * b, b * c) for n, a, b, c in itertools.product(*sizes.batched)),
         max(sizes.streams),
-        *(a * b for a, b in itertools.product(*sizes.rowwise)),
+        *(a * b for axes in (sizes.rowwise, sizes.rows, sizes.moved) for a, b in itertools.product(*axes)),
     )
     left, right = (torch.randn(largest, device=device).to(dtype) for _ in range(2))
 
@@ -137,6 +153,7 @@ def cases_of(device: torch.device, dtype: torch.dtype, sizes: Sizes, width: int)
     for n in sizes.streams:
         fresh(n)
 
+    found += routing_cases(left, sizes)
     small, cube = a(4, 16), a(4, 4, 4)
     case("merge", (), 0, lambda: cube.flatten(1))
     case("split", (), 0, lambda: small.unflatten(-1, (4, 4)))  # type: ignore[no-untyped-call]
@@ -165,6 +182,14 @@ def cases_of(device: torch.device, dtype: torch.dtype, sizes: Sizes, width: int)
     case("bias", (), 0, lambda: torch.addmm(bias, small, square))
     case("plain", (), 0, lambda: small @ square)
 
+    def loop(experts: int) -> None:
+        counts, matrices, biases = torch.full((experts,), 4, device=device), b(experts, 16, 16), b(experts, 16)
+        sorted_rows = a(4 * experts, 16)
+        case("loop", (), 0, lambda: grouped_matmul(sorted_rows, matrices, counts, biases))
+
+    loop(1)
+    loop(32)
+
     steps: list[Callable[[torch.Tensor], torch.Tensor]] = [
         lambda x: x @ square,
         lambda x: F.layer_norm(x, (16,)),
@@ -186,4 +211,43 @@ def cases_of(device: torch.device, dtype: torch.dtype, sizes: Sizes, width: int)
     for step in steps:
         alone(step)
     case("chain", (), 0, chain)
+    return found
+
+
+def routing_cases(pool: torch.Tensor, sizes: Sizes) -> list[Case]:
+    """Cases of `ROUTING`, on views of `pool`; positions are drawn at random, as an untrained gate chooses."""
+    import torch
+
+    from tnmoe.backends import routing_functions as routing
+
+    found: list[Case] = []
+    device = pool.device
+
+    def case(kind: str, point: Point, work: float, run: Callable[[], object]) -> None:
+        found.append(Case(kind, point, work, run, []))
+
+    def rows(count: int, length: int) -> None:
+        x, k = pool[: count * length].view(count, length), min(length, PICKED)
+        best = x[:, : min(length, 2)].contiguous()
+        at = torch.arange(best.shape[1], device=device).expand(count, -1).contiguous()
+        case("TopK", (count, length), count * length, lambda: routing.top_k(x, min(2, length)))
+        case("ProductTopK", (count, length), count * length, lambda: routing.product_top_k(x, x, k))
+        case("Normalise", (count, length), count * length, lambda: routing.normalise(x))
+        case("Spread", (count, length), count * length, lambda: x.new_zeros(count, length).scatter(-1, at, best))
+
+    def moved(count: int, length: int) -> None:
+        x = pool[: count * length].view(count, length)
+        at = torch.randint(count, (count,), device=device)
+        case("Gather", (count, length), count * length, lambda: x.index_select(0, at))
+        case("ScatterAdd", (count, length), count * length, lambda: x.new_zeros(count, length).index_add(0, at, x))
+
+    def slots(count: int, experts: int) -> None:
+        at = torch.randint(experts, (count // 2, 2), device=device)
+        shares, even = pool[:count].view(count // 2, 2), -(-count // experts)
+        case("SortSlots", (count, experts), count, lambda: routing.sort_slots_in_blocks(at, experts, 4))
+        case("CapacitySlots", (count, experts), count, lambda: routing.capacity_slots(shares, at, experts, even))
+
+    for axes, add in ((sizes.rows, rows), (sizes.moved, moved), (sizes.slots, slots)):
+        for point in itertools.product(*axes):
+            add(*point)
     return found

@@ -12,6 +12,8 @@ from tnmoe.device_profile import DeviceProfile, default_path, load_cached
 from tnmoe.errors import FileError, PlanError, TnmoeError
 from tnmoe.goals import SHORTLISTED, Goal, as_objective
 from tnmoe.hardware import predict
+from tnmoe.layer import Layer
+from tnmoe.layers import declare
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import ranked
@@ -88,18 +90,44 @@ def cheapest(asked: Question, goal: str, count: int) -> list[tuple[int, Plan]]:
     return [(price, Plan(asked.layer, paths, asked.values, goal, asked.inputs)) for price, paths in found]
 
 
+def lowered(asked: Question) -> dict[str, Question]:
+    """The question asked of each program that the layer's declaration leaves to choose from; "" if it leaves none."""
+    layers = {name: declare(text) for name, text in asked.layer.lowerings.items()} or {"": asked.layer}
+    return {name: _asked_of(layer, asked) for name, layer in layers.items()}
+
+
+def _asked_of(layer: Layer, asked: Question) -> Question:
+    values = {name: asked.values[name] for name in layer.free_symbols | set(layer.values)}
+    return replace(asked, layer=layer, values=values, sizes=layer.bound_sizes(values))
+
+
+def other_lowerings(planned: Plan) -> tuple[Plan, ...]:
+    """The layer of a plan in the other programs that its declaration leaves to choose from, to be measured.
+
+    Each with the orders that take the fewest FLOPs; none if the declaration says which program it wants.
+    """
+    sizes = planned.layer.bound_sizes(planned.values)
+    asked = Question(planned.layer, planned.values, sizes, planned.input_gradients)
+    found = [cheapest(question, "flops", 1)[0][1] for name, question in lowered(asked).items() if name]
+    return tuple(p for p in found if p.bound.ops != planned.bound.ops)
+
+
 def choose(asked: Question, goal: str, profile: Profile | None) -> Plan:
     """The plan for an objective that looks at whole programs: of the cheapest orders the best one."""
-    ranking = cheapest(asked, "flops", COUNT)
     complete, source = False, ""
     if goal == "time":
-        plans = [plan for _, plan in ranking]
         device = _profile(profile)
         source = f"{device.name}, {device.source}, {_dtype(device)}"
+        named = [(name, p) for name, each in lowered(asked).items() for _, p in cheapest(each, "flops", COUNT)]
+        plans = [plan for _, plan in named]
         predicted = [_seconds(p, device) for p in plans]
         chosen = predicted.index(min(predicted))
-        considered = [Considered(p.orders, p.flops, p.copied, s) for p, s in zip(plans, predicted, strict=True)]
+        considered = [
+            Considered(p.orders, p.flops, p.copied, seconds, name)
+            for (name, p), seconds in zip(named, predicted, strict=True)
+        ]
     else:
+        ranking = cheapest(asked, "flops", COUNT)
         least, most = ranking[0][0], TOLERANCE * ranking[0][1].flops
         plans = [plan for price, plan in ranking if price - least <= most]
         ranks_all = all(len(n.network.tensors) <= ranked.MAX_TENSORS for n in asked.layer.contractions)

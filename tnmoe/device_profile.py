@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from tnmoe import cache
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.errors import CostError, DeclarationError, TnmoeError
-from tnmoe.rates import OVERHEADS, ROWWISE, STREAMS, Grid, Rates
+from tnmoe.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Rates
 from tnmoe.report import json_text, read_json
 
 FORMAT = "tnmoe-profile-1"
@@ -68,6 +68,7 @@ class DeviceProfile:
                 "memory": grid(r.memory),
                 "fresh": grid(r.fresh),
                 "overhead": dict(r.overhead),
+                **_routing_mapping(r, grid),
             }
             for dtype, r in self.rates.items()
         }
@@ -96,9 +97,22 @@ class DeviceProfile:
         return cls(data["name"], data["source"], data["device"], rates)
 
 
+def _routing_mapping(rates: Rates, grid: Callable[[Grid], dict[str, Any]]) -> dict[str, Any]:
+    if not rates.routing:
+        return {}
+    return {
+        "routing": {kind: grid(g) for kind, g in rates.routing.items()},
+        "routing_overhead": dict(rates.routing_overhead),
+    }
+
+
 def _rates(data: Any, where: str) -> Rates:
-    _object(data, where, ("gemm", "batched", "streams", "rowwise", "bandwidth", "memory", "fresh", "overhead"))
-    for key, kinds in (("streams", STREAMS), ("rowwise", ROWWISE), ("overhead", OVERHEADS)):
+    keys = ["gemm", "batched", "streams", "rowwise", "bandwidth", "memory", "fresh", "overhead"]
+    routed = isinstance(data, dict) and not {"routing", "routing_overhead"}.isdisjoint(data)
+    _object(data, where, [*keys, "routing", "routing_overhead"] if routed else keys)
+    kinds_of = [("streams", STREAMS), ("rowwise", ROWWISE), ("overhead", OVERHEADS)]
+    kinds_of += [("routing", ROUTING), ("routing_overhead", (*ROUTING, *GROUPED))] if routed else []
+    for key, kinds in kinds_of:
         _object(data[key], f"{where}.{key}", kinds)
     return Rates(
         gemm=_grid(data["gemm"], f"{where}.gemm", 3),
@@ -108,8 +122,16 @@ def _rates(data: Any, where: str) -> Rates:
         bandwidth=_positive(data["bandwidth"], f"{where}.bandwidth"),
         memory=_grid(data["memory"], f"{where}.memory", 1),
         fresh=_grid(data["fresh"], f"{where}.fresh", 1),
-        overhead={k: _positive(data["overhead"][k], f"{where}.overhead.{k}", zero=True) for k in OVERHEADS},
+        overhead=_seconds(data["overhead"], f"{where}.overhead", OVERHEADS),
+        routing={k: _grid(data["routing"][k], f"{where}.routing.{k}", 2) for k in ROUTING} if routed else {},
+        routing_overhead=_seconds(data["routing_overhead"], f"{where}.routing_overhead", (*ROUTING, *GROUPED))
+        if routed
+        else {},
     )
+
+
+def _seconds(data: Mapping[str, Any], where: str, kinds: Iterable[str]) -> dict[str, float]:
+    return {k: _positive(data[k], f"{where}.{k}", zero=True) for k in kinds}
 
 
 def _grid(data: Any, where: str, dimension: int) -> Grid:

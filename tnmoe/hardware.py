@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 from tnmoe.cost import DTYPE_BYTES, elements, op_cost
 from tnmoe.datasheet import Datasheet, roofline
@@ -25,6 +24,7 @@ from tnmoe.ops import (
     Entmax15,
     FusedOp,
     Gelu,
+    GroupedContract,
     LayerNorm,
     MatmulGroups,
     Merge,
@@ -32,6 +32,7 @@ from tnmoe.ops import (
     Op,
     Permute,
     Reduce,
+    RoutingOp,
     Sigmoid,
     Softmax,
     Sparsemax,
@@ -41,8 +42,11 @@ from tnmoe.ops import (
     results,
 )
 from tnmoe.program import Program
-from tnmoe.rates import Rates
+from tnmoe.rates import GROUPED, Rates
 from tnmoe.report import Cell, Table
+from tnmoe.routing_ops import Noise, Select
+from tnmoe.routing_time import calls, grouped_products, routing_seconds
+from tnmoe.traffic import forward_traffic, touched_parameters
 from tnmoe.unfused import unfused
 
 Device = DeviceProfile | Datasheet
@@ -72,7 +76,18 @@ def op_seconds(op: Op, sizes: Mapping[str, Dim], profile: Device, dtype: str, *,
     if isinstance(profile, Datasheet):
         return roofline(op, sizes, profile, dtype)
     rates, width = profile.of(dtype), DTYPE_BYTES[dtype]
-    moved = width * sum(int(elements(v.indices, sizes)) for v in (*operands(op), *results(op)))
+    if isinstance(op, RoutingOp) and not rates.routing:
+        raise CostError(
+            f"the profile of {profile.name!r} is of before routing was measured, so that {type(op).__name__} has no "
+            f"rate in it: run `tnmoe calibrate` again"
+        )
+    if isinstance(op, Noise):  # in evaluation its result is its operand
+        return 0.0
+    if isinstance(op, RoutingOp):  # it reads what is chosen alone
+        traffic = forward_traffic(op, sizes)
+        moved = width * max(1, int(traffic.read + traffic.written))
+    else:
+        moved = width * sum(int(elements(v.indices, sizes)) for v in (*operands(op), *results(op)))
     least = moved / rates.bandwidth
     fetching = 0.0
     if working_set > moved:
@@ -111,14 +126,38 @@ def _alone(op: Op, sizes: Mapping[str, Dim], rates: Rates, width: int, moved: in
             return max(moved / rates.streams["Permute"].at(moved), least) + rates.overhead["Permute"]
         case Split() | Merge():
             return rates.overhead[kind.lower()]
+        case Select():  # a view as well
+            return rates.overhead["split"]
         case Softmax(_, x, index) | Entmax15(_, x, index) | Sparsemax(_, x, index):
             return _rowwise(kind, int(elements(x.indices, sizes)), int(elements((index,), sizes)), rates, least)
         case LayerNorm(_, x, index) | BatchNorm(_, x, index):
             return _rowwise(kind, int(elements(x.indices, sizes)), int(elements((index,), sizes)), rates, least)
         case _ if isinstance(op, FusedOp):  # a profile times no kernels: as the public products that it stands for
             return sum(_of_part(part, sizes, rates, width) for part in unfused(op))
+        case GroupedContract():
+            return max(_grouped(op, sizes, rates, width), least)
+        case _ if isinstance(op, RoutingOp):
+            return max(routing_seconds(op, sizes, rates, width), least)
         case _:
-            raise CostError(f"op {kind} has no time model; layers with routing are not predicted yet")
+            raise CostError(f"op {kind} has no time model")
+
+
+def _grouped(op: GroupedContract, sizes: Mapping[str, Dim], rates: Rates, width: int) -> float:
+    """A product for each expert that is chosen, as the emitted loop runs them, and their concatenation.
+
+    How many rows an expert has, only the data knows; here all are chosen alike.
+    """
+    (row, index), experts = op.lhs.indices, int(elements(op.counts.indices, sizes))
+    rows, inner, cols = (int(elements((i,), sizes)) for i in (row, index, op.out.indices[-1]))
+    products = grouped_products(op, sizes)
+    each = max(1.0, rows / max(1.0, products)) if rows > 2 * experts else 1.0
+    one = 2 * each * inner * cols / rates.gemm.at(each, inner, cols) + rates.overhead["matmul"]
+    if op.bias is not None:
+        one += width * each * cols / rates.streams["Add"].at(3 * width * each * cols) + rates.overhead["bias"]
+    joined = 2 * width * rows * cols
+    copying = joined / rates.streams["Permute"].at(joined) + rates.overhead["Permute"]
+    loop, expert = (rates.routing_overhead[kind] for kind in GROUPED)
+    return loop + products * (one + expert) + copying
 
 
 def _of_part(op: Op, sizes: Mapping[str, Dim], rates: Rates, width: int) -> float:
@@ -163,6 +202,17 @@ class Prediction:
         """Of the whole pass."""
         return self.call + math.fsum(self.per_op)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Whose times, and what they rest on."""
+        routed = any(isinstance(op, GroupedContract) for op in self.program.ops)
+        alike = "How many rows an expert has, the data decides; here all are chosen alike."
+        return (
+            f"Profile: {self.profile}.",
+            *((alike,) if routed else ()),
+            "A model of one forward pass without gradients: good for ranking, no proof of a choice between near-ties.",
+        )
+
     def table(self, title: str = "one forward pass") -> Table:
         """Nanoseconds of each op, with its share; `title` says of what."""
         rows: list[tuple[Cell, ...]] = [
@@ -178,24 +228,21 @@ class Prediction:
             ("nanoseconds", "ns"),
             ("share", "share"),
         )
-        notes = (
-            f"Profile: {self.profile}.",
-            "A model of one forward pass without gradients: good for ranking, no proof of a choice between near-ties.",
-        )
-        return Table(f"Predicted time of {title}, {self.dtype}", columns, tuple(rows), notes)
+        return Table(f"Predicted time of {title}, {self.dtype}", columns, tuple(rows), self.notes)
 
     def _cells(self, seconds: float) -> tuple[int, str]:
         return round(1e9 * seconds), f"{seconds / self.seconds:.1%}"
 
 
 def working_set(program: Program, dtype: str) -> int:
-    """Bytes that one forward pass touches: inputs, weights and every intermediate.
+    """Bytes that one forward pass touches: inputs, weights (of routed ones as many as are chosen), every intermediate.
 
     Raises:
         CostError: if the program is not bound.
     """
-    values = [*program.leaves, *(v for op in program.ops for v in results(op))]
-    found = sum((elements(v.indices, program.sizes) for v in values), start=cast(Dim, 0))
+    stored = {p.name for p in program.parameters}
+    values = [v for v in (*program.leaves, *(v for op in program.ops for v in results(op))) if v.name not in stored]
+    found = sum((elements(v.indices, program.sizes) for v in values), start=touched_parameters(program))
     if not isinstance(found, int):
         raise CostError(f"the program touches {found} elements, which is not an integer: bind the program first")
     return DTYPE_BYTES[dtype] * found
@@ -215,5 +262,6 @@ def predict(program: Program, profile: Device, dtype: str = "float32") -> Predic
     overhead = profile.of(dtype).overhead
     stored = {p.name for p in program.parameters + program.buffers}
     uses = sum(v.name in stored for op in program.ops for v in operands(op))
-    call = overhead["call"] + uses * overhead["parameter"] + len(program.ops) * overhead["switch"]
+    steps = sum(calls(op, program.sizes) for op in program.ops)
+    call = overhead["call"] + uses * overhead["parameter"] + steps * overhead["switch"]
     return Prediction(program, used, dtype, call, per_op)

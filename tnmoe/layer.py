@@ -92,6 +92,8 @@ class Layer:
         batched: True if the input takes any leading axes, `(..., I)`; False for a bare network.
         diagnostics: ops of scalars beside the forward pass, e.g. a load-balancing loss.
         couples_tokens: True if the output for one token may depend on other tokens of the batch.
+        lowerings: declarations of the same function and parameters in other programs, by name, this one among them;
+            empty if the declaration leaves no choice.
     """
 
     name: str
@@ -108,6 +110,7 @@ class Layer:
     batched: bool = True
     diagnostics: tuple[Op, ...] = ()
     couples_tokens: bool = False
+    lowerings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         defined: dict[str, frozenset[str]] = {}

@@ -112,8 +112,14 @@ def data_lengths(program: Program) -> dict[str, Dim]:
 
 
 def gate_ops(program: Program) -> tuple[Op, ...]:
-    """The ops that the expert coefficients depend on, in order; they run first, in a function of their own."""
-    return needed(program.ops, program.coefficients)
+    """The ops that the expert coefficients depend on, in order; they run first, in a function of their own.
+
+    None if what runs later reads more of what they make than the coefficients: then all ops are in one function.
+    """
+    found = needed(program.ops, program.coefficients)
+    inside = {v.name for op in found for v in results(op)} - set(program.coefficients)
+    later = [op for op in program.ops if op not in found]
+    return () if any(v.name in inside for op in later for v in operands(op)) else found
 
 
 def needed(ops: Sequence[Op], names: Iterable[str]) -> tuple[Op, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tnmoe.errors import CostError
 
@@ -14,6 +14,13 @@ STREAMS = ("Multiply", "Add", "Reduce", "Permute", "Sigmoid", "Gelu")
 
 ROWWISE = ("Softmax", "Entmax15", "Sparsemax", "LayerNorm", "BatchNorm")
 """Kinds of op that work along one index: sorting and reductions make the row's length matter."""
+
+ROUTING = ("TopK", "ProductTopK", "Normalise", "Spread", "Gather", "ScatterAdd", "SortSlots", "CapacitySlots")
+"""Kinds of op that dispatch and combine: of the first four the rows and their length, of the next two those that are
+taken or added, and of the last two the slots and the experts make the time."""
+
+GROUPED = ("grouped", "expert")
+"""The fixed time of a loop over experts, and of each expert in it, beside its product's."""
 
 OVERHEADS = ("matmul", "batched", "bias", "merge", "split", "parameter", "switch", "call", *STREAMS, *ROWWISE)
 """What has a fixed time: a matrix product, a batched one, a bias on top of either, a view that merges axes, one that
@@ -71,6 +78,9 @@ class Rates:
         memory: bytes/s of reading weights in turn, over (bytes of all of them): past each cache's size it drops.
         fresh: bytes/s of filling a new tensor, over (its bytes): large ones are pages that the system clears first.
         overhead: seconds of each of `OVERHEADS`.
+        routing: of each kind in `ROUTING`, over its two sizes: slots/s of the last two, elements/s of the others.
+        routing_overhead: seconds of each of them, and of `GROUPED`. Both are empty in a profile of before they were
+            measured, which then serves layers without routing.
     """
 
     gemm: Grid
@@ -81,3 +91,5 @@ class Rates:
     memory: Grid
     fresh: Grid
     overhead: Mapping[str, float]
+    routing: Mapping[str, Grid] = field(default_factory=dict)
+    routing_overhead: Mapping[str, float] = field(default_factory=dict)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sympy
+
 from tnmoe.values import Value
 
 # ---- choosing ------------------------------------------------------------------------------------------------
@@ -80,8 +82,8 @@ class SortSlots:
     """Rows for the slots (token, choice), sorted by the expert in `positions`, earlier tokens first.
 
     `out` is the row of each slot, `rows` the token of each row, and `counts` the rows of each expert. With a `block`
-    every expert has a multiple of that many, and the last one what is left of as many rows as are always enough: rows
-    beyond the slots are token 0 once more.
+    and more than two slots an expert, every expert has a multiple of that many rows, and the last one chosen what is
+    left of as many as are always enough (`padded_rows`): rows beyond the slots are token 0 once more.
     """
 
     out: Value
@@ -89,6 +91,12 @@ class SortSlots:
     counts: Value
     positions: Value
     block: int = 1
+
+
+def padded_rows(choices: sympy.Expr, experts: sympy.Expr, block: int) -> sympy.Expr:
+    """Rows of a `SortSlots`: each of `experts` may need up to `block` - 1 more than it has slots."""
+    many = block * (experts + sympy.floor((choices - experts) / block))
+    return choices if block == 1 else sympy.Piecewise((choices, choices <= 2 * experts), (many, True))
 
 
 @dataclass(frozen=True, slots=True)

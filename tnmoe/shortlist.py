@@ -24,12 +24,14 @@ class Considered:
         flops: of one forward pass of the layer.
         copied: elements that are copied into another order of axes.
         seconds: predicted for one forward pass; None without a device profile.
+        lowering: the program that it is an order of, where the declaration leaves several to choose from.
     """
 
     orders: Mapping[str, str]
     flops: int
     copied: int
     seconds: float | None = None
+    lowering: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +57,38 @@ class Shortlist:
         """How the choice was made, in a few words."""
         count = len(self.considered)
         if self.by == "time":
-            return f"the least predicted time of the {count} order(s) with the fewest FLOPs; a model, no proof"
+            programs = self.lowerings
+            each = f" in each of {len(programs)} lowerings ({', '.join(programs)})" if len(programs) > 1 else ""
+            return f"the least predicted time of the {count} order(s) with the fewest FLOPs{each}; a model, no proof"
+
         reach, percent = "all" if self.complete else "the", f"{float(100 * TOLERANCE):g} %"
         return f"the fewest copied elements of {reach} {count} order(s) within {percent} of the fewest FLOPs"
 
+    @property
+    def lowerings(self) -> tuple[str, ...]:
+        """The programs that were compared; one without a name if the declaration leaves no choice."""
+        return tuple(dict.fromkeys(c.lowering for c in self.considered))
+
     def notes(self) -> tuple[str, ...]:
-        """One line for the criterion of each candidate, and the source of predictions."""
+        """Lines for the criterion of each candidate, one for each lowering, and the source of predictions."""
         figures = [f"{c.copied:,}" if c.seconds is None else f"{1e6 * c.seconds:,.1f}" for c in self.considered]
         figures[self.chosen] += " (chosen)"
         what = "Predicted µs" if self.by == "time" else "Copied elements"
-        lines = (f"{what}, the fewest FLOPs first: {', '.join(figures)}.",)
+        shown = {
+            name: ", ".join(f for f, c in zip(figures, self.considered, strict=True) if c.lowering == name)
+            for name in self.lowerings
+        }
+        lines = tuple(
+            f"{what}{f' of the {name} form' if name else ''}, the fewest FLOPs first: {text}."
+            for name, text in shown.items()
+        )
         return (*lines, f"Profile: {self.source}.") if self.source else lines
 
     def to_mapping(self) -> dict[str, Any]:
         """The shortlist as plain data."""
         considered = [
             {"orders": dict(c.orders), "flops": c.flops, "copied": c.copied, "seconds": c.seconds}
+            | ({"lowering": c.lowering} if c.lowering else {})
             for c in self.considered
         ]
         found = {"by": self.by, "considered": considered, "chosen": self.chosen}
@@ -95,6 +113,8 @@ def _considered(data: Any) -> Considered:
         case {"orders": dict(orders), "flops": flops, "copied": copied, "seconds": None | float() as seconds}:
             counts = type(flops) is int and type(copied) is int and flops >= 0 and copied >= 0
             times = seconds is None or (math.isfinite(seconds) and seconds >= 0)
-            if counts and times and all(isinstance(text, str) for text in orders.values()):
-                return Considered(orders, flops, copied, seconds)
+            lowering = data.get("lowering", "")
+            texts = all(isinstance(text, str) for text in (*orders.values(), lowering))
+            if counts and times and texts:
+                return Considered(orders, flops, copied, seconds, lowering)
     raise PlanError(f"a candidate of a plan's shortlist must have orders, flops, copied and seconds; got {data!r}")

@@ -369,7 +369,9 @@ class CPMuMoEBlock(nn.Module):
             hidden = up_gated @ self.up_output_factor  # t h
             activated = F.gelu(hidden)  # t h
             down_experts = coefficients @ self.down_expert_factor  # t r
-            down_projected = torch.addmm(self.down_input_bias, activated, self.down_input_factor)  # t r
+            down_projected = torch.addmm(
+                self.down_input_bias, activated, self.down_input_factor
+            )  # t r
             down_gated = down_experts * down_projected  # t r
             y = down_gated @ self.down_output_factor  # t o
         else:  # 32 tokens at a time

@@ -33,6 +33,9 @@ from tnmoe.report import FORMATS
 from tnmoe.tune import BUDGET as TUNING
 from tnmoe.tune import DTYPES
 
+DEVICES = f"{', '.join(datasheet_names())} by data sheet, or a calibration's file"
+"""What a predicted time can be of."""
+
 EPILOG = f"""\
 what to name:
   a preset       {", ".join(presets.FAMILIES)}: the paper's layers, each as MLP or linear, CP, TR, dense and sparse MoE;
@@ -126,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="BYTES",
             help="bytes alive at once in a forward pass (float32) at most",
         )
-        if name not in ("cost", "report"):  # which have their own use for it
+        if name not in ("cost", "report", "table"):  # which have their own use for it
             sub.add_argument("--profile", metavar="FILE", help="a calibration, for --objective time")
         sub.add_argument("--planner", choices=["auto", *PLANNERS], help="default: auto")
         sub.add_argument(
@@ -150,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
     table = command("table", run_table, "Print one row of figures for each layer.", several=True)
     formatted(table, list(FORMATS))
     table.add_argument("--dtype", choices=list(DTYPE_BYTES), default="float32", help="for bytes; default: float32")
+    table.add_argument("--profile", metavar="DEVICE|FILE", help=f"a column of predicted times: {DEVICES}")
     table.add_argument(
         "--columns",
         metavar="KEY,…",
@@ -185,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--profile",
         metavar="DEVICE|FILE",
-        help=f"predicted time of each step: {', '.join(datasheet_names())} by data sheet, or a calibration's file",
+        help=f"predicted time of each step: {DEVICES}",
     )
 
     cost_command.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tnmoe.check import check
 from tnmoe.cli.inputs import Row, named_rows, parse_layout, parse_sizes, read_as, report_of
 from tnmoe.cli.printing import deliver, print_tables, with_progress
 from tnmoe.cost_report import COMPARED, CostReport, comparison
-from tnmoe.datasheet import Datasheet, datasheet, datasheet_names
+from tnmoe.datasheet import datasheet, datasheet_names
 from tnmoe.device_profile import DeviceProfile, default_path
 from tnmoe.errors import CostError, DeclarationError, FileError
 from tnmoe.explain import explain
@@ -36,17 +36,28 @@ from tnmoe.tune import tune
 def run_table(options: argparse.Namespace) -> int:
     """Print layers side by side."""
     tables = []
+    profile = None if options.profile is None or options.objective == "time" else _device(options.profile)
     figures = COMPARED if options.columns is None else [key.strip() for key in options.columns.split(",")]
     for what in options.what:
         title, rows = named_rows(what, options)
         reports = {row.label: report_of(row, options) for row in with_progress(rows, "costing")}
-        tables.append(comparison(reports, f"{title}, {options.dtype}", figures=figures))
+        table = comparison(reports, f"{title}, {options.dtype}", figures=figures)
+        tables.append(table if profile is None else _with_times(table, reports.values(), profile, options.dtype))
     if options.format in ("csv", "json"):  # one document
         tables = [replace(tables[0], rows=tuple(row for t in tables for row in t.rows))]
     elif options.si:
         tables = [table.si() for table in tables]
     print_tables(tables if options.sort is None else [table.sorted(options.sort) for table in tables], options.format)
     return 0
+
+
+def _with_times(table: Table, reports: Iterable[CostReport], profile: Device, dtype: str) -> Table:
+    """The table with a column of the predicted time of one forward pass of each layer."""
+    predictions = [predict(report.bound, profile, dtype) for report in reports]
+    rows = tuple((*row, round(1e6 * p.seconds, 1)) for row, p in zip(table.rows, predictions, strict=True))
+    columns = (*table.columns, ("predicted_microseconds", "predicted µs"))
+    notes = dict.fromkeys(note for p in predictions for note in p.notes)
+    return replace(table, columns=columns, rows=rows, notes=(*table.notes, *notes))
 
 
 def run_plan(options: argparse.Namespace) -> int:
@@ -77,17 +88,14 @@ def run_cost(options: argparse.Namespace) -> int:
         for row in named_rows(what, options)[1]:
             report = report_of(row, options)
             if profile is not None:
-                if row.emitted or isinstance(profile, Datasheet):  # routed layers cannot be measured
-                    tables += _times(row, profile, options)
+                tables += _times(row, profile, options)
                 continue
             if options.memory:
                 tables += _memory(row, options)
                 continue
             tables.append(_view(report, options))
     if not tables:
-        if options.memory:
-            raise DeclarationError("there is no layer whose memory is counted")
-        raise DeclarationError("these layers are only costed, so there is no time to predict")
+        raise DeclarationError("there is no layer whose memory is counted")
     if len(tables) > 1 and options.format in ("csv", "json"):  # one document, which then says which layer a row is of
         labels = [t.title for t in tables]
         rows = tuple((label, *row) for label, t in zip(labels, tables, strict=True) for row in t.rows)

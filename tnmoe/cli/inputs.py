@@ -65,7 +65,9 @@ def _planned(layer: Layer, options: argparse.Namespace, sizes: dict[str, int], t
         calls=options.calls,
         saved_limit=options.saved_limit,
         memory_limit=options.memory_limit,
-        profile=options.profile if options.objective == "time" or options.command not in ("cost", "report") else None,
+        profile=options.profile
+        if options.objective == "time" or options.command not in ("cost", "report", "table")
+        else None,
         planner=options.planner or "auto",
         budget=options.budget,
         memory=int(options.keep) if (options.keep or "").isdecimal() else options.keep,

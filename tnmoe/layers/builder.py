@@ -237,7 +237,14 @@ class Builder:
     # ---- the layer -------------------------------------------------------------------------------------------
 
     def layer(
-        self, name: str, output: Value, declaration: Mapping[str, Any], summary: str, *, couples_tokens: bool = False
+        self,
+        name: str,
+        output: Value,
+        declaration: Mapping[str, Any],
+        summary: str,
+        *,
+        couples_tokens: bool = False,
+        lowerings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Layer:
         """The finished layer."""
         return Layer(
@@ -254,4 +261,5 @@ class Builder:
             coefficients=self.coefficients,
             diagnostics=tuple(self.diagnostics),
             couples_tokens=couples_tokens,
+            lowerings=lowerings or {},
         )

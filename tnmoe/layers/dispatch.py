@@ -7,7 +7,13 @@ import sympy
 from tnmoe.factorizations import Factorization
 from tnmoe.layers.builder import Builder
 from tnmoe.ops import Value
-from tnmoe.routing_ops import Gather, ScatterAdd, SortSlots, Unsort
+from tnmoe.routing_ops import Gather, ScatterAdd, SortSlots, Unsort, padded_rows
+
+BLOCK = 4
+"""Rows that every expert has a multiple of by default. A library's product of matrices treats rows in groups: those of
+the last, smaller one are summed in another order. Groups of MKL's AVX2 kernels have up to 4 rows (what yours has,
+`tests/test_interference.py` tries), so that with 4 no token's result depends, to the bit, on how many others share its
+expert."""
 
 
 def chosen_experts(
@@ -23,7 +29,7 @@ def chosen_experts(
     last_bias: bool | None = None,
     factorization: Factorization | None = None,
     column: str = "n",
-    block: int = 1,
+    block: int = BLOCK,
 ) -> Value:
     """y[t] = Σ_k shares[t, k] · expert positions[t, k] of x[t], none dropped; without `shares` a plain sum.
 
@@ -40,8 +46,7 @@ def chosen_experts(
         choices = sympy.sympify(b.sizes.sizes[token]) * b.sizes.sizes[slot]
         every = f"{prefix}s"
         b.length(every, choices)
-        enough = block * (sympy.ceiling(choices / block) + sympy.Min(b.sizes.sizes["n"], choices))
-        b.length(row, enough if block > 1 else choices)
+        b.length(row, padded_rows(choices, sympy.sympify(b.sizes.sizes[column]), block))
         slots = Value(f"{prefix}slots", (every,), dispatch, True)
         rows = Value(f"{prefix}rows", (row,), dispatch, True)
         counts = Value(f"{prefix}counts", (column,), dispatch, True)

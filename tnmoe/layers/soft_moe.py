@@ -17,7 +17,8 @@ from tnmoe.ops import Merge, Split, Value
 class SoftMoE(Declaration):
     """L = x Φ; D = softmax of L over the tokens, C over all slots; y = C · experts(Dᵀ x), each expert on its own slots.
 
-    Maps (..., inputs) to (..., outputs). All tokens of a call are mixed, so a call should hold one sequence.
+    Maps (..., inputs) to (..., outputs). All tokens of a call are mixed, so a call should hold one sequence. The
+    coefficients are C, the shares of an expert's slots side by side.
     """
 
     inputs: Size
@@ -47,6 +48,7 @@ class SoftMoE(Declaration):
         logits = b.logits(b.x, "p")
         dispatch = b.softmax("dispatch", logits, DYNAMIC)
         combine = b.softmax("combine", logits, "p")
+        b.coefficients = (combine.name,)
         slots = b.network(Value("slots", ("p", "i"), "slots"), dispatch, b.x)
         u = Value("dispatched", ("n", "s", "i"), "slots")
         b.add(Split(u, slots, "p", ("n", "s")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import sympy
 
@@ -12,7 +12,7 @@ from tnmoe.errors import DeclarationError
 from tnmoe.factorizations import Factorization
 from tnmoe.layer import DYNAMIC, Layer
 from tnmoe.layers.builder import Builder
-from tnmoe.layers.dispatch import chosen_experts, slot_experts
+from tnmoe.layers.dispatch import BLOCK, chosen_experts, slot_experts
 from tnmoe.layers.parts import Declaration
 from tnmoe.ops import Softmax, Value
 from tnmoe.routing_ops import (
@@ -27,7 +27,7 @@ from tnmoe.routing_ops import (
 )
 
 SHARES = ("after", "before", "normalised")
-LOWERINGS = ("gathered", "masked")
+LOWERINGS = ("auto", "gathered", "masked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,18 @@ class SparseMoE(Declaration):
             by their sum (AdaMoE, arXiv 2406.13233). Their cost is expected: k·N/(N + null) true choices.
         factorization: of every W[n, i, o]; None for full matrices.
         lowering: "gathered" runs the chosen experts alone, on tokens sorted by expert; "masked" runs all of them and
-            mixes with shares that are zero but for the chosen ones.
-        block: gathered full matrices: every expert has a multiple of so many rows, up to block · (min(N, kT) + 1) more
-            in all, and they run whatever is chosen. With 8, a token's result is the same to the bit whatever the other
-            tokens of a batch of its size are, where the library's matrix product treats rows in blocks alike.
+            mixes with shares that are zero but for the chosen ones. "auto" leaves it to the plan: under the objective
+            "time" the one whose program has the least predicted time, else the gathered one. Both have the same
+            parameters; `expert_coefficients` gives (shares, positions) of the one and all shares of the other.
+        block: gathered full matrices: where there are more than two choices an expert, every expert has a multiple of
+            so many rows, up to (block - 1) · N more in all, and they run whatever is chosen. With 4, a token's result
+            is the same to the bit on a CPU, whatever the other tokens of a batch of its size are, if the library's
+            matrix product treats rows in groups of up to 4 (MKL with AVX2 does; float64 needs even widths besides).
+            1 runs the chosen rows alone, k·T of them, and a token's last bits may change with the number of rows that
+            share its expert. Fewer choices are multiplied one by one, which no other changes.
 
-    Gathered full matrices loop over experts with data-dependent numbers of rows, so `torch.compile(fullgraph=True)`
-    and `torch.export` do not take them, and (without a `block`) a token's result may change in its last bits with the
-    number of rows that share its expert. The masked form, a capacity and factorized experts have neither limit.
+    Full matrices loop over experts, in eager and in compiled and exported modules; in bfloat16 on CUDA devices that
+    have it, torch's grouped product takes all experts at once.
 
     Raises:
         DeclarationError: sizes that do not fit, or options that exclude one another.
@@ -75,8 +79,8 @@ class SparseMoE(Declaration):
     shared: Size | None = None
     null: Size | None = None
     factorization: Factorization | None = None
-    lowering: str = "gathered"
-    block: int = 1
+    lowering: str = "auto"
+    block: int = BLOCK
     kind: ClassVar[str] = "sparse_moe"
 
     def __post_init__(self) -> None:
@@ -99,8 +103,8 @@ class SparseMoE(Declaration):
         if not isinstance(self.block, int) or isinstance(self.block, bool) or self.block < 1:
             raise DeclarationError(f"block must be an integer of at least 1, got {self.block!r}")
         factorized = self.factorization is not None and self.factorization.kind != "dense"
-        if self.block > 1 and (self.lowering == "masked" or self.capacity or self.null is not None or factorized):
-            raise DeclarationError("block needs the gathered form with full matrices, no capacity and no null experts")
+        if self.block not in (1, BLOCK) and (self.lowering == "masked" or self.capacity or factorized):
+            raise DeclarationError("block needs the gathered form with full matrices and no capacity: leave it out")
         if self.null is not None and self.shares != "normalised":
             raise DeclarationError('null experts divide the true shares by their sum: set shares="normalised"')
 
@@ -132,7 +136,26 @@ class SparseMoE(Declaration):
             b.size("g", "H_s", self.dim("shared"))
             base = b.feed_forward("shared_", b.x, "g", Value("shared", (DYNAMIC, "o"), "shared_down"), bias=self.bias)
             y = b.sum("y", y, base, "combine")
-        return b.layer("SparseMoE", y, self.declaration(), str(self), couples_tokens=self.capacity is not None)
+        return b.layer(
+            "SparseMoE",
+            y,
+            self.declaration(),
+            str(self),
+            couples_tokens=self.capacity is not None,
+            lowerings=self._lowerings(),
+        )
+
+    def _lowerings(self) -> dict[str, dict[str, Any]]:
+        """The declarations that "auto" leaves to choose from: a masked form has neither slots nor null experts."""
+        if (
+            self.lowering != "auto"
+            or self.capacity is not None
+            or self.null is not None
+            or self.block not in (1, BLOCK)
+        ):
+            return {}
+        masked = {k: v for k, v in self.declaration().items() if k != "block"}
+        return {"gathered": self.declaration() | {"lowering": "gathered"}, "masked": masked | {"lowering": "masked"}}
 
     def _routed(self, b: Builder, experts: Dim) -> Value:
         shares, positions, column = route(b, self, experts)
