@@ -1,8 +1,7 @@
 """Write the end of a program as a `torch.autograd.Function` that takes its tokens in chunks, forward and backward.
 
-What a chunk needs for a while lies in rooms that all chunks share, and what stays of it (the result, what is kept, the
-gradients of the inputs) in arrays over all tokens; gradients of weights are summed up in place, inside the product. So
-no chunk allocates anything. glibc maps every large tensor anew and gives it back when it is freed, and the faults of
+`tnmoe.stream` says where each value lies. Gradients of weights are summed up in place, inside the product, and no chunk
+allocates anything. glibc maps every large tensor anew and gives it back when it is freed, and the faults of
 its pages cost up to a third of the time of the products that write them (measured: 103 against 128 GFLOP/s, 512 tokens
 of a GPT-2 CP block, two threads of an AMD EPYC).
 """
@@ -10,8 +9,8 @@ of a GPT-2 CP block, two threads of an AMD EPYC).
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tnmoe.adjoint import Adjoint
 from tnmoe.backends.torch_statements import (
@@ -26,7 +25,6 @@ from tnmoe.backends.torch_statements import (
     nested,
     wrapped,
 )
-from tnmoe.cost import is_view
 from tnmoe.ops import (
     Add,
     Contract,
@@ -38,8 +36,8 @@ from tnmoe.ops import (
     Reduce,
     Value,
     matmul_groups,
-    operands,
 )
+from tnmoe.stream import Pass, backward_pass, forward_pass, kept_values
 
 CHUNKS = '''\
 def _chunks(tokens: int, most: int):
@@ -55,74 +53,33 @@ def _traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()'''
 """Helper of every module that calls one."""
 
-ELEMENTWISE = (Multiply, Add, Gelu, GeluBackward)
-"""Ops that may write their result over an operand of the same axes."""
-
 
 @dataclass
 class StreamWriter(Writer):
     """Writes the ops that one chunk runs.
 
     Attributes:
-        token: the index along which tokens are chunked.
-        arrays: results that get an array over all tokens.
+        place: where each value lies.
         given: values that exist beforehand.
-        rooms: the room of each result that has one.
-        shapes: the axes of each room, but for the first.
     """
 
-    token: str = ""
-    arrays: frozenset[str] = frozenset()
+    place: Pass | None = None
     given: tuple[Value, ...] = ()
-    rooms: dict[str, int] = field(default_factory=dict)
-    shapes: list[tuple[str, ...]] = field(default_factory=list)
+
+    @property
+    def token(self) -> str:
+        """The index along which tokens are chunked."""
+        return self.at_work.token
+
+    @property
+    def at_work(self) -> Pass:
+        """The pass that is written."""
+        assert self.place is not None
+        return self.place
 
     def whole(self, name: str) -> str:
         """How the array of a value over all tokens is written."""
         return f"{self.ref(name)}_all"
-
-    def placed(self, op: Op) -> bool:
-        """Whether the op writes its result where it is told to."""
-        out = op.out
-        if out.indices[:1] != (self.token,) or (self.product != "@" and isinstance(op, Contract | ContractAdd)):
-            return False
-        if isinstance(op, Contract):
-            return len(matmul_groups(op).batch) < 2
-        return isinstance(op, (ContractAdd, Reduce, *ELEMENTWISE))
-
-    def furnish(self, ops: Sequence[Op], owner: Mapping[str, str]) -> None:
-        """Give every placed result without an array a room; values that never live together share it."""
-        last = {owner[v.name]: k for k, op in enumerate(ops) for v in (op.out, *operands(op))}
-        free: list[int] = []
-        held: dict[str, int] = {}
-
-        def leave(before: int) -> None:
-            for name in [n for n in held if last[n] < before]:
-                free.append(held.pop(name))
-
-        for k, op in enumerate(ops):
-            name, shape = op.out.name, op.out.indices[1:]
-            if name in self.arrays or not self.placed(op):
-                continue
-            leave(k)
-            if isinstance(op, ELEMENTWISE):  # over an operand that dies here, if it has the same axes
-                dying = [v.name for v in operands(op) if v.name in held and last[v.name] == k]
-                over = next((n for n in dying if self._like(self.shapes[held[n]], shape)), None)
-                if over is not None and all(v.indices == op.out.indices for v in operands(op) if v.name == over):
-                    free.append(held.pop(over))
-            number = next((r for r in reversed(free) if self._like(self.shapes[r], shape)), None)
-            if number is None:
-                number = len(self.shapes)
-                self.shapes.append(shape)
-            else:
-                free.remove(number)
-            self.rooms[name] = held[name] = number
-
-    def _like(self, one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-        return self._lengths(one) == self._lengths(other)
-
-    def _lengths(self, indices: Iterable[str]) -> list[str]:
-        return [self.length(i) for i in indices]
 
     def length(self, index: str) -> str:
         """The size of an axis, as it is written."""
@@ -150,7 +107,7 @@ class StreamWriter(Writer):
         out = op.out
         if self.token not in out.indices:
             return self._summed(op)
-        if self.placed(op):
+        if self.at_work.placed(op):
             bound = broken(f"{self.ref(out.name)} = {self.at(out, part)}") if part else []
             return [*bound, *broken(self._out(op, self.ref(out.name)), axes_comment(out.indices), self.margin)]
         lines = self.statement(op)
@@ -186,7 +143,7 @@ class StreamWriter(Writer):
     def _summed(self, op: Op) -> list[str]:
         """What a chunk adds to a result that has no tokens."""
         target = self.ref(op.out.name)
-        if isinstance(op, Contract) and not matmul_groups(op).batch and self.product == "@":
+        if isinstance(op, Contract) and self.at_work.added_in_place(op):
             g = matmul_groups(op)
             lhs = self._matrix(op.lhs, g.batch, g.rows, g.inner)
             rhs = self._matrix(op.rhs, g.batch, g.inner, g.cols)
@@ -212,7 +169,7 @@ def stream_source(a: Adjoint, name: str, chunk: int, product: str) -> str:
 
 def _docstring(a: Adjoint, chunk: int) -> list[str]:
     stored = {p.name for p in (*a.program.parameters, *a.program.buffers)}
-    kept = listed([v.name for v in _kept(a)])
+    kept = listed([v.name for v in kept_values(a)])
     text = f"From {listed([v.name for v in a.inputs if v.name not in stored])} to the output, {chunk} tokens at a time."
     text += f" Keeps {kept}" if kept else " Keeps nothing but its inputs"
     again = listed([op.out.name for op in a.repeated])
@@ -220,32 +177,16 @@ def _docstring(a: Adjoint, chunk: int) -> list[str]:
     return docstring(textwrap.wrap(text, WIDTH - 10), 4)
 
 
-def _kept(a: Adjoint) -> list[Value]:
-    return [op.out for op in a.ops if op.out.name in a.kept and op.out in a.saved]
-
-
-def _owners(ops: Sequence[Op], given: Iterable[Value]) -> dict[str, str]:
-    """The value whose memory each value is."""
-    found = {v.name: v.name for v in given}
-    for op in ops:
-        found[op.out.name] = found[operands(op)[0].name] if is_view(op) else op.out.name
-    return found
-
-
 def _forward(a: Adjoint, chunk: int, product: str) -> list[str]:
-    program, forward, token = a.executed, a.forward, a.token
-    kept = [v for v in _kept(a) if token in v.indices]
-    arrays = frozenset(v.name for v in (program.output, *kept))
-    writer = StreamWriter(program, attributes=False, product=product, token=token, arrays=arrays, given=a.inputs)
-    ops = [op for op in forward if token in op.out.indices]
-    writer.furnish(ops, _owners(forward, a.inputs))
+    place, kept = forward_pass(a, placing=product == "@"), kept_values(a)
+    program, token, ops = place.program, place.token, place.ops
+    writer = StreamWriter(program, attributes=False, product=product, place=place, given=a.inputs)
     first = writer.whole(a.inputs[0].name)
     lines = wrapped("    def forward(", ["ctx", "keep: bool", *(_saved(writer, v) for v in a.inputs)], ") -> Tensor:")
     body = ["keep = keep and any(ctx.needs_input_grad)"] if kept else []
     body += [f"tokens = {first}.shape[0]", f"most = min(tokens, {chunk})"]
-    for op in forward:
-        if token not in op.out.indices:
-            body += writer.statement(op)
+    for op in place.once:
+        body += writer.statement(op)
     body += writer.allocation(writer.whole(program.output.name), first, "tokens", program.output.indices)
     if kept:
         body.append("extent = tokens if keep else most")
@@ -269,24 +210,9 @@ def _forward(a: Adjoint, chunk: int, product: str) -> list[str]:
 
 
 def _backward(a: Adjoint, chunk: int, product: str) -> list[str]:
-    program, token = a.as_program(), a.token
-    wanted = [a.wanted[v.name] for v in a.inputs if v.name in a.wanted]
-    arrays = frozenset(v.name for v in wanted if token in v.indices and v != a.seed)
-    writer = StreamWriter(
-        program, attributes=False, product=product, token=token, arrays=arrays, given=(*a.saved, a.seed)
-    )
-    backward = program.ops
-    ops = [op for op in backward if any(token in v.indices for v in (op.out, *operands(op)))]
-    sums = [op.out for op in ops if token not in op.out.indices]
-    summed = {v.name for v in sums}
-    once: list[Op] = []
-    after: list[Op] = []
-    for op in backward:
-        if op not in ops:
-            late = any(v.name in summed for v in operands(op))
-            (after if late else once).append(op)
-            summed |= {op.out.name} if late else set()
-    writer.furnish(ops, _owners(backward, (*a.saved, a.seed, *program.leaves)))
+    place = backward_pass(a, placing=product == "@")
+    program, token, ops = place.program, place.token, place.ops
+    writer = StreamWriter(program, attributes=False, product=product, place=place, given=(*a.saved, a.seed))
     seed = writer.whole(a.seed.name)
     position = {v.name: k + 1 for k, v in enumerate(a.inputs)}
     needs = {op: f"needs[{position[name]}]" for op, name in a.only_for.items()}
@@ -298,21 +224,21 @@ def _backward(a: Adjoint, chunk: int, product: str) -> list[str]:
         body.append(f"if needs[{position[name]}]:")
         body += broken(f'    raise RuntimeError("this module was planned without a gradient of {name}")')
     body += [f"tokens = {seed}.shape[0]", f"most = min(tokens, {chunk})"]
-    for op in once:
+    for op in place.once:
         body += writer.statement(op)
-    for v in {v.name: v for v in wanted if v.name in arrays}.values():
+    for v in place.arrays:
         condition = asked.get(v.name, "")
         body += writer.allocation(writer.whole(v.name), seed, "tokens", v.indices, condition=condition)
-    for v in sums:
+    for v in place.sums:
         condition = asked.get(v.name, "")
         body += writer.allocation(writer.ref(v.name), seed, "", v.indices, fill="zeros", condition=condition)
     body += _rooms(writer, seed)
     body.append(f"for at, room in _chunks(tokens, {chunk}):")
     inner = _bound(writer, [v for v in (*a.saved, a.seed) if token in v.indices], "at")
     inner += _bound_rooms(writer)
-    inner += _chunk_statements(writer, ops, dict.fromkeys(arrays, "at"), needs)
+    inner += _chunk_statements(writer, ops, {v.name: "at" for v in place.arrays}, needs)
     body += nested(inner)
-    for op in after:
+    for op in place.after:
         body += conditional(writer, op, needs[op]) if op in needs else writer.statement(op)
     results = ["None"]
     for v in a.inputs:
@@ -330,8 +256,8 @@ def _saved(writer: StreamWriter, value: Value) -> str:
 
 def _rooms(writer: StreamWriter, like: str) -> list[str]:
     lines: list[str] = []
-    for k, shape in enumerate(writer.shapes, start=1):
-        lines += writer.allocation(f"room_{k}", like, "most", (writer.token, *shape))
+    for k, shape in enumerate(writer.at_work.shapes, start=1):
+        lines += writer.allocation(f"room_{k}", like, "most", shape)
     return lines
 
 
@@ -346,10 +272,10 @@ def _bound(writer: StreamWriter, values: Sequence[Value], part: str) -> list[str
 def _bound_rooms(writer: StreamWriter) -> list[str]:
     """The names of what a room holds, one after the other."""
     lines: list[str] = []
-    for k in range(len(writer.shapes)):
+    for k in range(len(writer.at_work.shapes)):
         room = f"room_{k + 1}[room]"
         names: list[str] = []
-        for name in [writer.ref(name) for name, number in writer.rooms.items() if number == k]:
+        for name in [writer.ref(name) for name, number in writer.at_work.rooms.items() if number == k]:
             if names and len(" = ".join([*names, name, room])) + 12 > WIDTH:
                 lines.append(" = ".join([*names, room]))
                 names = []

@@ -6,20 +6,20 @@ The rules, besides those of `tnmoe.memory`, checked against torch's `MemTracker`
   keeps for its backward pass is returned as well, so it is never given up before.
 * Without autograd, what would be kept is gone when the function returns.
 * Its backward pass holds all that was kept until it returns, and hands the gradients on in the order of its inputs.
-* In chunks of tokens, all results are alive when `torch.cat` joins them. Backward visits the chunks from the last; the
-  gradients of a weight are added out of place, chunk by chunk; those of a data value wait for each other, and `split`'s
-  backward joins them.
+* In chunks of tokens, `tnmoe.stream` says what has an array, a room or a sum, all there before the first chunk. What a
+  chunk makes besides lives until the next one, or what follows, makes it anew.
 
 Autocast's copies are not counted: the module is of one dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tnmoe.adjoint import Adjoint
+from tnmoe.allocations import size
 from tnmoe.backward import saved_values
 from tnmoe.cost import is_view
 from tnmoe.gradient_memory import SEED, Backward, Gradient
@@ -27,6 +27,7 @@ from tnmoe.heap import Heap, Moment
 from tnmoe.memory import leave, leaves, memory_owners, run_ops
 from tnmoe.ops import Merge, Op, Value, operands, propagate
 from tnmoe.program import Program, gate_ops
+from tnmoe.stream import Pass, backward_pass, forward_pass
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class FunctionMemory:
         chunk: tokens that it takes at once; None for all.
         item: bytes of an element.
         needing: the leaves that need a gradient.
+        placing: whether products write their result where a streamed function tells them to.
     """
 
     adjoint: Adjoint
     chunk: int | None
     item: int
     needing: Set[str]
+    placing: bool = True
 
     @property
     def program(self) -> Program:
@@ -72,15 +75,11 @@ class FunctionMemory:
         return any(v.name in self.live for v in self.adjoint.inputs)
 
     @property
-    def chunks(self) -> tuple[int, ...]:
-        """Tokens of each call of the function; empty if it is called once, for all."""
-        if self.chunk is None:
-            return ()
-        tokens = self.program.sizes[self.adjoint.token]
-        assert isinstance(tokens, int)
-        whole, rest = divmod(tokens, self.chunk)
-        found = (self.chunk,) * whole + ((rest,) if rest else ())
-        return found if len(found) > 1 else ()
+    def tokens(self) -> int:
+        """Rows of the batch."""
+        found = self.program.sizes[self.adjoint.token]
+        assert isinstance(found, int)
+        return found
 
     def inference(self) -> list[Moment]:
         """The timeline of a forward pass without autograd, in evaluation mode."""
@@ -112,23 +111,78 @@ class FunctionMemory:
         leave(heap, gates, kept.union(self.owner[name] for name in program.coefficients))
         run_ops(replace(program, drops={}), self.before[len(gates) :], heap, self.item, phase, kept, live)
         out = self.owner[program.output.name]
-        for k, tokens in enumerate(self.chunks or (None,)):
-            part = self._part(program, tokens)
-            own = {name for name in self._kept if differentiated}
-            run_ops(part, self.adjoint.ops, heap, self.item, phase, own)
+        own = set(self._kept) if differentiated else set[str]()
+        if self.chunk is None:
+            run_ops(self._whole(program), self.adjoint.ops, heap, self.item, phase, own)
             leave(heap, self.adjoint.ops, own | {out})
-            for name in own if self.chunks else ():
-                heap.rename(name, _numbered(name, k))
-            if self.chunks:
-                heap.rename(out, _numbered(out, k))
-        if self.chunks:
-            count = self._bytes(program.output)
-            heap.step(phase, program.output.name, (count,))
-            heap.hold(out, count, "temporaries")
-            for k in range(len(self.chunks)):
-                heap.free(_numbered(out, k))
-            heap.done()
+        else:
+            place = forward_pass(self.adjoint, placing=self.placing)
+            rows = {v.name: self.tokens if v == program.output or own else self.most for v in place.arrays}
+            self._stream(heap, place, phase, rows, own)
+            for v in place.arrays:
+                if v.name not in own | {out}:
+                    heap.free(v.name)
         leave(heap, self.before, kept)
+
+    @property
+    def most(self) -> int:
+        """Rows of the largest chunk."""
+        assert self.chunk is not None
+        return min(self.tokens, self.chunk)
+
+    def _stream(
+        self,
+        heap: Heap,
+        place: Pass,
+        phase: str,
+        rows: Mapping[str, int],
+        kept: Set[str],
+        skipped: Set[Op] = frozenset(),
+    ) -> None:
+        """Run a pass in chunks; its arrays (of so many `rows`) and sums stay held, what else it makes is gone."""
+        program, made = place.program, set[str]()
+
+        def take(name: str, value: Value, count: int, kind: str = "temporaries") -> None:
+            sizes = {**program.sizes, place.token: count}
+            heap.step(phase, value.name, (size(value, sizes, self.item),))
+            if name in made:  # the name is bound anew: what it was is gone
+                heap.free(name)
+            heap.hold(name, size(value, sizes, self.item), kind)
+            heap.done()
+            made.add(name)
+
+        asked = {op.out.name for op in place.ops if op not in skipped}
+        for v in (*place.arrays, *place.sums):
+            if v.name in asked:
+                take(v.name, v, rows.get(v.name, self.most), "saved" if v.name in kept else "temporaries")
+        made.clear()
+        for op in place.once:
+            if not is_view(op) and op not in skipped:
+                take(op.out.name, op.out, self.most)
+        for number, shape in enumerate(place.shapes):
+            take(f"room {number}", Value(f"room_{number + 1}", shape), self.most)
+        summed = {v.name for v in place.sums}
+        for count in self._two_chunks:
+            for op in place.ops:
+                if op in skipped or is_view(op) or (place.placed(op) and op.out.name not in summed):
+                    continue
+                if op.out.name not in summed:
+                    take(f"{op.out.name} of a chunk", op.out, count)
+                elif not place.added_in_place(op):
+                    heap.step(phase, op.out.name, (size(op.out, program.sizes, self.item),))
+                    heap.done()
+        for op in place.after:
+            if not is_view(op) and op not in skipped:
+                take(op.out.name, op.out, self.most)
+                made.discard(op.out.name)
+        for name in made:
+            heap.free(name)
+        heap.done()
+
+    @property
+    def _two_chunks(self) -> tuple[int, ...]:
+        """Rows of the first chunks: all later ones are like the second, or smaller."""
+        return (self.most, min(self.most, self.tokens - self.most)) if self.tokens > self.most else (self.most,)
 
     @cached_property
     def _kept(self) -> tuple[str, ...]:
@@ -136,51 +190,29 @@ class FunctionMemory:
         made = {op.out.name for op in self.adjoint.ops}
         return tuple(dict.fromkeys(self.owner[v.name] for v in self.adjoint.saved if v.name in made))
 
-    def _part(self, program: Program, tokens: int | None) -> Program:
-        """A program on so many tokens, which gives up what is the function's own alone."""
+    def _whole(self, program: Program) -> Program:
+        """The program, which gives up what is the function's own alone."""
         own = {op.out.name for op in self.adjoint.ops} - self.adjoint.kept
         drops = {at: tuple(name for name in names if name in own) for at, names in program.drops.items()}
-        sizes = program.sizes if tokens is None else {**program.sizes, self.adjoint.token: tokens}
-        return replace(program, drops=drops, sizes=sizes)
-
-    def _bytes(self, value: Value) -> int:
-        return Backward(self.program, Heap(), self.item, frozenset(), {}).bytes(value)
+        return replace(program, drops=drops)
 
     # ---- backward --------------------------------------------------------------------------------------------
 
     def _backward(self, walk: Backward) -> None:
-        """Run the function's backward, of each chunk; its inputs get their gradients."""
+        """Run the function's backward; its inputs get their gradients."""
         heap, adjoint = walk.heap, self.adjoint
         seed = walk.gradients.pop(self.program.output.name)
-        parts: dict[str, list[Gradient]] = {}  # of what is split into chunks
-        chunks = tuple(enumerate(self.chunks or (None,)))
-        for k, tokens in reversed(chunks):
-            found = list(self._one(walk, tokens))
-            for name in self._kept:
-                heap.free(_numbered(name, k) if self.chunks else name)
-            if not k:
-                self._release(walk)
-                walk.give_up(seed)
-            heap.done()
-            split = [v.name for v, _ in found if self.chunks and adjoint.token in v.indices]
-            for v, gradient in found:
-                if v.name in split:
-                    parts.setdefault(v.name, []).append(gradient)
-            walk.hand_on(adjoint.ops[-1].out.name, [(v, g) for v, g in found if v.name not in split])
+        found = list(self._gradients(walk))
+        for name in self._kept:
+            heap.free(name)
+        self._release(walk)
+        walk.give_up(seed)
+        heap.done()
+        walk.hand_on(adjoint.ops[-1].out.name, found)
         later = {v.name for op in self.before for v in operands(op)}
         for v in adjoint.inputs:
             if v.name in walk.gradients and v in self.program.leaves and v.name not in later:
                 walk.accumulate(v)
-        for v in reversed(adjoint.inputs):
-            if v.name in parts:
-                heap.step("backward", v.name, (walk.bytes(v),))
-                joined = walk.made(v.name, walk.bytes(v))
-                for gradient in parts[v.name]:
-                    walk.give_up(gradient)
-                heap.done()
-                walk.hand_on(v.name, [(v, joined)])
-                if v in self.program.leaves and v.name not in later:
-                    walk.accumulate(v)
 
     def _release(self, walk: Backward) -> None:
         """Values made before the function that nothing but the function had saved."""
@@ -189,17 +221,21 @@ class FunctionMemory:
         for name in {self.owner[v.name] for v in self.adjoint.saved} & made - others:
             walk.heap.free(name)
 
-    def _one(self, walk: Backward, tokens: int | None) -> Iterator[tuple[Value, Gradient]]:
-        """Run the backward pass of one call; the gradients of the inputs that need one, in order."""
+    def _gradients(self, walk: Backward) -> Iterator[tuple[Value, Gradient]]:
+        """Run the backward pass; the gradients of the inputs that need one, in order."""
         heap, adjoint = walk.heap, self.adjoint
-        program = self._backward_program
-        if tokens is not None:
-            program = replace(program, sizes={**program.sizes, adjoint.token: tokens})
-        owner = memory_owners(program)
         skipped = {op for op, name in adjoint.only_for.items() if name not in self.live}
         wanted = [v for v in adjoint.inputs if v.name in adjoint.wanted and v.name in self.live]
+        program = adjoint.as_program() if self.chunk is None else replace(adjoint.as_program(), drops={})
+        owner = memory_owners(program)
         storages = {v.name: owner[adjoint.wanted[v.name].name] for v in wanted}
-        run_ops(program, program.ops, heap, self.item, "backward", skipped=skipped)
+        if self.chunk is None:
+            run_ops(program, program.ops, heap, self.item, "backward", skipped=skipped)
+        else:
+            place = backward_pass(adjoint, placing=self.placing)
+            rows = {v.name: self.tokens for v in place.arrays}
+            storages |= {name: adjoint.wanted[name].name for name in storages if adjoint.wanted[name].name in rows}
+            self._stream(heap, place, "backward", rows, frozenset(), skipped)
         leave(heap, program.ops, set(storages.values()))
         names: dict[str, str] = {}
         for v in wanted:
@@ -214,14 +250,6 @@ class FunctionMemory:
                 heap.rename(storage, names[storage])
                 walk.holders[names[storage]] = 1
             yield v, Gradient(names[storage], _is_whole(program, adjoint.wanted[v.name].name))
-
-    @cached_property
-    def _backward_program(self) -> Program:
-        return self.adjoint.as_program()
-
-
-def _numbered(name: str, chunk: int) -> str:
-    return f"{name} of chunk {chunk + 1}"
 
 
 def _is_whole(program: Program, name: str) -> bool:

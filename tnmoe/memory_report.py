@@ -63,7 +63,7 @@ class MemoryReport:
         adjoint, function = self.plan.adjoint, self.plan.function
         if adjoint is None or function is None:
             return None
-        return FunctionMemory(adjoint, function.chunk, self.item, self.needing)
+        return FunctionMemory(adjoint, function.chunk, self.item, self.needing, function.flavour != "fast")
 
     @cached_property
     def inference(self) -> tuple[Moment, ...]:
