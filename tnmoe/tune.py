@@ -28,6 +28,7 @@ from tnmoe.progress import bar
 from tnmoe.question import DEFAULT_TOKENS, Planable
 from tnmoe.race import Race, Runner
 from tnmoe.rematerialise import Memory
+from tnmoe.traffic import forward_traffic, total
 from tnmoe.trial import Bench
 from tnmoe.tuned import Measured, Tuned, winner
 from tnmoe.variants import Choices, Variant, choices, variant_of
@@ -46,6 +47,11 @@ KEPT = 2
 
 SHARES = (0.2, 0.6, 0.75, 1.0)
 """Of the budget, at which the stages of orders, variants and chunks, and the last one, end early."""
+
+
+MOST_MOVED = 4
+"""Times the elements of the order that moves the fewest: one that moves more is not tried. Near-ties in FLOPs may
+differ by a hundred times in what they write; a single pass of such an order would take most of the budget."""
 
 
 def tune(
@@ -78,7 +84,8 @@ def tune(
         device: "cpu" or "cuda"; on a CPU with as many threads as torch now uses.
         dtype: of weights and activations.
         training: forward and backward pass instead of the forward pass alone.
-        count: orders to measure; the cheapest by FLOPs of what is measured.
+        count: orders to measure; the cheapest by FLOPs of what is measured, without those that move more than four
+            times as many elements as another of them.
         layouts: as in `plan`; by default the plan's, "auto", "rows" and "columns".
         flavours: as in `plan`; by default all that make a difference on the device in that dtype.
         chunks: as in `plan`; by default None and the powers of two from 256 to 2048 below the number of tokens.
@@ -106,7 +113,7 @@ def tune(
     if type(rounds) is not int or not 1 <= rounds <= 10_000:
         raise PlanError(f"rounds must be an integer from 1 to 10,000, got {rounds!r}")
     check_budget(budget)
-    plans = _orders(what, tokens, sizes, training, count)
+    plans, moving = _bounded(_orders(what, tokens, sizes, training, count), what)
     layer = plans[0].layer
     allowed = choices(
         variant_of(what) if isinstance(what, Plan) else Variant(),
@@ -136,7 +143,7 @@ def tune(
         found = _measure(plans, allowed, Bench(plans[0], device, dtype, training), rounds, budget)
         rows = [m.to_mapping() for m in found.measured]
         cache.put(key, {"measured": rows, "decided": found.decided, "notes": list(found.notes)})
-    return Tuned(found.measured, winner(found.measured, found.decided), setting, cached, found.notes)
+    return Tuned(found.measured, winner(found.measured, found.decided), setting, cached, (*found.notes, *moving))
 
 
 def _setting(device: str, dtype: str, training: bool) -> str:
@@ -175,6 +182,26 @@ def _orders(
     own = next((k for k, p in enumerate(plans) if p.bound.ops == what.store("auto").bound.ops), None)
     plans = [*plans, what] if own is None else [*plans[:own], what, *plans[own + 1 :]]
     return [lean for p in plans if (lean := _as_lean(p, what)) is not None]
+
+
+def _bounded(plans: Sequence[Plan], own: object) -> tuple[list[Plan], list[str]]:
+    """The orders that move at most `MOST_MOVED` times what the leanest does, and the given plan; what is left out."""
+
+    def moved(planned: Plan) -> int:
+        found = total(
+            t.read + t.written for t in (forward_traffic(op, planned.bound.sizes) for op in planned.bound.ops)
+        )
+        return int(found)
+
+    amounts = [moved(p) for p in plans]
+    given = own.orders if isinstance(own, Plan) else None
+    kept = [a <= MOST_MOVED * min(amounts) or p.orders == given for a, p in zip(amounts, plans, strict=True)]
+    notes = [
+        f"Left out: an order of {p.flops:,} FLOPs that moves {a / min(amounts):.0f} times as many elements as another."
+        for a, p, k in zip(amounts, plans, kept, strict=True)
+        if not k
+    ]
+    return [p for p, k in zip(plans, kept, strict=True) if k], list(dict.fromkeys(notes))
 
 
 def _as_lean(planned: Plan, given: Plan) -> Plan | None:
