@@ -85,7 +85,7 @@ def test_formulas_of_a_part_read_like_the_papers_table(spec: Any, figure: str, f
             ((1, 20),),  # 100 r < 2,100; equal at 21
         ),
         # k of N experts run, or all: N - k > 0
-        (tnmoe.SparseMoE(8, 8, 4, 3, 16), tnmoe.DenseMoE(8, 16, 8, 4), "matmul_flops", "N", {}, ((4, None),)),
+        (tnmoe.SparseMoE(8, 8, 4, 3, 16, block=1), tnmoe.DenseMoE(8, 16, 8, 4), "matmul_flops", "N", {}, ((4, None),)),
         # d² < d · d never
         (tnmoe.Linear("d", "d"), tnmoe.Linear("d", "d"), "parameters", "d", {}, ()),
         # always: one row fewer

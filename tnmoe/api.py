@@ -107,11 +107,12 @@ def _chosen_alone(planned: Plan) -> Plan | None:
         return None
     values = {k: v for k, v in planned.values.items() if k in layer.free_symbols - {layer.token_symbol}}
     tokens = planned.values[planned.layer.token_symbol]
-    return plan(layer, tokens=tokens, sizes=values, input_gradients=planned.input_gradients)
+    found = plan(layer, tokens=tokens, sizes=values, input_gradients=planned.input_gradients)
+    return None if found.flops == planned.flops else found  # few tokens fill no blocks
 
 
 def _unpadded(layer: Layer) -> Layer:
-    """The same layer without the rows that fill an expert's blocks."""
+    """The same layer without the rows that fill up an expert's blocks."""
     sizes = dict(layer.sizes)
     nodes: list[Node] = []
     for node in layer.nodes:

@@ -62,7 +62,7 @@ def _block(
         Preset(
             f"{family}-sparse",
             f"{label}, sparse MoE (top-{ACTIVE} of {experts})",
-            SparseMoE(inputs, outputs, experts, ACTIVE, hidden, True, gpt),
+            SparseMoE(inputs, outputs, experts, ACTIVE, hidden, True, gpt, block=1),
             tokens,
             False,
         ),
@@ -88,7 +88,11 @@ def _head(experts: int, cp: int, tr: tuple[int, int, int]) -> tuple[Preset, ...]
             False,
         ),
         Preset(
-            f"{name}-sparse", f"{label}, sparse MoE (top-{ACTIVE})", SparseMoE(768, 1000, experts, ACTIVE), 256, False
+            f"{name}-sparse",
+            f"{label}, sparse MoE (top-{ACTIVE})",
+            SparseMoE(768, 1000, experts, ACTIVE, block=1),
+            256,
+            False,
         ),
     )
 

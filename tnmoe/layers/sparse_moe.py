@@ -56,6 +56,7 @@ class SparseMoE(Declaration):
             so many rows, up to (block - 1) · N more in all, and they run whatever is chosen. With 4, a token's result
             is the same to the bit on a CPU, whatever the other tokens of a batch of its size are, if the library's
             matrix product treats rows in groups of up to 4 (MKL with AVX2 does; float64 needs even widths besides).
+            The figures are then no polynomials, which `tnmoe.crossover` needs; those of 1 are.
             1 runs the chosen rows alone, k·T of them, and a token's last bits may change with the number of rows that
             share its expert. Fewer choices are multiplied one by one, which no other changes.
 
