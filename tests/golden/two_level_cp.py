@@ -43,7 +43,7 @@ class _Sparsemax(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, tangent: Tensor) -> Tensor:
-        chosen = ctx.saved_tensors[0] > 0
+        chosen: Tensor = ctx.saved_tensors[0] > 0
         tangent = tangent * chosen
         return tangent - chosen * (tangent.sum(-1, keepdim=True) / chosen.sum(-1, keepdim=True))
 
