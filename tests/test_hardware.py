@@ -20,6 +20,7 @@ import tnmoe
 from tnmoe import ops, routing_ops
 from tnmoe.calibrate import calibrate
 from tnmoe.device_profile import DeviceProfile, default_path, load_cached
+from tnmoe.fused_ops import ContractMix, ContractMultiply, DualContract
 from tnmoe.hardware import op_seconds, predict, working_set
 from tnmoe.ops import Value
 from tnmoe.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Rates
@@ -77,6 +78,19 @@ EXAMPLES: dict[str, tuple[ops.Op, float | None]] = {
     ),
     "Split": (ops.Split(Value("z", ("t", "a", "b")), X, "i", ("a", "b")), OVERHEAD["split"]),
     "Merge": (ops.Merge(Y, Value("z", ("t", "a", "b")), "o", ("a", "b")), OVERHEAD["merge"]),
+    # fused ones take what they stand for takes: no profile times their kernels
+    "ContractMultiply": (
+        ContractMultiply(Value("z", ("t", "o")), X, W, None, Y),
+        8192e-9 + OVERHEAD["matmul"] + 3 * 1024 / 2e9 + OVERHEAD["Multiply"],
+    ),
+    "DualContract": (
+        DualContract(Y, X, W, None, X, W, BIAS),
+        2 * (8192e-9 + OVERHEAD["matmul"]) + 512e-9 + OVERHEAD["bias"] + 3 * 1024 / 2e9 + OVERHEAD["Multiply"],
+    ),
+    "ContractMix": (  # a product of 32·16·16, its columns merged and split again, and a batched one of 32·4·2·8
+        ContractMix(Value("z", ("t", "a", "o")), Value("m", ("t", "a", "b")), X, Value("w", ("i", "b", "o")), None),
+        16384e-9 + OVERHEAD["matmul"] + OVERHEAD["merge"] + OVERHEAD["split"] + 4096 / 5e8 + OVERHEAD["batched"],
+    ),
     "GeluBackward": (ops.GeluBackward(Z, X, X), None),  # forward passes are what is timed
 }
 
