@@ -88,7 +88,7 @@ def test_presets_take_the_memory_predicted(name: str, memory: str) -> None:
 def test_a_function_by_hand() -> None:
     """16→24, 8 experts, CP of rank 12, softmax, 10 tokens, float32; all of it kept, in chunks of 5.
 
-    Weights 2864, x 640 (as in `test_a_layer_by_hand`). Of a value t·n 320, t·r 480, t·o 960. The function keeps experts,
+    Weights 2864, x 640 (as in `test_a_layer_by_hand`). Of a value t·n 320, t·r 480, t·o 960. The function keeps experts
     projected and gated, 3·480, and the coefficients, 320, which softmax keeps as well; chunks fill the result, 960.
     """
     spec = tnmoe.MuMoE(16, 24, 8, tnmoe.CP(12), gate=tnmoe.Gate("softmax", "none"))
