@@ -50,13 +50,6 @@ class _Entmax15Root(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        root: Tensor = ctx.saved_tensors[0]
-        mean = (root * tangent).sum(-1, keepdim=True) / root.sum(-1, keepdim=True)
-        return (root > 0) * (tangent - mean) / 2
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -105,13 +98,6 @@ class _Sparsemax(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        chosen: Tensor = ctx.saved_tensors[0] > 0
-        tangent = tangent * chosen
-        return tangent - chosen * (tangent.sum(-1, keepdim=True) / chosen.sum(-1, keepdim=True))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

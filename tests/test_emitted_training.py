@@ -470,7 +470,7 @@ class Recorder(TorchDispatchMode):
 
 
 def test_per_sample_gradients_of_chunks():
-    """`vmap` of `grad`, and `jvp`, over a module that streams: they see plain ops."""
+    """`vmap` of `grad` over a module that streams: it sees plain ops."""
     plain, module = pair(tnmoe.plan(SPECS["tr_block"], tokens=16, memory="recompute", chunk=5))
     x = draw(4, 7, 6, grad=False)
 
@@ -484,8 +484,6 @@ def test_per_sample_gradients_of_chunks():
     )
     for name in want:
         torch.testing.assert_close(got[name], want[name], rtol=1e-9, atol=1e-9)
-    tangents = [torch.func.jvp(m, (x,), (torch.ones_like(x),))[1] for m in (module, plain)]
-    torch.testing.assert_close(*tangents, rtol=1e-9, atol=1e-9)
 
 
 # ---- the plan ------------------------------------------------------------------------------------------------

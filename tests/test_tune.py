@@ -510,7 +510,8 @@ def test_defaults_follow_the_device_and_the_tokens() -> None:
     assert found().chunks == (None, 256, 512, 1024, 2048)
     assert found(tokens=512).chunks == (None, 256)
     assert found(tokens=None).chunks == found(tokens=1).chunks == (None,)
-    assert found(device="cuda").flavours == found(dtype="float64").flavours == ("portable",)
+    assert found(device="cuda", dtype="float64").flavours == found(dtype="float64").flavours == ("portable",)
+    assert found(device="cuda").flavours == ("portable", "triton")
     assert found().flavours == ("portable", "fast")
     assert (found().memory, found(training=True).memory) == ((None,), (None, "save"))
 

@@ -20,8 +20,11 @@ PLANNED = "planned"
 CHUNKS = (256, 512, 1024, 2048)
 """Tokens at once that are tried by default: temporaries of a block fit into caches, and products are large still."""
 
-LIMITED = {"fast": ("cpu", "float32")}
-"""Device and dtype to which a flavour is limited; elsewhere it runs what "portable" runs."""
+LIMITED = {
+    "fast": frozenset({("cpu", "float32")}),
+    "triton": frozenset({("cuda", "float32"), ("cuda", "bfloat16"), ("cuda", "float16")}),
+}
+"""Devices and dtypes to which a flavour is limited; elsewhere it runs what "portable" runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ def choices(
     Raises:
         PlanError: a name or number that is none, or nothing to choose from.
     """
-    offered = [f for f in FLAVOURS if LIMITED.get(f, (device, dtype)) == (device, dtype)]
+    offered = [f for f in FLAVOURS if f not in LIMITED or (device, dtype) in LIMITED[f]]
     sizes = [c for c in CHUNKS if tokens is not None and c < tokens]
     policies: list[Memory] = [PLANNED] if given.memory == PLANNED else [None, "save"] if training else [None]
     found = Choices(

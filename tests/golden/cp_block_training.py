@@ -42,13 +42,6 @@ class _Entmax15Root(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def jvp(ctx, tangent: Tensor) -> Tensor:
-        root: Tensor = ctx.saved_tensors[0]
-        mean = (root * tangent).sum(-1, keepdim=True) / root.sum(-1, keepdim=True)
-        return (root > 0) * (tangent - mean) / 2
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:

@@ -39,13 +39,6 @@ class _Sparsemax(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    def jvp(ctx, tangent: Tensor) -> Tensor:
-        chosen: Tensor = ctx.saved_tensors[0] > 0
-        tangent = tangent * chosen
-        return tangent - chosen * (tangent.sum(-1, keepdim=True) / chosen.sum(-1, keepdim=True))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
