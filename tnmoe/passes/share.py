@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, replace
 
-from tnmoe.ops import Add, BatchNorm, Contract, Multiply, Noise, Op, Value, rename, results
+from tnmoe.ops import Add, BatchNorm, Contract, Multiply, Noise, Op, Reduce, Value, rename, results
 from tnmoe.program import Program
 
 COMMUTATIVE = (Contract, Multiply, Add)
 
-IMPURE = (Noise, BatchNorm)
-"""Ops that draw numbers or move running statistics: run twice they are not what they are once."""
+APART = (Noise, BatchNorm, Reduce)
+"""Ops that draw numbers or move running statistics, which run twice are not what they are once; and sums, of which a
+folded bias repeats some that planners price as they are lowered: an order's price has to be its program's."""
 
 
 def share(program: Program) -> Program:
@@ -28,7 +29,7 @@ def share(program: Program) -> Program:
         found: list[Op] = []
         for op in (rename(op, same) for op in ops):
             earlier = first.setdefault(_meaning(op), op)
-            if earlier is op or isinstance(op, IMPURE) or known & {v.name for v in results(op)}:
+            if earlier is op or isinstance(op, APART) or known & {v.name for v in results(op)}:
                 found.append(op)
             else:
                 pairs = zip(results(op), results(earlier), strict=True)
