@@ -101,7 +101,7 @@ def _class(unit: Unit, made_from: Unit | None = None) -> str:
         lines += [*_init(program), "", *_reset(program, _STARTS if unit.batched else "Draw fresh weights.")]
     else:
         lines += frozen_init(made_from)
-    writer = Writer(program)
+    writer = Writer(program, product=unit.product)
     gates = gate_ops(program)
     if unit.batched:
         lines += ["", *rows(program.inputs[0], program)]

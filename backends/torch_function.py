@@ -55,11 +55,17 @@ _onednn = _find_onednn()
 
 
 def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a @ b, plus a bias if given: by oneDNN for float32 on a CPU, else by public products."""
-    eager = not torch.compiler.is_compiling() and torch.backends.mkldnn.enabled
-    float32 = a.dtype == b.dtype == torch.float32 and a.device.type == b.device.type == "cpu"
-    if _onednn is not None and eager and float32 and 0 not in a.shape:
-        return _onednn(a, b.mT, bias, "none", [], "")  # without autograd: for functions only
+    """a @ b, plus a bias if given: by oneDNN for float32 on a CPU, else by public products.
+
+    oneDNN's has no autograd, and for a single row it is slower.
+    """
+    tensors = [t for t in (a, b, bias) if t is not None]
+    if _onednn is not None and not torch.compiler.is_compiling():
+        asked = torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")
+        float32 = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if asked and float32 and not learns and min(a.shape) > 1:
+            return _onednn(a, b.mT, bias, "none", [], "")
     return a @ b if bias is None else torch.addmm(bias, a, b)'''
 """Matrix product of the flavour `fast`."""
 
@@ -124,7 +130,8 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
     arguments = [writer.ref(v.name) for v in a.inputs]
     if unit.chunk is None:
         lines = wrapped("operands = _autocast(", arguments, ")", margin=8)
-        return [*lines, f"{target} = {name}.apply(*operands)[0]{comment}"]
+        lines += broken(f"function = {name}.apply if torch.is_grad_enabled() else {name}.forward", margin=8)
+        return [*lines, f"{target} = function(*operands)[0]{comment}"]
     writer.margin = 12
     return [
         "if _traced():",

@@ -26,6 +26,7 @@ class Unit:
         function: the end of the program as a function with a backward pass of its own, if it is to have one.
         inference: the class has no gradients, and norms always use running statistics.
         frozen: the inference form of the class, if it is to have one.
+        product: function that multiplies two matrices outside the function; by default the operator.
     """
 
     program: Program
@@ -37,6 +38,7 @@ class Unit:
     function: FunctionUnit | None = None
     inference: bool = False
     frozen: Frozen | None = None
+    product: str = "@"
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,9 @@ LOCALS = frozenset(
         "extent",
         "at",
         "held",
+        "kept",
+        "number",
+        "function",
         "room",
         "_",
     }

@@ -37,7 +37,7 @@ from tnmoe.ops import (
     Value,
     matmul_groups,
 )
-from tnmoe.stream import Pass, backward_pass, forward_pass, kept_values
+from tnmoe.stream import Pass, backward_pass, forward_pass, kept_values, listed_values
 
 CHUNKS = '''\
 def _chunks(tokens: int, most: int):
@@ -179,7 +179,8 @@ def _docstring(a: Adjoint, chunk: int) -> list[str]:
 
 def _forward(a: Adjoint, chunk: int, product: str) -> list[str]:
     place, kept = forward_pass(a, placing=product == "@"), kept_values(a)
-    program, token, ops = place.program, place.token, place.ops
+    program, token, ops, listed = place.program, place.token, place.ops, place.listed
+    extended = [v for v in kept if v not in listed]
     writer = StreamWriter(program, attributes=False, product=product, place=place, given=a.inputs)
     first = writer.whole(a.inputs[0].name)
     lines = wrapped("    def forward(", ["ctx", "keep: bool", *(_saved(writer, v) for v in a.inputs)], ") -> Tensor:")
@@ -188,19 +189,24 @@ def _forward(a: Adjoint, chunk: int, product: str) -> list[str]:
     for op in place.once:
         body += writer.statement(op)
     body += writer.allocation(writer.whole(program.output.name), first, "tokens", program.output.indices)
-    if kept:
+    if extended:
         body.append("extent = tokens if keep else most")
-    for v in kept:
+    for v in extended:
         body += writer.allocation(writer.whole(v.name), first, "extent", v.indices)
+    if listed:
+        body.append("kept = []  # of every chunk")
     body += _rooms(writer, first)
     body.append(f"for at, room in _chunks(tokens, {chunk}):")
-    inner = ["held = at if keep else room"] if kept else []
+    inner = ["held = at if keep else room"] if extended else []
     inner += _bound(writer, [v for v in a.inputs if token in v.indices], "at")
     inner += _bound_rooms(writer)
-    parts = {program.output.name: "at", **{v.name: "held" for v in kept}}
+    parts = {program.output.name: "at", **{v.name: "held" for v in extended}}
     inner += _chunk_statements(writer, ops, parts, {})
+    if listed:
+        names = [writer.ref(v.name) for v in listed]
+        inner += ["if keep:", *nested(wrapped("kept += ", names, "", parenthesised=True, margin=16))]
     body += nested(inner)
-    saved = [_saved(writer, v) for v in a.saved]
+    saved = _saved_names(writer, a, listed)
     if kept:
         body += ["if keep:", *nested(wrapped("ctx.save_for_backward(", saved, ")", margin=12))]
     else:
@@ -218,7 +224,9 @@ def _backward(a: Adjoint, chunk: int, product: str) -> list[str]:
     needs = {op: f"needs[{position[name]}]" for op, name in a.only_for.items()}
     asked = {op.out.name: condition for op, condition in needs.items()}
     lines = [f"    def backward(ctx, {seed}: Tensor):"]
-    body = wrapped("", [_saved(writer, v) for v in a.saved], " = ctx.saved_tensors", parenthesised=True, margin=8)
+    listed = listed_values(a, placing=place.placing)
+    saved = _saved_names(writer, a, listed)
+    body = wrapped("", saved, " = ctx.saved_tensors", parenthesised=True, margin=8)
     body.append("needs = ctx.needs_input_grad")
     for name in (v.name for v in a.inputs if v.name not in a.wanted):
         body.append(f"if needs[{position[name]}]:")
@@ -233,8 +241,15 @@ def _backward(a: Adjoint, chunk: int, product: str) -> list[str]:
         condition = asked.get(v.name, "")
         body += writer.allocation(writer.ref(v.name), seed, "", v.indices, fill="zeros", condition=condition)
     body += _rooms(writer, seed)
-    body.append(f"for at, room in _chunks(tokens, {chunk}):")
-    inner = _bound(writer, [v for v in (*a.saved, a.seed) if token in v.indices], "at")
+    if listed:
+        body.append(f"for number, (at, room) in enumerate(_chunks(tokens, {chunk})):")
+    else:
+        body.append(f"for at, room in _chunks(tokens, {chunk}):")
+    inner = _bound(writer, [v for v in (*a.saved, a.seed) if token in v.indices and v not in listed], "at")
+    if listed:
+        names, n = [writer.ref(v.name) for v in listed], len(listed)
+        part = "[number : number + 1]" if n == 1 else f"[{n} * number : {n} * (number + 1)]"
+        inner += wrapped("", names, f" = kept{part}", parenthesised=True, margin=12)
     inner += _bound_rooms(writer)
     inner += _chunk_statements(writer, ops, {v.name: "at" for v in place.arrays}, needs)
     body += nested(inner)
@@ -252,6 +267,11 @@ def _backward(a: Adjoint, chunk: int, product: str) -> list[str]:
 def _saved(writer: StreamWriter, value: Value) -> str:
     """How a value is written outside the chunks."""
     return writer.whole(value.name) if writer.token in value.indices else writer.ref(value.name)
+
+
+def _saved_names(writer: StreamWriter, a: Adjoint, listed: Sequence[Value]) -> list[str]:
+    """What the backward pass reads, as it is written; last the tensors of every chunk."""
+    return [*(_saved(writer, v) for v in a.saved if v not in listed), *(["*kept"] if listed else [])]
 
 
 def _rooms(writer: StreamWriter, like: str) -> list[str]:

@@ -209,9 +209,9 @@ class _Logits:
         return COUNT * (self.count // self.width)
 
     @property
-    def steps(self) -> int:
-        digits = (self.width - 1).bit_length()
-        return 3 + digits - digits // 4 + 2 * (self.item == 8)
+    def digits(self) -> int:
+        """⌈log2 of the width⌉, on which the number of Newton's steps depends."""
+        return (self.width - 1).bit_length()
 
     def gate(self, threshold: Script, *, halved: bool) -> Script:
         """The forward pass of either autograd function, around its threshold; what stays is its result."""
@@ -249,10 +249,11 @@ def _entmax15(count: int, width: int, item: int) -> Script:
             -(4 * e + z.wide * width + chosen),
         )
         return z.gate(threshold, halved=True)
-    slope = (row, row, -row)
-    tau = (row, row, -row, row, -row, row, -row, -row)  # sum, difference, quotient, sum; the one before
-    first, later = (e, *slope, *tau), (e, -e, *slope, -row, *tau)
-    return z.gate((row, *first, *later * (z.steps - 1), -(e + row)), halved=True)
+    # difference, product, sum, quotient, sum; the threshold before
+    tau = (row, row, -row, row, row, -2 * row, row, -row, -row)
+    first, later = (e, row, *tau), (e, -e, row, -row, *tau)
+    steps = 3 + z.digits // 2 + (item == 8)
+    return z.gate((row, *first, *later * (steps - 1), -(e + row)), halved=True)
 
 
 def _sparsemax(count: int, width: int, item: int) -> Script:
@@ -270,4 +271,5 @@ def _sparsemax(count: int, width: int, item: int) -> Script:
         return z.gate(threshold, halved=False)
     tau = (row, row, row, -2 * row, row, -row, -row)  # difference, sum, quotient, sum; the one before
     first, later = (e, row, *tau), (e, -e, row, -row, *tau)
-    return z.gate((row, *first, *later * (z.steps - 1), -(e + row)), halved=False)
+    steps = 3 + z.digits - z.digits // 4 + 2 * (item == 8)
+    return z.gate((row, *first, *later * (steps - 1), -(e + row)), halved=False)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tnmoe._version import __version__
 from tnmoe.backends import torch as torch_backend
-from tnmoe.backends.torch_function import FunctionUnit
+from tnmoe.backends.torch_function import PRODUCTS, FunctionUnit
 from tnmoe.backends.torch_methods import Frozen, Unit
 from tnmoe.built import remember
 from tnmoe.cost_report import CostReport
@@ -194,9 +194,10 @@ def _unit(planned: Plan, name: str, freeze: bool) -> Unit:
         if adjoint is None or planned.function is None
         else FunctionUnit(adjoint, planned.function.flavour, planned.function.chunk)
     )
-    frozen = _frozen(planned, name) if freeze else None
+    product = "@" if function is None else PRODUCTS[function.flavour]
+    frozen = _frozen(planned, name, product) if freeze else None
     summary, batched = planned.layer.summary, planned.layer.batched
-    return Unit(planned.bound, name, title, summary, notes, batched, function, frozen=frozen)
+    return Unit(planned.bound, name, title, summary, notes, batched, function, frozen=frozen, product=product)
 
 
 def _orders(planned: Plan) -> list[str]:
@@ -207,7 +208,7 @@ def _orders(planned: Plan) -> list[str]:
     ]
 
 
-def _frozen(trained: Plan, name: str) -> Frozen:
+def _frozen(trained: Plan, name: str, product: str) -> Frozen:
     """The inference form of a class."""
     planned = for_inference(trained)
     report = cost(trained, inference=True)
@@ -227,6 +228,7 @@ def _frozen(trained: Plan, name: str) -> Frozen:
         notes,
         planned.layer.batched,
         inference=True,
+        product=product,
     )
     orders = {p.name: p.indices for p in (*trained.bound.parameters, *trained.bound.buffers)}
     return Frozen(unit, fold_weights(planned.bound), orders)

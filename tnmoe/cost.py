@@ -132,17 +132,20 @@ def joint_indices(lhs: Value, rhs: Value) -> tuple[str, ...]:
 def _special(op: Op, sizes: Mapping[str, Dim]) -> Dim:
     """FLOPs of an op that is not multilinear, counted off its definition in `backends/numpy.py`.
 
-    The threshold of a sparse gate is searched as the emitted module does it for all but small batches, which it sorts.
+    The threshold of a sparse gate is searched as the emitted module does it for all but small batches, which it sorts,
+    in as many steps as it takes for types of up to 32 bits.
     """
     match op:
         case Softmax(_, x):  # maximum, difference, exponential, sum, quotient
             return 5 * elements(x.indices, sizes)
         case Entmax15(_, x, index):
-            # maximum, difference, half, clamp; a step: difference, clamp, sum, square, sum; difference, clamp, square
-            return elements(x.indices, sizes) * (7 + 5 * newton_steps(sizes[index]))
+            # maximum, difference, half, clamp; a step: difference, clamp, square, sum, sum; difference, clamp, square
+            steps = 3 + ceil_log2(sizes[index]) // 2
+            return elements(x.indices, sizes) * (7 + 5 * steps)
         case Sparsemax(_, x, index):
             # maximum, difference, clamp; a step: difference, clamp, sum, sign, sum; difference, clamp
-            return elements(x.indices, sizes) * (5 + 5 * newton_steps(sizes[index]))
+            digits = ceil_log2(sizes[index])
+            return elements(x.indices, sizes) * (5 + 5 * (3 + digits - digits // 4))
         case Sigmoid(_, x):  # minus, exponential, 1 +, reciprocal
             return 4 * elements(x.indices, sizes)
         case Gelu(_, x):  # over √2, erf, 1 +, half, times x
@@ -156,12 +159,6 @@ def _special(op: Op, sizes: Mapping[str, Dim]) -> Dim:
             return 5 * elements(x.indices, sizes)
         case _:
             raise CostError(f"op {type(op).__name__} has no cost formula; add one to tnmoe/cost.py")
-
-
-def newton_steps(experts: Dim) -> Dim:
-    """Steps of the search for the threshold of a sparse gate, as emitted for types of up to 32 bits."""
-    digits = ceil_log2(experts)
-    return cast(Dim, 3 + digits - digits // 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ The rules, besides those of `tnmoe.memory`, checked against torch's `MemTracker`
   keeps for its backward pass is returned as well, so it is never given up before.
 * Without autograd, what would be kept is gone when the function returns.
 * Its backward pass holds all that was kept until it returns, and hands the gradients on in the order of its inputs.
-* In chunks of tokens, `tnmoe.stream` says what has an array, a room or a sum, all there before the first chunk. What a
-  chunk makes besides lives until the next one, or what follows, makes it anew.
+* In chunks of tokens, `tnmoe.stream` says what has an array, a room or a sum, all there before the first chunk, and
+  what of each chunk is kept as it is. What a chunk makes besides lives until the next one, or what follows, makes it
+  anew.
 
 Autocast's copies are not counted: the module is of one dtype.
 """
@@ -27,7 +28,7 @@ from tnmoe.heap import Heap, Moment
 from tnmoe.memory import leave, leaves, memory_owners, run_ops
 from tnmoe.ops import Merge, Op, Value, operands, propagate
 from tnmoe.program import Program, gate_ops
-from tnmoe.stream import Pass, backward_pass, forward_pass
+from tnmoe.stream import Pass, backward_pass, forward_pass, listed_values
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class FunctionMemory:
         kept: Set[str],
         skipped: Set[Op] = frozenset(),
     ) -> None:
-        """Run a pass in chunks; its arrays (of so many `rows`) and sums stay held, what else it makes is gone."""
+        """Run a pass in chunks; its arrays (of so many `rows`), sums and what is kept stay held, all else is gone."""
         program, made = place.program, set[str]()
 
         def take(name: str, value: Value, count: int, kind: str = "temporaries") -> None:
@@ -162,11 +163,19 @@ class FunctionMemory:
         for number, shape in enumerate(place.shapes):
             take(f"room {number}", Value(f"room_{number + 1}", shape), self.most)
         summed = {v.name for v in place.sums}
-        for count in self._two_chunks:
+        listed = {v.name for v in place.listed} & kept
+        for number, count in enumerate(
+            self._chunks if listed else self._chunks[:2]
+        ):  # all later ones are as the second
             for op in place.ops:
                 if op in skipped or is_view(op) or (place.placed(op) and op.out.name not in summed):
                     continue
-                if op.out.name not in summed:
+                if op.out.name in listed:
+                    made_of = size(op.out, {**program.sizes, place.token: count}, self.item)
+                    heap.step(phase, op.out.name, (made_of,))
+                    heap.hold(_of_chunk(op.out.name, number), made_of, "saved")
+                    heap.done()
+                elif op.out.name not in summed:
                     take(f"{op.out.name} of a chunk", op.out, count)
                 elif not place.added_in_place(op):
                     heap.step(phase, op.out.name, (size(op.out, program.sizes, self.item),))
@@ -179,16 +188,26 @@ class FunctionMemory:
             heap.free(name)
         heap.done()
 
-    @property
-    def _two_chunks(self) -> tuple[int, ...]:
-        """Rows of the first chunks: all later ones are like the second, or smaller."""
-        return (self.most, min(self.most, self.tokens - self.most)) if self.tokens > self.most else (self.most,)
+    @cached_property
+    def _chunks(self) -> tuple[int, ...]:
+        """Rows of each chunk."""
+        whole, rest = divmod(self.tokens, self.most)
+        return (self.most,) * whole + ((rest,) if rest else ())
 
     @cached_property
     def _kept(self) -> tuple[str, ...]:
-        """Storages of the function's own that its backward pass reads."""
+        """Values of the function's own that its backward pass reads."""
         made = {op.out.name for op in self.adjoint.ops}
         return tuple(dict.fromkeys(self.owner[v.name] for v in self.adjoint.saved if v.name in made))
+
+    @property
+    def _kept_storages(self) -> tuple[str, ...]:
+        """What holds them: one tensor for all tokens, or one for each chunk."""
+        if self.chunk is None:
+            return self._kept
+        listed = {v.name for v in listed_values(self.adjoint, placing=self.placing)}
+        chunks = range(len(self._chunks))
+        return tuple(s for n in self._kept for s in ([_of_chunk(n, k) for k in chunks] if n in listed else [n]))
 
     def _whole(self, program: Program) -> Program:
         """The program, which gives up what is the function's own alone."""
@@ -203,7 +222,7 @@ class FunctionMemory:
         heap, adjoint = walk.heap, self.adjoint
         seed = walk.gradients.pop(self.program.output.name)
         found = list(self._gradients(walk))
-        for name in self._kept:
+        for name in self._kept_storages:
             heap.free(name)
         self._release(walk)
         walk.give_up(seed)
@@ -250,6 +269,11 @@ class FunctionMemory:
                 heap.rename(storage, names[storage])
                 walk.holders[names[storage]] = 1
             yield v, Gradient(names[storage], _is_whole(program, adjoint.wanted[v.name].name))
+
+
+def _of_chunk(name: str, number: int) -> str:
+    """The name of a value's part that one chunk keeps."""
+    return f"{name} of chunk {number + 1}"
 
 
 def _is_whole(program: Program, name: str) -> bool:

@@ -1,8 +1,9 @@
 """Where the values of a function lie that takes its tokens in chunks: arrays, rooms and sums.
 
 What a chunk needs for a while lies in rooms that all chunks share, and what stays of it (the result, what is kept, the
-gradients of the inputs) in arrays over all tokens; gradients of weights are summed up. The emitter writes what is
-decided here, and the memory report counts it.
+gradients of the inputs) in arrays over all tokens; gradients of weights are summed up. Where products do not write
+their result where they are told to, what is kept stays a tensor of each chunk, for an array would be a copy. The
+emitter writes what is decided here, and the memory report counts it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Pass:
         ops: ops of each chunk.
         after: ops on sums over all chunks.
         arrays: results of `ops` that get an array over all tokens.
+        listed: results of `ops` that are kept as they are, one tensor for each chunk.
         placing: whether products write their result where they are told to; oneDNN's do not.
         rooms: the room of each other result that is written where it is told to be.
         shapes: the axes of each room.
@@ -53,6 +55,7 @@ class Pass:
     ops: tuple[Op, ...]
     after: tuple[Op, ...]
     arrays: tuple[Value, ...]
+    listed: tuple[Value, ...]
     placing: bool
     rooms: Mapping[str, int]
     shapes: tuple[tuple[str, ...], ...]
@@ -64,7 +67,7 @@ class Pass:
 
     def placed(self, op: Op) -> bool:
         """Whether the op writes its result into an array or a room."""
-        return _placed(op, self.token, self.placing)
+        return op.out not in self.listed and _placed(op, self.token, self.placing)
 
     def added_in_place(self, op: Op) -> bool:
         """Whether the product of a chunk is added to its sum as it is made."""
@@ -76,14 +79,20 @@ def kept_values(a: Adjoint) -> tuple[Value, ...]:
     return tuple(op.out for op in a.ops if op.out.name in a.kept and op.out in a.saved and a.token in op.out.indices)
 
 
+def listed_values(a: Adjoint, *, placing: bool) -> tuple[Value, ...]:
+    """Those of them that are kept as one tensor for each chunk."""
+    return () if placing else kept_values(a)
+
+
 def forward_pass(a: Adjoint, *, placing: bool) -> Pass:
-    """The forward pass; its arrays are the result and what is kept."""
+    """The forward pass; its arrays are the result and, if products can write there, what is kept."""
     program, ops, token = a.executed, a.forward, a.token
-    arrays = (program.output, *kept_values(a))
+    kept, listed = kept_values(a), listed_values(a, placing=placing)
+    arrays = (program.output, *(v for v in kept if v not in listed))
     once = tuple(op for op in ops if token not in op.out.indices)
     chunk = tuple(op for op in ops if token in op.out.indices)
-    rooms, shapes = _furnish(program, token, chunk, {v.name for v in arrays}, placing)
-    return Pass(program, token, once, chunk, (), arrays, placing, rooms, shapes)
+    rooms, shapes = _furnish(program, token, chunk, {v.name for v in (*arrays, *listed)}, placing)
+    return Pass(program, token, once, chunk, (), arrays, listed, placing, rooms, shapes)
 
 
 def backward_pass(a: Adjoint, *, placing: bool) -> Pass:
@@ -102,7 +111,7 @@ def backward_pass(a: Adjoint, *, placing: bool) -> Pass:
             (after if waits else once).append(op)
             late |= {op.out.name} if waits else set()
     rooms, shapes = _furnish(program, token, chunk, {v.name for v in arrays}, placing)
-    return Pass(program, token, tuple(once), chunk, tuple(after), arrays, placing, rooms, shapes)
+    return Pass(program, token, tuple(once), chunk, tuple(after), arrays, (), placing, rooms, shapes)
 
 
 def _placed(op: Op, token: str, placing: bool) -> bool:
@@ -114,14 +123,14 @@ def _placed(op: Op, token: str, placing: bool) -> bool:
 
 
 def _furnish(
-    program: Program, token: str, ops: Sequence[Op], arrays: Iterable[str], placing: bool
+    program: Program, token: str, ops: Sequence[Op], elsewhere: Iterable[str], placing: bool
 ) -> tuple[dict[str, int], tuple[tuple[str, ...], ...]]:
-    """A room for every placed result without an array; values that never live together share one."""
+    """A room for every placed result that lies nowhere else; values that never live together share one."""
     owner = {v.name: v.name for v in program.leaves}
     for op in program.ops:
         owner[op.out.name] = owner[operands(op)[0].name] if is_view(op) else op.out.name
     last = {owner[v.name]: k for k, op in enumerate(ops) for v in (op.out, *operands(op))}
-    arrays = frozenset(arrays)
+    elsewhere = frozenset(elsewhere)
     rooms: dict[str, int] = {}
     shapes: list[tuple[str, ...]] = []
     free: list[int] = []
@@ -133,7 +142,7 @@ def _furnish(
 
     for k, op in enumerate(ops):
         name, indices = op.out.name, op.out.indices
-        if name in arrays or not _placed(op, token, placing):
+        if name in elsewhere or not _placed(op, token, placing):
             continue
         for dead in [n for n in held if last[n] < k]:
             free.append(held.pop(dead))

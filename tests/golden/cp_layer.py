@@ -17,12 +17,11 @@ def _entmax15_threshold(z: Tensor) -> Tensor:
         chosen = (tau <= ordered).sum(-1, keepdim=True).clamp(min=1)
         return tau.gather(-1, chosen - 1)
     tau = torch.full_like(z[..., :1], -1.0)
-    digits = (n - 1).bit_length()
-    steps = 3 + digits - digits // 4 + 2 * (z.dtype == torch.float64)
-    for _ in range(steps):  # Newton's method; on a convex curve it never passes the root
-        excess = (z - tau).clamp_(min=0)
-        slope = 2 * excess.sum(-1, keepdim=True)
-        tau = tau + (excess.square_().sum(-1, keepdim=True) - 1) / slope
+    for _ in range(3 + (n - 1).bit_length() // 2 + (z.dtype == torch.float64)):
+        # Newton's method on a norm: convex, so that it never passes the root, and nearly linear.
+        excess = (z - tau).relu_()
+        norm = torch.linalg.vector_norm(excess, dim=-1, keepdim=True)
+        tau = tau + (norm - 1) * norm / excess.sum(-1, keepdim=True)
     return tau
 
 
@@ -52,7 +51,8 @@ class _Entmax15Root(torch.autograd.Function):
 
 def entmax15(x: Tensor) -> Tensor:
     """Entmax with α = 1.5 over the last axis (arXiv 1905.05702)."""
-    return _Entmax15Root.apply(x).square()
+    root = _Entmax15Root.apply if torch.is_grad_enabled() else _Entmax15Root.forward
+    return root(x).square()
 
 
 class CPMuMoE(nn.Module):
@@ -74,7 +74,7 @@ class CPMuMoE(nn.Module):
 
     Cost:
         716 parameters
-        45,824 MACs, 113,152 FLOPs (90,112 in matmuls)
+        45,824 MACs, 108,032 FLOPs (90,112 in matmuls)
     """
 
     def __init__(self, *, device=None, dtype=None) -> None:

@@ -18,7 +18,7 @@ def _sparsemax_threshold(z: Tensor) -> Tensor:
     digits = (n - 1).bit_length()
     steps = 3 + digits - digits // 4 + 2 * (z.dtype == torch.float64)
     for _ in range(steps):  # Newton's method; on a convex curve it never passes the root
-        excess = (z - tau).clamp_(min=0)
+        excess = (z - tau).relu_()
         total = excess.sum(-1, keepdim=True)
         tau = tau + (total - 1) / excess.sign_().sum(-1, keepdim=True)
     return tau
@@ -50,7 +50,8 @@ class _Sparsemax(torch.autograd.Function):
 
 def sparsemax(x: Tensor) -> Tensor:
     """Projection onto the simplex over the last axis (arXiv 1602.02068)."""
-    return _Sparsemax.apply(x)
+    function = _Sparsemax.apply if torch.is_grad_enabled() else _Sparsemax.forward
+    return function(x)
 
 
 class CPMuMoE(nn.Module):
