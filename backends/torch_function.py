@@ -130,8 +130,9 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
     arguments = [writer.ref(v.name) for v in a.inputs]
     if unit.chunk is None:
         lines = wrapped("operands = _autocast(", arguments, ")", margin=8)
-        lines += broken(f"function = {name}.apply if torch.is_grad_enabled() else {name}.forward", margin=8)
-        return [*lines, f"{target} = function(*operands)[0]{comment}"]
+        lines.append(f"function = {name}")
+        lines.append("call = function.apply if torch.is_grad_enabled() else function.forward")
+        return [*lines, f"{target} = call(*operands)[0]{comment}"]
     writer.margin = 12
     return [
         "if _traced():",

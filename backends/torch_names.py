@@ -66,6 +66,7 @@ LOCALS = frozenset(
         "kept",
         "number",
         "function",
+        "call",
         "room",
         "_",
     }
