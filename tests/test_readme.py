@@ -57,9 +57,12 @@ def test_table_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.startswith(shown.rstrip("\n"))
 
 
-def test_forward_is_what_is_emitted() -> None:
-    (shown,) = [b for b in snippets.blocks(README, "python") if "def forward" in b]
-    assert shown.rstrip() in tnmoe.emit(tnmoe.plan(PRESETS["clip-128-cp"].spec, tokens=256))
+def test_module_is_what_is_emitted() -> None:
+    """The block's `forward`, and the file that has it."""
+    source = tnmoe.emit(tnmoe.plan(PRESETS["gpt2-cp"].spec, tokens=PRESETS["gpt2-cp"].tokens))
+    forward, whole = [b for b in snippets.blocks(README, "python") if "def forward" in b]
+    assert whole == source
+    assert forward.rstrip() in source
 
 
 def test_toml_and_keys_are_the_schema() -> None:
