@@ -5,20 +5,16 @@ The forward and the backward pass are the ops of `tnmoe.adjoint`, one statement 
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tnmoe.adjoint import Adjoint
+from tnmoe.backends.torch_adjoint import described, restored
 from tnmoe.backends.torch_statements import (
-    WIDTH,
     Writer,
     axes_comment,
-    broken,
     conditional,
-    docstring,
     indented,
-    listed,
     nested,
     wrapped,
 )
@@ -104,7 +100,13 @@ def function_source(unit: FunctionUnit, name: str) -> str:
     program = replace(a.executed, drops={name: dead for name, dead in drops.items() if dead})
     writer = Writer(program, attributes=False, product=PRODUCTS[unit.flavour])
     kept = [op.out for op in a.ops if op.out.name in a.kept and op.out in a.saved]
-    lines = [f"class {name}(torch.autograd.Function):", *_docstring(unit), "", "    generate_vmap_rule = True", ""]
+    lines = [
+        f"class {name}(torch.autograd.Function):",
+        *described(a, kept, None),
+        "",
+        "    generate_vmap_rule = True",
+        "",
+    ]
     names = [writer.ref(v.name) for v in a.inputs]
     results = [writer.ref(v.name) for v in (a.program.output, *kept)]
     lines += ["    @staticmethod", *wrapped("    def forward(", names, ") -> tuple[Tensor, ...]:")]
@@ -149,15 +151,10 @@ def _backward(unit: FunctionUnit, saved: Sequence[str]) -> list[str]:
     writer = Writer(program, attributes=False, product=PRODUCTS[unit.flavour])
     seed = writer.ref(a.seed.name)
     lines = [f"    def backward(ctx, {seed}: Tensor, *_: None):"]
-    body = wrapped("", saved, " = ctx.saved_tensors", parenthesised=True, margin=8)
+    body = restored(a, saved, 0)
     if a.kept:
         body = [f"if {seed} is None:", f"    return (None,) * {len(a.inputs)}", *body]
-    body.append("needs = ctx.needs_input_grad")
     position = {v.name: k for k, v in enumerate(a.inputs)}
-    unplanned = [v.name for v in a.inputs if v.name not in a.wanted]
-    for name in unplanned:
-        body.append(f"if needs[{position[name]}]:")
-        body += broken(f'    raise RuntimeError("this module was planned without a gradient of {name}")')
     conditions = {op: f"needs[{position[name]}]" for op, name in a.only_for.items()}
     body += _statements(writer, program.ops, conditions)
     results = [writer.ref(a.wanted[v.name].name) if v.name in a.wanted else "None" for v in a.inputs]
@@ -176,14 +173,3 @@ def _statements(writer: Writer, ops: Sequence[Op], conditions: Mapping[Op, str])
             lines.append("")
         lines += conditional(writer, op, conditions[op]) if op in conditions else writer.statement(op)
     return lines
-
-
-def _docstring(unit: FunctionUnit) -> list[str]:
-    a = unit.adjoint
-    kept = [op.out.name for op in a.ops if op.out.name in a.kept and op.out in a.saved]
-    repeated = [op.out.name for op in a.repeated]
-    stored = {p.name for p in (*a.program.parameters, *a.program.buffers)}
-    text = f"From {listed([v.name for v in a.inputs if v.name not in stored]) or 'the weights'} to the output."
-    text += f" Keeps {listed(kept)}" if kept else " Keeps nothing but its inputs"
-    text += f"; the backward pass computes {listed(repeated)} again." if repeated else "."
-    return docstring(textwrap.wrap(text, WIDTH - 10), 4)

@@ -8,20 +8,18 @@ of a GPT-2 CP block, two threads of an AMD EPYC).
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tnmoe.adjoint import Adjoint
+from tnmoe.backends.torch_adjoint import described, restored
 from tnmoe.backends.torch_statements import (
     WIDTH,
     Writer,
     axes_comment,
     broken,
     conditional,
-    docstring,
     indented,
-    listed,
     nested,
     wrapped,
 )
@@ -161,20 +159,10 @@ def stream_source(a: Adjoint, name: str, chunk: int, product: str) -> str:
         chunk: tokens that it takes at once.
         product: what multiplies two matrices.
     """
-    lines = [f"class {name}(torch.autograd.Function):", *_docstring(a, chunk), ""]
+    lines = [f"class {name}(torch.autograd.Function):", *described(a, kept_values(a), chunk), ""]
     lines += ["    @staticmethod", *_forward(a, chunk, product)]
     lines += ["", "    @staticmethod", "    @once_differentiable", *_backward(a, chunk, product)]
     return "\n".join(lines)
-
-
-def _docstring(a: Adjoint, chunk: int) -> list[str]:
-    stored = {p.name for p in (*a.program.parameters, *a.program.buffers)}
-    kept = listed([v.name for v in kept_values(a)])
-    text = f"From {listed([v.name for v in a.inputs if v.name not in stored])} to the output, {chunk} tokens at a time."
-    text += f" Keeps {kept}" if kept else " Keeps nothing but its inputs"
-    again = listed([op.out.name for op in a.repeated])
-    text += f"; the backward pass computes {again} again." if again else "."
-    return docstring(textwrap.wrap(text, WIDTH - 10), 4)
 
 
 def _forward(a: Adjoint, chunk: int, product: str) -> list[str]:
@@ -226,11 +214,7 @@ def _backward(a: Adjoint, chunk: int, product: str) -> list[str]:
     lines = [f"    def backward(ctx, {seed}: Tensor):"]
     listed = listed_values(a, placing=place.placing)
     saved = _saved_names(writer, a, listed)
-    body = wrapped("", saved, " = ctx.saved_tensors", parenthesised=True, margin=8)
-    body.append("needs = ctx.needs_input_grad")
-    for name in (v.name for v in a.inputs if v.name not in a.wanted):
-        body.append(f"if needs[{position[name]}]:")
-        body += broken(f'    raise RuntimeError("this module was planned without a gradient of {name}")')
+    body = restored(a, saved, 1)
     body += [f"tokens = {seed}.shape[0]", f"most = min(tokens, {chunk})"]
     for op in place.once:
         body += writer.statement(op)
