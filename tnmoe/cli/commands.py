@@ -115,10 +115,11 @@ def _times(row: Row, profile: Device, options: argparse.Namespace) -> Sequence[T
     plan = row.planned
     if options.measure:
         return [measured(plan, profile, options.dtype).table(row.label)]
-    found = [predict(plan.executed, profile, options.dtype).table(row.label)]
+    own, flavour = plan.adjoint, plan.flavour
+    found = [predict(plan.executed, profile, options.dtype, adjoint=own, flavour=flavour).table(row.label)]
     if options.format not in ("csv", "json"):
         training = predict_training(
-            plan.bound, profile, options.dtype, inputs=plan.input_gradients, adjoint=plan.adjoint
+            plan.bound, profile, options.dtype, inputs=plan.input_gradients, adjoint=own, flavour=flavour
         )
         found += [] if training is None else [training.table(row.label)]
     return found
