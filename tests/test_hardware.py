@@ -42,7 +42,7 @@ from tnmoe.routing_time import calls, touched_experts
 OVERHEAD = {kind: (k + 1) * 1e-6 for k, kind in enumerate(OVERHEADS)}
 ROUTING_OVERHEAD = {kind: (k + 1) * 1e-7 for k, kind in enumerate((*ROUTING, *GROUPED))}
 
-BACKWARD_OVERHEAD = {kind: (k + 1) * 1e-6 for k, kind in enumerate((*BACKWARD_STREAMS, *BACKWARD_ROWWISE))}
+BACKWARD_OVERHEAD = {kind: (k + 1) * 1e-5 for k, kind in enumerate((*BACKWARD_STREAMS, *BACKWARD_ROWWISE))}
 GRAPH_OVERHEAD = {kind: (k + 1) * 1e-5 for k, kind in enumerate(GRAPH)}
 FAST_OVERHEAD = 3e-6
 

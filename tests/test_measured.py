@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_hardware import BACKWARD_OVERHEAD, FAST_OVERHEAD, GRAPH_OVERHEAD, OVERHEAD, by_hand
+from test_hardware import BACKWARD_OVERHEAD, FAST_OVERHEAD, GRAPH_OVERHEAD, OVERHEAD, by_hand, flat
 
 import tnmoe
 import tnmoe.ops
@@ -29,6 +29,12 @@ BLOCK = tnmoe.MuMoEBlock(6, 9, 5, 4, tnmoe.TensorRing((2, 2, 3)), tnmoe.Gate("en
 def here() -> DeviceProfile:
     """A profile that says it is of this machine."""
     return replace(by_hand(), name=processor(), source=f"calibrated by hand, {torch.get_num_threads()} threads")
+
+
+def cached() -> DeviceProfile:
+    """A machine whose memory is as fast as its caches, so that nothing waits to be fetched."""
+    rates = by_hand().of("float32")
+    return replace(by_hand(), rates={"float32": replace(rates, memory=flat(1, 1e12))})
 
 
 @pytest.mark.parametrize(
@@ -98,10 +104,10 @@ def test_other_machines_are_refused() -> None:
 def test_training_time_by_hand(gradients: bool) -> None:
     """x·W at 1 GFLOP/s: forward 2·32·16·8 FLOPs, backward as many for W, and for x if it needs a gradient."""
     plan = tnmoe.plan(tnmoe.Linear(16, 8, bias=False), tokens=32, input_gradients=gradients)
-    found = predict_training(plan.bound, by_hand(), inputs=plan.input_gradients)
+    found = predict_training(plan.bound, cached(), inputs=plan.input_gradients)
     assert found is not None
     product = 8192e-9 + OVERHEAD["matmul"]
-    assert found.forward == tnmoe.predict(plan.bound, by_hand()).seconds
+    assert found.forward == tnmoe.predict(plan.bound, cached()).seconds
     assert found.backward == pytest.approx((1 + gradients) * product)
     graph = GRAPH_OVERHEAD["pass"] + GRAPH_OVERHEAD["node"] + (1 + gradients) * GRAPH_OVERHEAD["leaf"]
     assert found.graph == pytest.approx(graph)
@@ -111,7 +117,7 @@ def test_training_time_by_hand(gradients: bool) -> None:
 def test_gradients_with_kernels_of_their_own_take_their_rates() -> None:
     """GELU reads two values an entry and writes one, at 1 GB/s; a softmax's rows run at 0.05 G elements/s."""
     plan = tnmoe.plan(tnmoe.MuMoEBlock(6, 9, 5, 4, tnmoe.CP(3), tnmoe.Gate("softmax", "batch")), tokens=32)
-    found = predict_training(plan.bound, by_hand(), inputs=plan.input_gradients)
+    found = predict_training(plan.bound, cached(), inputs=plan.input_gradients)
     assert found is not None
     seconds = {type(op): found_ for op in plan.bound.ops for name, found_ in found.gradients if name == op.out.name}
     assert seconds[tnmoe.ops.Gelu] == pytest.approx(3 * 4 * 32 * 9 / 1e9 + BACKWARD_OVERHEAD["Gelu"])
@@ -120,12 +126,12 @@ def test_gradients_with_kernels_of_their_own_take_their_rates() -> None:
     # in training a batch norm takes its statistics first
     more = 32 * 4 / 5e7 + BACKWARD_OVERHEAD["BatchNormTraining"] - 32 * 4 / 1e8 - OVERHEAD["BatchNorm"]
     more *= sum(isinstance(op, tnmoe.ops.BatchNorm) for op in plan.bound.ops)
-    assert found.forward == pytest.approx(tnmoe.predict(plan.bound, by_hand()).seconds + more)
+    assert found.forward == pytest.approx(tnmoe.predict(plan.bound, cached()).seconds + more)
 
 
 def test_views_are_nodes_and_functions_are_counted() -> None:
     """A tensor ring's views are recorded, too; a function of its own takes the nodes' place."""
-    profile, spec = by_hand(), tnmoe.MuMoE(16, 8, 4, tnmoe.TensorRing((2, 2, 3)), tnmoe.Gate("softmax", "layer"))
+    profile, spec = cached(), tnmoe.MuMoE(16, 8, 4, tnmoe.TensorRing((2, 2, 3)), tnmoe.Gate("softmax", "layer"))
     plan = tnmoe.plan(spec, tokens=32, input_gradients=False)
     found = predict_training(plan.bound, profile)
     assert found is not None
@@ -151,10 +157,10 @@ def test_a_fast_function_trains_at_its_rates() -> None:
     """x·W is 8192 FLOPs·2 forward and as many for W and for x: all three at 4 GFLOP/s."""
     plan = tnmoe.plan(tnmoe.Linear(16, 8, bias=False), tokens=32, memory="save", flavour="fast")
     kwargs = {"inputs": plan.input_gradients, "adjoint": plan.adjoint}
-    found = predict_training(plan.bound, by_hand(), flavour="fast", **kwargs)
+    found = predict_training(plan.bound, cached(), flavour="fast", **kwargs)
     assert found is not None
     assert found.backward == pytest.approx(2 * (8192e-9 / 4 + FAST_OVERHEAD))
-    public = predict_training(plan.bound, by_hand(), **kwargs)
+    public = predict_training(plan.bound, cached(), **kwargs)
     assert public is not None
     assert public.backward == pytest.approx(2 * (8192e-9 + OVERHEAD["matmul"]))
 

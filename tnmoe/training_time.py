@@ -190,7 +190,7 @@ class _Seconds:
 
     def of(self, op: Op, *, own: bool = False) -> float:
         """Of one op; `own` says that it runs in the emitted function."""
-        touched = working_set(self.program, self.dtype)
+        touched = 2 * working_set(self.program, self.dtype)  # each value and its gradient
         if isinstance(op, GeluBackward):
             if not isinstance(self.profile, Datasheet):
                 return self._kernel("Gelu", op.x, None, 3)
@@ -226,8 +226,8 @@ class _Seconds:
                 return IN_PYTHON[type(op)] * self.of(Multiply(op.out, op.out, op.out))
             case GroupedContract():
                 return self._grouped(op, needing)
-            case Gather(out, x, positions, index):
-                return self.of(ScatterAdd(x, out, positions, index))
+            case Gather(out, x, positions, index, sparse):
+                return self.of(ScatterAdd(x, out, positions, index)) + (0.0 if sparse else self._zeros(x))
             case Unsort(out, x, slots):
                 return self.of(ScatterAdd(x, out, slots, x.indices[0]))
             case ScatterAdd(out, x, positions, index):
@@ -246,6 +246,13 @@ class _Seconds:
             length = int(elements((index,), self.program.sizes))
             seconds = count / training.rowwise[kind].at(count // length, length)
         return max(seconds, moved / rates.bandwidth) + training.overhead[kind]
+
+    def _zeros(self, value: Value) -> float:
+        """A tensor of zeros in the shape of a value."""
+        size = DTYPE_BYTES[self.dtype] * int(elements(value.indices, self.program.sizes))
+        if isinstance(self.profile, Datasheet):
+            return size / self.profile.bandwidth
+        return size / self.profile.of(self.dtype).fresh.at(size)
 
     def _grouped(self, op: GroupedContract, needing: frozenset[str]) -> float:
         """Each product has two of its extent as gradients; the slices' gradients are joined into those of the whole."""
