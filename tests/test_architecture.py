@@ -32,6 +32,7 @@ ALLOWED = {
     "program": {"dims", "errors", "initialise", "layer", "ops", "report", "routing_ops", "unfused"},
     "passes": {"fused_ops", "initialise", "layer", "network", "ops", "program", "unfused"},
     "formulas": {"dims"},
+    "integer_ranges": {"dims", "errors", "vectorised"},
     "goals": {"dims", "errors"},
     "plan_format": {"dims", "errors", "goals", "layer", "layers", "path", "report", "shortlist"},
     "shortlist": {"errors", "goals"},
