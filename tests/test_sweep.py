@@ -42,7 +42,7 @@ CP = tnmoe.MuMoE(768, 3072, 256, tnmoe.CP(556))
         (
             tnmoe.SparseMoE(12, 10, 8, 2, 16),  # rows padded to blocks, unless they are few
             lambda N, T: (tnmoe.SparseMoE(12, 10, N, 2, 16), T),
-            {"N": [2, 7, 64], "T": [1, 31, 32, 5000]},
+            {"N": [2, 7, 64, 65], "T": [1, 3, 31, 32, 33, 128, 5000]},
         ),
     ],
     ids=["CP", "TR", "two levels", "routed"],

@@ -119,8 +119,10 @@ class Columns:
             return reduce(join, [self._holds(part) for part in condition.args])
         if type(condition) not in RELATIONS:
             raise CostError(f"{condition} is no relation of two formulas")
-        left, right = (self._value(side)[0] for side in (condition.lhs, condition.rhs))
-        found: Column = RELATIONS[type(condition)](left, right)
+        above, below = (condition.lhs - condition.rhs).as_numer_denom()
+        if not below.is_positive:
+            raise CostError(f"{condition} divides by what may be negative")
+        found: Column = RELATIONS[type(condition)](self._value(sympy.expand(above))[0], 0)
         return found
 
     def _rounded(self, formula: sympy.Expr) -> tuple[Column, int]:
