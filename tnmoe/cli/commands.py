@@ -38,12 +38,13 @@ def run_table(options: argparse.Namespace) -> int:
     tables = []
     profile = None if options.profile is None or options.objective == "time" else _device(options.profile)
     figures = COMPARED if options.columns is None else [key.strip() for key in options.columns.split(",")]
+    data = options.format in ("csv", "json")
     for what in options.what:
         title, rows = named_rows(what, options)
         reports = {row.label: report_of(row, options) for row in with_progress(rows, "costing")}
-        table = comparison(reports, f"{title}, {options.dtype}", figures=figures)
+        table = comparison(reports, f"{title}, {options.dtype}", figures=figures, beside=not data)
         tables.append(table if profile is None else _with_times(table, reports.values(), profile, options.dtype))
-    if options.format in ("csv", "json"):  # one document
+    if data:  # one document
         tables = [replace(tables[0], rows=tuple(row for t in tables for row in t.rows))]
     elif options.si:
         tables = [table.si() for table in tables]
