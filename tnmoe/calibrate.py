@@ -16,7 +16,7 @@ from tnmoe.device_profile import DeviceProfile
 from tnmoe.errors import CostError, unknown
 from tnmoe.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Products, Rates
 
-BUDGET = 40.0
+BUDGET = 32.0
 """Seconds that a calibration of one dtype takes by default."""
 
 PASSES = 7
