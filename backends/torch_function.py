@@ -5,8 +5,10 @@ The forward and the backward pass are the ops of `tnmoe.adjoint`, one statement 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from tnmoe.adjoint import Adjoint
 from tnmoe.backends.torch_adjoint import described, restored
@@ -31,38 +33,11 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)'''
 """Helper of every emitted function."""
 
-FAST = '''\
-def _find_onednn():
-    """oneDNN's x @ W.T + b, private in torch, if this torch has it and it multiplies; else None.
-
-    Where a CPU has AVX-512, it can be twice as fast as torch's own product; elsewhere it is slower.
-    """
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return None
-    try:
-        product = torch.ops.mkldnn._linear_pointwise
-        found = product(torch.eye(2), torch.ones(2, 2), None, "none", [], "")
-        return product if torch.equal(found, torch.ones(2, 2)) else None
-    except (AttributeError, RuntimeError):
-        return None
-
-
-_onednn = _find_onednn()
-
-
-def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a @ b, plus a bias if given: by oneDNN for float32 on a CPU, else by public products.
-
-    oneDNN's has no autograd, and for a single row it is slower.
-    """
-    tensors = [t for t in (a, b, bias) if t is not None]
-    if _onednn is not None and not torch.compiler.is_compiling():
-        asked = torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")
-        float32 = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-        learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if asked and float32 and not learns and min(a.shape) > 1:
-            return _onednn(a, b.mT, bias, "none", [], "")
-    return a @ b if bias is None else torch.addmm(bias, a, b)'''
+FAST = re.sub(
+    r"  # type: ignore\[[a-z-]*\]",
+    "",
+    Path(__file__).with_name("onednn.py").read_text(encoding="utf-8").partition("import Tensor\n")[2],
+).strip()
 """Matrix product of the flavour `fast`."""
 
 PRODUCTS = {"portable": "@", "fast": "_mm", "triton": "@"}

@@ -99,9 +99,10 @@ class Run:
         return self.predicted / self.measured
 
 
-def prepare(label: str, spec: object, tokens: int, profile: tnmoe.DeviceProfile, training: bool) -> Run:
+def prepare(label: str, spec: object, tokens: int, profile: tnmoe.DeviceProfile, training: bool, flavour: str) -> Run:
     """Plan, predict and build."""
-    plan = tnmoe.plan(spec, tokens=tokens, input_gradients=False)  # type: ignore[arg-type]
+    memory = None if flavour == "portable" else "save"
+    plan = tnmoe.plan(spec, tokens=tokens, input_gradients=False, memory=memory, flavour=flavour)  # type: ignore[arg-type]
     module = tnmoe.build(plan).train(training)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -110,11 +111,14 @@ def prepare(label: str, spec: object, tokens: int, profile: tnmoe.DeviceProfile,
     value = plan.layer.inputs[0]
     x = torch.randn([int(plan.bound.sizes[i]) for i in value.indices])
     if not training:
-        return Run(label, tokens, hardware.predict(plan.bound, profile).seconds, lambda: module(x))
-    found = predict_training(plan.bound, profile, adjoint=plan.adjoint)
+        seconds = hardware.predict(plan.executed, profile, adjoint=plan.adjoint, flavour=plan.flavour).seconds
+        return Run(label, tokens, seconds, lambda: module(x))
+    found = predict_training(plan.bound, profile, adjoint=plan.adjoint, flavour=plan.flavour)
     assert found is not None
     leaves, gradient = list(module.parameters()), torch.ones_like(module(x))
-    return Run(label, tokens, found.seconds, lambda: torch.autograd.grad(module(x), leaves, gradient))
+    return Run(
+        label, tokens, found.seconds, lambda: torch.autograd.grad(module(x), leaves, gradient, allow_unused=True)
+    )
 
 
 def sample(run: Run, clock: Callable[[], float], at_least: float = 0.004) -> float:
@@ -146,6 +150,7 @@ def main() -> None:
     options.add_argument("--budget", type=float, default=BUDGET, help="seconds of calibration")
     options.add_argument("--cpu-time", action="store_true", help="time the process had, on a shared machine (1 thread)")
     options.add_argument("--training", action="store_true", help="forward and backward, not forward alone")
+    options.add_argument("--flavour", choices=("portable", "fast"), default="portable")
     options.add_argument("--layers", choices=("all", "routed", "other"), default="all")
     given = options.parse_args()
     clock = time.process_time if given.cpu_time else time.perf_counter
@@ -169,7 +174,7 @@ def main() -> None:
     kinds = {"all": [*layers(), *routed_layers()], "routed": list(routed_layers()), "other": list(layers())}
     chosen = {label: spec for label, spec in (layers() | routed_layers()).items() if label in kinds[given.layers]}
     runs = [
-        prepare(label, spec, tokens, profile, given.training)
+        prepare(label, spec, tokens, profile, given.training, given.flavour)
         for label, spec in chosen.items()
         for tokens in (ROUTED_TOKENS if label in kinds["routed"] else TOKENS)
     ]

@@ -169,6 +169,23 @@ def test_several_families_are_one_document(cli):
     assert [{k: row[k] if k == "layer" else int(row[k]) for k in KEYS} for row in table] == rows
 
 
+def test_families_with_work_in_vain_join_those_without(cli):
+    """A routed layer fills up its blocks; prose shows the ideal beside, data has the columns that are asked for."""
+    routed = 'kind = "sparse_moe"\ninputs = 8\noutputs = 8\nexperts = 4\nactive = 2\nhidden = 16\n'
+    files = "gpt2-cp", cli.write("routed.toml", f"[layer]\n{routed}")
+    assert "ideal FLOPs" in cli("table", *files, "--tokens", 64)
+    for order in (files, files[::-1]):
+        rows = cli.json("table", *order, "--tokens", 64)
+        assert [list(row) for row in rows] == [KEYS] * 2
+        table = list(csv.reader(io.StringIO(cli("table", *order, "--tokens", 64, "--format", "csv"))))
+        assert [len(row) for row in table] == [len(KEYS)] * 3
+    chosen = ("--columns", "flops,ideal_flops")
+    plain, padded = cli.json("table", *files, "--tokens", 64, *chosen)
+    assert plain["flops"] == plain["ideal_flops"]
+    assert padded["flops"] > padded["ideal_flops"]
+    assert list(plain) == list(padded) == ["layer", "flops", "ideal_flops"]
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_table_in_every_format(cli, form):
     out = cli("table", "clip-128-cp", cli.write("block.toml", BLOCK), "--format", form)

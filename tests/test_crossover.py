@@ -11,6 +11,7 @@ import sympy
 
 import tnmoe
 from tnmoe.figures import FIGURES
+from tnmoe.integer_ranges import integer_ranges
 from tnmoe.vectorised import Columns, column
 
 CP, TR, MuMoE = tnmoe.CP, tnmoe.TensorRing, tnmoe.MuMoE
@@ -177,12 +178,78 @@ def test_quadratic_conditions() -> None:
     assert 30 < sum(less for less, _ in sides) < 270
 
 
+SPARSE, SOFT = tnmoe.SparseMoE(8, 8, "N", 2, 16), tnmoe.DenseMoE(8, 16, 8, "N")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "figure", "symbol", "tokens", "sizes", "ranges"),
+    [
+        # rows padded to blocks of 4: 4 N + 128 - 4 ⌈N/4⌉ of them for 64 tokens, against 64 N; from N = 64 on 128
+        (SPARSE, SOFT, "matmul_flops", "N", 64, {}, ((3, None),)),
+        (SPARSE, tnmoe.SparseMoE(8, 8, "N", 2, 16, block=1), "matmul_flops", "N", 64, {}, ()),
+        # tokens: rows in blocks of 4 of 100 experts, or all 100 experts on each token
+        (SPARSE, SOFT, "flops", "T", None, {"N": 100}, None),
+        # entmax takes 3 + ⌈¾ ⌈log2 N⌉⌉ steps, more with each power of two
+        (MuMoE("I", "O", "N", CP(8)), tnmoe.Linear("I", "O"), "flops", "N", 64, {"I": 768, "O": 1000}, ((1, 931),)),
+        (MuMoE(64, 64, "M", CP(8)), tnmoe.SparseMoE(64, 64, 16, 2), "flops", "M", 32, {}, None),
+    ],
+)
+def test_padded_rows_and_logarithms(
+    a: Any, b: Any, figure: str, symbol: str, tokens: Any, sizes: Any, ranges: Any
+) -> None:
+    """Against each integer by itself, and the layers planned with it."""
+    found = tnmoe.crossover(a, b, figure, symbol, tokens=tokens, sizes=sizes)
+    assert ranges is None or found.ranges == ranges
+    assert found.ranges is not None
+    assert found.equal is not None
+    columns = Columns({symbol: column(range(1, 1500))})
+    for at, value in enumerate(columns.evaluate(found.difference), start=1):
+        for kind, holds in ((found.ranges, value < 0), (found.equal, value == 0)):
+            assert any(low <= at and (high is None or at <= high) for low, high in kind) == holds, at
+    for at in (4, 9, 64, 101):
+        values = {**sizes, symbol: at, "T": at if symbol == "T" else tokens}
+        costs = []
+        for spec in (a, b):
+            free = {k: v for k, v in values.items() if k in spec.layer().free_symbols and k != "T"}
+            costs.append(tnmoe.cost(tnmoe.plan(spec, tokens=values["T"], sizes=free)).number(figure))
+        assert found.difference.subs(found.symbol, at) == costs[0] - costs[1]
+
+
+def test_ranges_of_formulas_by_brute_force() -> None:
+    """Random sums of floors, ceilings, cases and logarithms, against each integer by itself."""
+    x, rng = tnmoe.symbol("x"), random.Random(3)
+    ended = 0
+    for k in range(8):
+        a, b, c, d, e = (rng.randint(1, 9) for _ in range(5))
+        m, p = rng.randint(2, 4), rng.randint(2, 4)
+        formula = a * x**2 - 40 * b * x + 100 * c + rng.choice((-1, 1)) * d * m * sympy.ceiling((e * x + 1) / m)
+        formula += 30 * sympy.Piecewise((c - x, x <= 5 * p), (sympy.floor(x / p) - c, True))
+        formula -= 50 * d * sympy.ceiling(sympy.log(x) / sympy.log(2)) if k < 2 else 0
+        negative, zero = integer_ranges(formula, x)
+        ended += any(high for _, high in negative)
+        for at, value in enumerate(Columns({"x": column(range(1, 400))}).evaluate(formula), start=1):
+            for kind, holds in ((negative, value < 0), (zero, value == 0)):
+                assert any(low <= at and (high is None or at <= high) for low, high in kind) == holds, (formula, at)
+    assert ended > 4
+
+
+def test_signs_that_never_settle_are_an_error() -> None:
+    x = tnmoe.symbol("x")
+    with pytest.raises(tnmoe.CostError, match="depends on x modulo 2 from"):
+        integer_ranges(2 * sympy.floor(x / 2) - x, x)
+    with pytest.raises(tnmoe.CostError, match="no polynomial in x"):
+        integer_ranges(sympy.sqrt(x) - 3, x)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: tnmoe.crossover(*CP_RING, "parameters", "Z"), "unknown size to solve for 'Z'"),
         (lambda: tnmoe.crossover(*CP_RING, "colour", "N"), "unknown figure 'colour'"),
-        (lambda: tnmoe.crossover(CP_RING[0], tnmoe.Linear("I", "O"), "flops", "N"), "flops is no polynomial in N"),
+        (
+            lambda: tnmoe.crossover(CP_RING[0], tnmoe.Linear("I", "O"), "flops", "N"),
+            r"flops is no polynomial in N: .*; give I, O, T, q, s a value each",
+        ),
     ],
 )
 def test_what_cannot_be_solved(call: Any, message: str) -> None:

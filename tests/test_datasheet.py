@@ -52,12 +52,29 @@ def test_peaks_are_what_the_chips_can_do(name: str, units: int, flops_a_clock: i
 
 
 @pytest.mark.parametrize(
+    ("name", "units", "clock", "flops_a_clock"),
+    [
+        # FLOPs of a unit in a clock, by dtype: the fused multiply-adds of its lanes, or of its matrix cores
+        ("b200", 148, 1.965e9, {"float64": 128, "float32": 256}),
+        ("b200", 148, 1.86e9, {"tf32": 4096, "float8": 16384, "int8": 16384}),
+        ("l40s", 142, 2.52e9, {"float32": 256, "tf32": 512, "float8": 2048, "int8": 2048}),
+        ("mi300x", 304, 2.1e9, {"float64": 256, "float32": 256, "tf32": 1024, "float8": 4096, "int8": 4096}),
+    ],
+)
+def test_other_peaks_by_arithmetic(name: str, units: int, clock: float, flops_a_clock: dict[str, int]) -> None:
+    sheet = tnmoe.datasheet(name)
+    for dtype, each in flops_a_clock.items():
+        assert sheet.of(dtype).dense == pytest.approx(units * each * clock, rel=0.01), dtype
+    assert sheet.vector == sheet.of("float32").dense
+
+
+@pytest.mark.parametrize(
     ("name", "bandwidth", "gigabytes"),
     [
         ("a100", 2.039e12, 80),
         ("h100", 3.35e12, 80),
         ("h200", 4.8e12, 141),
-        ("b200", 8e12, 192),
+        ("b200", 8e12, 180),
         ("l40s", 864e9, 48),
         ("mi300x", 5.3e12, 192),
     ],

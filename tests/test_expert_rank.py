@@ -37,6 +37,8 @@ def test_ranks_of_known_singular_values() -> None:
     assert {r.max_rank for r in found.rows} == {4}
     assert found.mean_effective == pytest.approx((2 + 4 / 3**0.75 + 4) / 4)
     assert found.parameters_per_rank == pytest.approx((16 + 16 + 16 + 16) / found.mean_effective)
+    plan, _ = with_singular_values([[1, 1, 0, 0], [3, 1, 0, 0], [2, 2, 2, 2], [0, 0, 0, 0]])
+    assert found.flops_per_rank == pytest.approx(tnmoe.cost(plan).flops / found.mean_effective)
     assert "4.00" in str(found)
 
 

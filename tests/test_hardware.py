@@ -23,11 +23,28 @@ from tnmoe.device_profile import DeviceProfile, default_path, load_cached
 from tnmoe.fused_ops import ContractMix, ContractMultiply, DualContract
 from tnmoe.hardware import op_seconds, predict, working_set
 from tnmoe.ops import Value
-from tnmoe.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Rates
+from tnmoe.rates import (
+    BACKWARD_ROWWISE,
+    BACKWARD_STREAMS,
+    GRAPH,
+    GROUPED,
+    OVERHEADS,
+    ROUTING,
+    ROWWISE,
+    STREAMS,
+    Grid,
+    Products,
+    Rates,
+    Training,
+)
 from tnmoe.routing_time import calls, touched_experts
 
 OVERHEAD = {kind: (k + 1) * 1e-6 for k, kind in enumerate(OVERHEADS)}
 ROUTING_OVERHEAD = {kind: (k + 1) * 1e-7 for k, kind in enumerate((*ROUTING, *GROUPED))}
+
+BACKWARD_OVERHEAD = {kind: (k + 1) * 1e-5 for k, kind in enumerate((*BACKWARD_STREAMS, *BACKWARD_ROWWISE))}
+GRAPH_OVERHEAD = {kind: (k + 1) * 1e-5 for k, kind in enumerate(GRAPH)}
+FAST_OVERHEAD = 3e-6
 
 SIZES = {"t": 32, "i": 16, "o": 8, "a": 4, "b": 2, "n": 4, "k": 2, "c": 5, "s": 64}
 
@@ -37,7 +54,10 @@ def flat(dimension: int, value: float) -> Grid:
 
 
 def by_hand() -> DeviceProfile:
-    """1 GFLOP/s in products, 0.5 in batched ones, 2 GB/s in streams, 0.1 G elements/s along rows."""
+    """1 GFLOP/s in products, 4 in fast ones, 0.5 in batched ones, 2 GB/s in streams, 0.1 G elements/s along rows.
+
+    Backwards 1 GB/s in streams and 0.05 G elements/s along rows.
+    """
     rates = Rates(
         gemm=flat(3, 1e9),
         batched=flat(4, 5e8),
@@ -49,6 +69,13 @@ def by_hand() -> DeviceProfile:
         overhead=OVERHEAD,
         routing={kind: flat(2, 1e7) for kind in ROUTING},
         routing_overhead=ROUTING_OVERHEAD,
+        fast=Products(flat(3, 4e9), FAST_OVERHEAD),
+        training=Training(
+            streams={kind: flat(1, 1e9) for kind in BACKWARD_STREAMS},
+            rowwise={kind: flat(2, 5e7) for kind in BACKWARD_ROWWISE},
+            overhead=BACKWARD_OVERHEAD,
+            graph=GRAPH_OVERHEAD,
+        ),
     )
     return DeviceProfile("slow machine", "by hand", "cpu", {"float32": rates})
 
@@ -293,6 +320,57 @@ def test_a_result_beyond_the_grid_costs_what_a_fresh_one_costs_more() -> None:
     assert seconds == pytest.approx(8192e-9 + OVERHEAD["matmul"] + 1024 / 1e6 - 1024 / 1e9)
 
 
+def test_products_of_the_flavour_fast_take_their_own_rates() -> None:
+    """4 GFLOP/s, with the bias inside; batched ones, and those with a bias for each entry, are public ones."""
+    product, biased = EXAMPLES["Contract"][0], EXAMPLES["ContractAdd"][0]
+    for op in (product, biased):
+        assert op_seconds(op, SIZES, by_hand(), "float32", fast=True) == pytest.approx(8192e-9 / 4 + FAST_OVERHEAD)
+    batched = ops.Contract(value("y", "tao"), value("x", "tai"), value("w", "tio"))
+    whole = ops.ContractAdd(Y, X, W, value("c", "to"))
+    for op in (batched, whole):
+        seconds = op_seconds(op, SIZES, by_hand(), "float32")
+        assert op_seconds(op, SIZES, by_hand(), "float32", fast=True) == seconds
+
+
+def test_only_the_function_of_a_module_is_fast() -> None:
+    """The gate's product stays with autograd, and so with the public one."""
+    plan = tnmoe.plan(tnmoe.MuMoE(16, 8, 4, tnmoe.CP(6)), tokens=32, memory="save", flavour="fast")
+    assert (plan.flavour, tnmoe.plan(plan.layer, tokens=32).flavour) == ("fast", "portable")
+    own = plan.adjoint
+    assert own is not None
+    public = predict(plan.bound, by_hand(), adjoint=own)
+    fast = predict(plan.bound, by_hand(), adjoint=own, flavour=plan.flavour)
+    faster = {op.out.name for op, a, b in zip(plan.bound.ops, fast.per_op, public.per_op, strict=True) if a != b}
+    assert faster == {op.out.name for op in own.ops if isinstance(op, ops.Contract | ops.ContractAdd)}
+    assert fast.call == pytest.approx(predict(plan.bound, by_hand()).call + GRAPH_OVERHEAD["apply"])
+
+
+def test_profiles_without_fast_products_say_so() -> None:
+    """Where the flavour calls public products, theirs are the rates."""
+    old = replace(by_hand(), rates={"float32": replace(by_hand().of("float32"), fast=None)})
+    op = EXAMPLES["Contract"][0]
+    with pytest.raises(tnmoe.CostError, match="before the flavour 'fast' was measured: run `tnmoe calibrate` again"):
+        op_seconds(op, SIZES, old, "float32", fast=True)
+    for elsewhere in (replace(old, device="cuda"), replace(old, rates={"bfloat16": old.of("float32")})):
+        (dtype,) = elsewhere.rates
+        assert op_seconds(op, SIZES, elsewhere, dtype, fast=True) == op_seconds(op, SIZES, elsewhere, dtype)
+
+
+def test_a_plan_by_time_knows_its_flavour() -> None:
+    """Of the orders the best one by the rates of what will be emitted."""
+    plan = tnmoe.plan(
+        tnmoe.MuMoE(16, 8, 4, tnmoe.CP(6)),
+        tokens=32,
+        objective="time",
+        profile=by_hand(),
+        memory="save",
+        flavour="fast",
+    )
+    seconds = predict(plan.executed, by_hand(), adjoint=plan.adjoint, flavour=plan.flavour).seconds
+    assert plan.shortlist is not None
+    assert plan.shortlist.considered[plan.shortlist.chosen].seconds == pytest.approx(seconds)
+
+
 def test_table_names_the_profile_and_sums_up() -> None:
     prediction = predict(tnmoe.plan(tnmoe.Linear(64, 48), tokens=4).bound, by_hand())
     table = prediction.table()
@@ -320,6 +398,10 @@ def test_json_round_trip() -> None:
     uneven = replace(profile.of("float32"), gemm=Grid(((1, 3), (5,), (7, 9)), (1.5, 1 / 3, 2e9, 1e12)))
     profile = replace(profile, rates={**profile.rates, "bfloat16": uneven})
     assert DeviceProfile.from_json(profile.to_json()) == profile
+    old = replace(
+        profile, rates={"float32": replace(uneven, fast=None, training=None, routing={}, routing_overhead={})}
+    )
+    assert DeviceProfile.from_json(old.to_json()) == old
 
 
 def put(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
@@ -377,6 +459,11 @@ CORRUPTIONS = {
     "routing without its overhead": drop("rates", "float32", "routing_overhead"),
     "a kind of routing lacking": drop("rates", "float32", "routing", "TopK"),
     "a grid of routing with one axis": put("rates", "float32", "routing", "Gather", "axes", value=[[1]]),
+    "fast products without their overhead": drop("rates", "float32", "fast", "overhead"),
+    "fast products over one size": put("rates", "float32", "fast", "gemm", "axes", value=[[1]]),
+    "training without autograd": drop("rates", "float32", "training", "graph"),
+    "a kind of gradient lacking": drop("rates", "float32", "training", "rowwise", "LayerNorm"),
+    "a negative node": put("rates", "float32", "training", "graph", "node", value=-1),
     "overhead is a number": put("rates", "float32", "overhead", value=1e-6),
 }
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_hardware import OVERHEAD, by_hand
+from test_hardware import BACKWARD_OVERHEAD, FAST_OVERHEAD, GRAPH_OVERHEAD, OVERHEAD, by_hand, flat
 
 import tnmoe
+import tnmoe.ops
 from tnmoe.api import emit, loaded
 from tnmoe.backends.torch_steps import step_sources
 from tnmoe.calibrate import processor
@@ -28,6 +29,12 @@ BLOCK = tnmoe.MuMoEBlock(6, 9, 5, 4, tnmoe.TensorRing((2, 2, 3)), tnmoe.Gate("en
 def here() -> DeviceProfile:
     """A profile that says it is of this machine."""
     return replace(by_hand(), name=processor(), source=f"calibrated by hand, {torch.get_num_threads()} threads")
+
+
+def cached() -> DeviceProfile:
+    """A machine whose memory is as fast as its caches, so that nothing waits to be fetched."""
+    rates = by_hand().of("float32")
+    return replace(by_hand(), rates={"float32": replace(rates, memory=flat(1, 1e12))})
 
 
 @pytest.mark.parametrize(
@@ -60,7 +67,7 @@ def test_measured_stands_beside_predicted(memory: str | None) -> None:
     plan = tnmoe.plan(BLOCK, tokens=12, memory=memory)
     ticks = itertools.count()
     found = tnmoe.measured(plan, here(), rounds=3, clock=lambda: next(ticks) / 1024)
-    prediction = tnmoe.predict(plan.bound, here())
+    prediction = tnmoe.predict(plan.bound, here(), adjoint=plan.adjoint)
     assert found.prediction == prediction
     assert {*found.per_op, found.forward, found.training} == {1 / 2048}  # two calls a sample
     rows = found.table().records()
@@ -97,13 +104,72 @@ def test_other_machines_are_refused() -> None:
 def test_training_time_by_hand(gradients: bool) -> None:
     """x·W at 1 GFLOP/s: forward 2·32·16·8 FLOPs, backward as many for W, and for x if it needs a gradient."""
     plan = tnmoe.plan(tnmoe.Linear(16, 8, bias=False), tokens=32, input_gradients=gradients)
-    found = predict_training(plan.bound, by_hand(), inputs=plan.input_gradients)
+    found = predict_training(plan.bound, cached(), inputs=plan.input_gradients)
     assert found is not None
     product = 8192e-9 + OVERHEAD["matmul"]
-    assert found.forward == tnmoe.predict(plan.bound, by_hand()).seconds
+    assert found.forward == tnmoe.predict(plan.bound, cached()).seconds
     assert found.backward == pytest.approx((1 + gradients) * product)
-    assert found.graph == pytest.approx(2 * OVERHEAD["Add"])
+    graph = GRAPH_OVERHEAD["pass"] + GRAPH_OVERHEAD["node"] + (1 + gradients) * GRAPH_OVERHEAD["leaf"]
+    assert found.graph == pytest.approx(graph)
     assert found.seconds == pytest.approx(found.forward + found.graph + found.backward)
+
+
+def test_gradients_with_kernels_of_their_own_take_their_rates() -> None:
+    """GELU reads two values an entry and writes one, at 1 GB/s; a softmax's rows run at 0.05 G elements/s."""
+    plan = tnmoe.plan(tnmoe.MuMoEBlock(6, 9, 5, 4, tnmoe.CP(3), tnmoe.Gate("softmax", "batch")), tokens=32)
+    found = predict_training(plan.bound, cached(), inputs=plan.input_gradients)
+    assert found is not None
+    seconds = {type(op): found_ for op in plan.bound.ops for name, found_ in found.gradients if name == op.out.name}
+    assert seconds[tnmoe.ops.Gelu] == pytest.approx(3 * 4 * 32 * 9 / 1e9 + BACKWARD_OVERHEAD["Gelu"])
+    assert seconds[tnmoe.ops.Softmax] == pytest.approx(32 * 4 / 5e7 + BACKWARD_OVERHEAD["Softmax"])
+    assert seconds[tnmoe.ops.BatchNorm] == pytest.approx(32 * 4 / 5e7 + BACKWARD_OVERHEAD["BatchNorm"])
+    # in training a batch norm takes its statistics first
+    more = 32 * 4 / 5e7 + BACKWARD_OVERHEAD["BatchNormTraining"] - 32 * 4 / 1e8 - OVERHEAD["BatchNorm"]
+    more *= sum(isinstance(op, tnmoe.ops.BatchNorm) for op in plan.bound.ops)
+    assert found.forward == pytest.approx(tnmoe.predict(plan.bound, cached()).seconds + more)
+
+
+def test_views_are_nodes_and_functions_are_counted() -> None:
+    """A tensor ring's views are recorded, too; a function of its own takes the nodes' place."""
+    profile, spec = cached(), tnmoe.MuMoE(16, 8, 4, tnmoe.TensorRing((2, 2, 3)), tnmoe.Gate("softmax", "layer"))
+    plan = tnmoe.plan(spec, tokens=32, input_gradients=False)
+    found = predict_training(plan.bound, profile)
+    assert found is not None
+    module, x = tnmoe.build(plan), torch.randn(32, 16)
+    nodes: set[object] = set()
+    waiting = [module(x).grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in nodes and "AccumulateGrad" not in node.name():
+            nodes.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    leaves = len(list(module.parameters()))
+    counted = (found.graph - GRAPH_OVERHEAD["pass"] - leaves * GRAPH_OVERHEAD["leaf"]) / GRAPH_OVERHEAD["node"]
+    assert counted == pytest.approx(len(nodes) - 1)  # the last one gives the result the rows of the input
+    own = tnmoe.plan(spec, tokens=32, input_gradients=False, memory="save")
+    function = predict_training(own.bound, profile, adjoint=own.adjoint)
+    assert function is not None
+    assert function.forward - found.forward == pytest.approx(GRAPH_OVERHEAD["apply"])
+    assert function.graph < found.graph + GRAPH_OVERHEAD["function"]
+
+
+def test_a_fast_function_trains_at_its_rates() -> None:
+    """x·W is 8192 FLOPs·2 forward and as many for W and for x: all three at 4 GFLOP/s."""
+    plan = tnmoe.plan(tnmoe.Linear(16, 8, bias=False), tokens=32, memory="save", flavour="fast")
+    kwargs = {"inputs": plan.input_gradients, "adjoint": plan.adjoint}
+    found = predict_training(plan.bound, cached(), flavour="fast", **kwargs)
+    assert found is not None
+    assert found.backward == pytest.approx(2 * (8192e-9 / 4 + FAST_OVERHEAD))
+    public = predict_training(plan.bound, cached(), **kwargs)
+    assert public is not None
+    assert public.backward == pytest.approx(2 * (8192e-9 + OVERHEAD["matmul"]))
+
+
+def test_profiles_of_before_training_say_so() -> None:
+    old = replace(by_hand(), rates={"float32": replace(by_hand().of("float32"), training=None)})
+    plan = tnmoe.plan(tnmoe.Linear(4, 5), tokens=3)
+    with pytest.raises(tnmoe.CostError, match="before training was measured: run `tnmoe calibrate` again"):
+        predict_training(plan.bound, old)
 
 
 def test_training_time_of_a_function_is_that_of_its_ops() -> None:

@@ -39,8 +39,13 @@ CP = tnmoe.MuMoE(768, 3072, 256, tnmoe.CP(556))
             lambda N1, H, T: (tnmoe.MuMoEBlock(40, H, 30, (N1, 3), tnmoe.TensorRing((4, 4, 4, 20))), T),
             {"N1": [1, 8, 1000], "H": [1, 90, 3000], "T": [1, 64, 4096]},
         ),
+        (
+            tnmoe.SparseMoE(12, 10, 8, 2, 16),  # rows padded to blocks, unless they are few
+            lambda N, T: (tnmoe.SparseMoE(12, 10, N, 2, 16), T),
+            {"N": [2, 7, 64, 65], "T": [1, 3, 31, 32, 33, 128, 5000]},
+        ),
     ],
-    ids=["CP", "TR", "two levels"],
+    ids=["CP", "TR", "two levels", "routed"],
 )
 def test_rows_are_what_planning_each_by_itself_gives(spec: Any, make: Any, axes: Any, objective: str) -> None:
     grid = tnmoe.sweep(spec, figures=FIGURES, objective=objective, **axes)
@@ -100,6 +105,8 @@ def test_every_operation_of_formulas_over_columns() -> None:
         sympy.floor(a / b),
         sympy.floor((4 * a + 1) / 3),
         sympy.ceiling(b / a),
+        sympy.Piecewise((a, a <= b), (b - a, sympy.Ne(a, 7)), (sympy.floor(a / 2 - b / 4), True)),
+        sympy.Piecewise((a * b, (a > 3) & (b >= a)), (1, (a < 3) | sympy.Eq(b, 5)), (0, True)),
         sympy.Integer(9),
     ]
     rng = random.Random(1)

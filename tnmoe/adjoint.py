@@ -31,7 +31,7 @@ class Adjoint:
 
     Attributes:
         program: the whole forward program.
-        needing: names of all values that need a gradient.
+        needing: names of all values that need a gradient; some may have been frozen since the gradients were made.
         before: ops that stay with autograd.
         ops: ops of the function; the last one defines the program's output.
         inputs: what the function reads: data, then stored values.
@@ -116,6 +116,17 @@ class Adjoint:
         return found
 
     @property
+    def differentiated(self) -> bool:
+        """Whether any input of the function needs a gradient, so that it has a backward pass at all."""
+        return any(v.name in self.needing for v in self.inputs)
+
+    @property
+    def run(self) -> tuple[Op, ...]:
+        """What the backward pass runs: ops that serve the gradient of one frozen input alone are left out."""
+        only = self.only_for
+        return tuple(op for op in self.backward if only.get(op, "") in self.needing or op not in only)
+
+    @property
     def saved(self) -> tuple[Value, ...]:
         """Inputs and results of the function that are kept for its backward pass, in order of their definition."""
         used = {v.name for op in self.backward for v in operands(op)}
@@ -164,7 +175,8 @@ class Adjoint:
     def training_cost(self) -> Cost:
         """Work of forward and backward together, what is repeated included."""
         sizes = self.program.sizes
-        own = sum((op_cost(op, sizes) for op in self.ops + self.backward), start=Cost())
+        backward = self.run if self.differentiated else ()
+        own = sum((op_cost(op, sizes) for op in self.ops + backward), start=Cost())
         return own + training_cost(self.before, sizes, self.needing)
 
     def saved_elements(self) -> Dim:
@@ -172,7 +184,8 @@ class Adjoint:
         views = _views(self.before)
         there = {v.name for v in self.program.leaves}
         there |= {_root(v.name, views) for op in self.before for v in saved_values(op, self.needing)}
-        own = [elements(v.indices, self.program.sizes) for v in self.saved if _root(v.name, views) not in there]
+        kept = self.saved if self.differentiated else ()
+        own = [elements(v.indices, self.program.sizes) for v in kept if _root(v.name, views) not in there]
         return sum(own, start=saved_elements(replace(self.program, ops=self.before), self.needing))
 
 

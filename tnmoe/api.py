@@ -56,7 +56,9 @@ def cost(
         dtype: of weights and activations, for the byte counts.
         inference: of the inference form that `freeze` makes: what each call costs, and what is stored for it.
         frozen: names of parameters that get no gradient, besides those declared so: the backward pass, what it saves,
-            gradients and optimizer states leave them out.
+            gradients and optimizer states leave them out. A backward pass of its own, planned for all of them, skips
+            what serves one of them alone and keeps what it was planned to keep, as the module does; freeze them in the
+            declaration, or plan their layer anew, to leave it out.
 
     Raises:
         CostError: an unknown dtype or parameter.
@@ -86,9 +88,10 @@ def _report(planned: Plan, dtype: str, frozen: Collection[str]) -> CostReport:
     for name in frozen:
         if name not in stored:
             raise CostError(unknown("parameter", name, stored))
+    since = frozenset(p.name for p in program.parameters if p.name in frozen and p.role is Role.WEIGHT)
     kept = (replace(p, role=Role.FROZEN) if p.name in frozen else p for p in program.parameters)
     program = replace(program, parameters=tuple(kept))
-    return CostReport(planned.layer, program, planned.values, dtype, gradients, planned.function)
+    return CostReport(planned.layer, program, planned.values, dtype, gradients, planned.function, frozen=since)
 
 
 def _without_padding(report: CostReport) -> CostReport | None:

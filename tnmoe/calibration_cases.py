@@ -23,7 +23,8 @@ Axes = tuple[Point, ...]
 class Sizes:
     """Grid axes: see `Rates` for their meaning; `streams` counts elements, `memory` matrices.
 
-    The last three are of `ROUTING`: rows and their length, rows that are moved and their length, slots and experts.
+    Three are of `ROUTING`: rows and their length, rows that are moved and their length, slots and experts; the last
+    ones are of `Products` and `Training`.
     """
 
     gemm: Axes
@@ -34,6 +35,9 @@ class Sizes:
     rows: Axes
     moved: Axes
     slots: Axes
+    fast: Axes
+    backward_streams: Point
+    backward_rows: Axes
 
 
 FULL = Sizes(
@@ -47,6 +51,9 @@ FULL = Sizes(
     rows=((1, 16, 256, 4096), (2, 16, 64, 512)),
     moved=((1, 32, 512, 8192), (16, 256, 1024)),
     slots=((2, 32, 512, 8192), (4, 64, 512)),
+    fast=((1, 4, 32, 256, 1024), (16, 128, 1024, 4096), (16, 128, 1024, 4096)),
+    backward_streams=(64, 4096, 2**18, 2**22, 2**24),
+    backward_rows=((1, 16, 256, 4096), (8, 64, 512)),
 )
 COARSE = Sizes(
     gemm=((1, 16, 256), (16, 256, 1024), (16, 256, 1024)),
@@ -57,6 +64,9 @@ COARSE = Sizes(
     rows=((1, 256), (2, 64)),
     moved=((1, 256), (16, 256)),
     slots=((2, 256), (4, 64)),
+    fast=((1, 256), (16, 256), (16, 256)),
+    backward_streams=(64, 65536),
+    backward_rows=((1, 64), (8, 64)),
 )
 
 
@@ -76,21 +86,30 @@ class Case:
         return statistics.median(self.samples)
 
 
-def cases_of(device: torch.device, dtype: torch.dtype, sizes: Sizes, width: int) -> list[Case]:
-    """All cases. Operands are views of two pools, so that no case waits for its data to be drawn."""
+def pools(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two rows of random numbers, of which all operands are views: no case waits for its data to be drawn."""
+    import torch
+
+    largest = max(
+        *(max(a * b, b * c) for a, b, c in itertools.product(*sizes.gemm)),
+        *(n * max(a * b, b * c) for n, a, b, c in itertools.product(*sizes.batched)),
+        *(*sizes.streams, *sizes.backward_streams),
+        *(a * b for axes in (sizes.rowwise, sizes.rows, sizes.moved) for a, b in itertools.product(*axes)),
+    )
+    left, right = (torch.randn(largest, device=device).to(dtype) for _ in range(2))
+    return left, right
+
+
+def cases_of(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int) -> list[Case]:
+    """All cases of a forward pass, on views of two `pools`; `width` is the bytes of an element."""
     import torch
     from torch.nn import functional as F
 
     from tnmoe.backends.activations import entmax15, sparsemax
     from tnmoe.backends.grouped_matmul import grouped_matmul
+    from tnmoe.backends.onednn import _mm
 
-    largest = max(
-        *(max(a * b, b * c) for a, b, c in itertools.product(*sizes.gemm)),
-        *(n * max(a * b, b * c) for n, a, b, c in itertools.product(*sizes.batched)),
-        max(sizes.streams),
-        *(a * b for axes in (sizes.rowwise, sizes.rows, sizes.moved) for a, b in itertools.product(*axes)),
-    )
-    left, right = (torch.randn(largest, device=device).to(dtype) for _ in range(2))
+    device, dtype = left.device, left.dtype
 
     def a(*shape: int) -> torch.Tensor:
         return left[: math.prod(shape)].view(shape)
@@ -110,6 +129,13 @@ def cases_of(device: torch.device, dtype: torch.dtype, sizes: Sizes, width: int)
         product("matmul", (m, k, n), a(m, k), b(k, n))
     for batch, m, k, n in itertools.product(*sizes.batched):
         product("batched", (batch, m, k, n), a(batch, m, k), b(batch, k, n))
+
+    def fast(point: Point, x: torch.Tensor, y: torch.Tensor) -> None:
+        case("fast", point, 2.0 * math.prod(point), lambda: _mm(x, y))
+
+    if device.type == "cpu" and dtype == torch.float32:  # elsewhere the flavour calls public products
+        for m, k, n in itertools.product(*sizes.fast):
+            fast((m, k, n), a(m, k), b(k, n))
 
     def streams(n: int) -> None:
         x, y, square = a(n), b(n), a(n // 16, 16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from tnmoe.shortlist import TOLERANCE, Considered, Shortlist
 
 Profile = DeviceProfile | str | os.PathLike[str]
 """A device's measured rates, or the file of a calibration."""
+
+Emitted = Callable[[Plan], Plan]
+"""A plan with the function that its module shall have."""
 
 COUNT = 16
 """How many orders "time" and "layout" choose among."""
@@ -112,13 +115,18 @@ def other_lowerings(planned: Plan) -> tuple[Plan, ...]:
     return tuple(p for p in found if p.bound.ops != planned.bound.ops)
 
 
-def choose(asked: Question, goal: str, profile: Profile | None) -> Plan:
-    """The plan for an objective that looks at whole programs: of the cheapest orders the best one."""
+def choose(asked: Question, goal: str, profile: Profile | None, emitted: Emitted | None = None) -> Plan:
+    """The plan for an objective that looks at whole programs: of the cheapest orders the best one.
+
+    `emitted` gives a plan the function that its module shall have, which the time depends on.
+    """
     complete, source = False, ""
     if goal == "time":
         device = _profile(profile)
         source = f"{device.name}, {device.source}, {_dtype(device)}"
         named = [(name, p) for name, each in lowered(asked).items() for _, p in cheapest(each, "flops", COUNT)]
+        if emitted is not None:
+            named = [(name, emitted(p)) for name, p in named]
         plans = [plan for _, plan in named]
         predicted = [_seconds(p, device) for p in plans]
         chosen = predicted.index(min(predicted))
@@ -135,6 +143,8 @@ def choose(asked: Question, goal: str, profile: Profile | None) -> Plan:
         considered = [Considered(p.orders, p.flops, p.copied) for p in plans]
         chosen = min(range(len(plans)), key=lambda k: (plans[k].copied, k))
     best, found = plans[chosen], Shortlist(goal, tuple(considered), chosen, complete, source)
+    if emitted is not None and best.function is None:
+        best = emitted(best)
     paths = {name: replace(path, exact=complete) for name, path in best.paths.items()}
     return replace(best, paths=paths, objective=goal, shortlist=found)
 
@@ -160,4 +170,5 @@ def _dtype(profile: DeviceProfile) -> str:
 
 
 def _seconds(planned: Plan, profile: DeviceProfile) -> float:
-    return predict(planned.bound, profile, _dtype(profile)).seconds
+    own, flavour = planned.adjoint, planned.flavour
+    return predict(planned.executed, profile, _dtype(profile), adjoint=own, flavour=flavour).seconds

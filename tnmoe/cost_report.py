@@ -232,17 +232,24 @@ def _moved(work: Cost, moved: Traffic, width: int) -> tuple[Cell, ...]:
 
 
 def comparison(
-    reports: Mapping[str, CostReport], title: str, notes: tuple[str, ...] = (), figures: Sequence[str] = COMPARED
+    reports: Mapping[str, CostReport],
+    title: str,
+    notes: tuple[str, ...] = (),
+    figures: Sequence[str] = COMPARED,
+    *,
+    beside: bool = True,
 ) -> Table:
-    """One row for each report, under its label, with the chosen figures.
+    """One row for each report, under its label, with the chosen figures; `ideal_macs` and the like can be among them.
 
-    Where a layer computes something in vain, the ideal MACs and FLOPs stand beside the executed ones.
+    Where a layer computes something in vain, the ideal MACs and FLOPs stand beside the executed ones, unless `beside`
+    is false: then the columns are the chosen figures whatever the layers, so that tables can be joined.
 
     Raises:
         CostError: an unknown figure.
     """
-    if any(report.ideal for report in reports.values()):
-        figures = [name for f in figures for name in ((f, f"ideal_{f}") if f in IDEAL else (f,))]
+    if beside and any(report.ideal for report in reports.values()):
+        pairs = ((f, f"ideal_{f}") if f in IDEAL else (f,) for f in figures)
+        figures = list(dict.fromkeys(name for pair in pairs for name in pair))
     coupled = [label for label, report in reports.items() if report.layer.couples_tokens]
     if coupled:
         notes += (COUPLED,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tnmoe.adjoint import Adjoint
@@ -19,7 +19,10 @@ from tnmoe.traffic import forward_traffic, total
 
 @dataclass(frozen=True)
 class Counted:
-    """What a figure is read off: a program, bound or with symbols, and what else it depends on."""
+    """What a figure is read off: a program, bound or with symbols, and what else it depends on.
+
+    `frozen` are the parameters that got their role since the function was planned.
+    """
 
     layer: Layer
     program: Program
@@ -27,6 +30,7 @@ class Counted:
     input_gradients: tuple[str, ...]
     function: Function | None = None
     without_padding: bool = False
+    frozen: frozenset[str] = frozenset()
 
     @cached_property
     def executed(self) -> Program:
@@ -57,8 +61,17 @@ class Counted:
 
     @cached_property
     def adjoint(self) -> Adjoint | None:
-        """The backward pass of the emitted function; None if autograd does it."""
-        return None if self.function is None else self.function.adjoint(self.program, self.needing)
+        """The backward pass of the emitted function; None if autograd does it.
+
+        It is the planned one, written for every gradient that was wanted then: what is frozen later is skipped there
+        where an op serves it alone, and all that was planned to be kept still is.
+        """
+        if self.function is None:
+            return None
+        parameters = (replace(p, role=Role.WEIGHT) if p.name in self.frozen else p for p in self.program.parameters)
+        planned = replace(self.program, parameters=tuple(parameters))
+        found = self.function.adjoint(planned, gradient_names(planned, self.input_gradients))
+        return replace(found, program=self.program, needing=self.needing)
 
     @property
     def saved(self) -> Dim:

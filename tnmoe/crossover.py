@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import cast
 
 import sympy
@@ -14,15 +13,13 @@ from tnmoe.cost_report import CostReport
 from tnmoe.dims import symbol, symbol_names
 from tnmoe.errors import CostError, DeclarationError, unknown
 from tnmoe.formulas import simplify
+from tnmoe.integer_ranges import Range, integer_ranges
 from tnmoe.plan import Plan
 from tnmoe.planning import plan
 from tnmoe.question import DEFAULT_TOKENS, Planable
 
 TYPICAL = 64
 """Value of a symbol without one while an order is planned; it never enters the figures."""
-
-Range = tuple[int, int | None]
-"""First and last integer; None is no end."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,9 @@ def crossover(
     """Solve `figure of a < figure of b` for one size, exactly.
 
     Symbols that have a value, declared or in `sizes`, are replaced by it; the token count by `tokens` if that is given.
-    If only `symbol` is left, the answer is the integers from 1 on, each end of a range verified by substitution; else a
-    condition in all symbols that are left, solved for `symbol` where the signs of its coefficients are known.
+    If only `symbol` is left, the answer is the integers from 1 on, each end of a range verified by substitution; rows
+    padded to blocks and logarithms are no obstacle then (`tnmoe.integer_ranges`). Else it is a condition in all symbols
+    that are left, solved for `symbol` where the signs of its coefficients are known.
 
     Args:
         a, b: declarations, layers, networks or plans; what is no plan is planned by its defaults.
@@ -100,7 +98,7 @@ def crossover(
 
     Raises:
         DeclarationError: neither has that size.
-        CostError: no such figure, or one that is no polynomial in the symbol.
+        CostError: no such figure, or one that is no polynomial in the symbol while others are open.
     """
     given = dict(sizes or {})
     (first, name_a), (second, name_b) = (_formula(w, figure, symbol, tokens, given) for w in (a, b))
@@ -109,16 +107,18 @@ def crossover(
     if symbol not in known and not _has(a, symbol) and not _has(b, symbol):
         raise DeclarationError(unknown("size to solve for", symbol, sorted(known)))
     difference = sympy.expand(first - second)
-    if not difference.is_polynomial(unknown_symbol):
-        raise CostError(
-            f"{figure} is no polynomial in {symbol}: {simplify(difference)}; macs, matmul_flops and parameters are"
-        )
     if name_a == name_b:
         name_a, name_b = f"the first {name_a}", f"the second {name_b}"
     if difference.free_symbols <= {unknown_symbol}:
-        ranges, equal = _integer_ranges(sympy.Poly(difference, unknown_symbol))
-        condition: sympy.Basic = sympy.Lt(difference, 0)
-        return Crossover(name_a, name_b, figure, unknown_symbol, difference, condition, ranges, equal)
+        ranges, equal = integer_ranges(difference, unknown_symbol)
+        less: sympy.Basic = sympy.Lt(difference, 0)
+        return Crossover(name_a, name_b, figure, unknown_symbol, difference, less, ranges, equal)
+    if not difference.is_polynomial(unknown_symbol):
+        others = ", ".join(sorted(symbol_names([difference]) - {symbol}))
+        raise CostError(
+            f"{figure} is no polynomial in {symbol}: {simplify(difference)}; give {others} a value each, and the "
+            f"integers at which it is less are found"
+        )
     condition = _condition(difference, unknown_symbol)
     return Crossover(name_a, name_b, figure, unknown_symbol, simplify(difference), condition)
 
@@ -146,45 +146,15 @@ def _formula(
         rows = values.get(layer.token_symbol, DEFAULT_TOKENS) if layer.batched else DEFAULT_TOKENS
         open_symbols = layer.free_symbols - ({layer.token_symbol} if layer.batched else set())
         planned = plan(layer, tokens=rows, sizes={k: values.get(k, TYPICAL) for k in open_symbols})
-    report = CostReport(planned.layer, planned.program, planned.values, input_gradients=planned.input_gradients)
+    report = CostReport(
+        planned.layer,
+        planned.program,
+        planned.values,
+        input_gradients=planned.input_gradients,
+        function=planned.function,
+    )
     formula = sympy.sympify(report.expression(figure))
     return formula.subs({_symbol(k): v for k, v in values.items()}), layer.name
-
-
-# ---- one unknown ---------------------------------------------------------------------------------------------
-
-
-def _integer_ranges(difference: sympy.Poly) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
-    """Integers from 1 on at which a polynomial is negative, and at which it is zero.
-
-    The sign of each integer beside a root is found by substitution; between them and beyond them it cannot change.
-    """
-
-    def sign(at: int) -> int:
-        return int(sympy.sign(difference.eval(at)))
-
-    roots = [] if difference.degree() < 1 else sympy.real_roots(difference, multiple=True)
-    beside = {int(sympy.floor(root)) + k for root in roots for k in (-1, 0, 1, 2)}
-    points = sorted({1} | {p for p in beside if p > 1})
-    cells: list[tuple[int, int | None, int]] = []
-    for here, after in pairwise(points):
-        cells.append((here, here, sign(here)))
-        if after > here + 1:
-            cells.append((here + 1, after - 1, sign(here + 1)))
-    cells += [(points[-1], points[-1], sign(points[-1])), (points[-1] + 1, None, sign(points[-1] + 1))]
-    return _joined(cells, -1), _joined(cells, 0)
-
-
-def _joined(cells: Iterable[tuple[int, int | None, int]], wanted: int) -> tuple[Range, ...]:
-    found: list[Range] = []
-    for low, high, sign in cells:
-        if sign != wanted:
-            continue
-        if found and found[-1][1] == low - 1:
-            found[-1] = (found[-1][0], high)
-        else:
-            found.append((low, high))
-    return tuple(found)
 
 
 def _range_text(name: str, found: Range) -> str:

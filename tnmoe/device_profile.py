@@ -13,7 +13,20 @@ from typing import Any
 from tnmoe import cache
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.errors import CostError, DeclarationError, TnmoeError
-from tnmoe.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Rates
+from tnmoe.rates import (
+    BACKWARD_ROWWISE,
+    BACKWARD_STREAMS,
+    GRAPH,
+    GROUPED,
+    OVERHEADS,
+    ROUTING,
+    ROWWISE,
+    STREAMS,
+    Grid,
+    Products,
+    Rates,
+    Training,
+)
 from tnmoe.report import json_text, read_json
 
 FORMAT = "tnmoe-profile-1"
@@ -68,7 +81,7 @@ class DeviceProfile:
                 "memory": grid(r.memory),
                 "fresh": grid(r.fresh),
                 "overhead": dict(r.overhead),
-                **_routing_mapping(r, grid),
+                **_later_mapping(r, grid),
             }
             for dtype, r in self.rates.items()
         }
@@ -97,40 +110,75 @@ class DeviceProfile:
         return cls(data["name"], data["source"], data["device"], rates)
 
 
-def _routing_mapping(rates: Rates, grid: Callable[[Grid], dict[str, Any]]) -> dict[str, Any]:
-    if not rates.routing:
-        return {}
-    return {
-        "routing": {kind: grid(g) for kind, g in rates.routing.items()},
-        "routing_overhead": dict(rates.routing_overhead),
-    }
+def _later_mapping(rates: Rates, grid: Callable[[Grid], dict[str, Any]]) -> dict[str, Any]:
+    """What profiles of before lack, where this one has it."""
+
+    def grids(given: Mapping[str, Grid]) -> dict[str, Any]:
+        return {kind: grid(g) for kind, g in given.items()}
+
+    found: dict[str, Any] = {}
+    if rates.routing:
+        found |= {"routing": grids(rates.routing), "routing_overhead": dict(rates.routing_overhead)}
+    if rates.fast is not None:
+        found["fast"] = {"gemm": grid(rates.fast.gemm), "overhead": rates.fast.overhead}
+    if (training := rates.training) is not None:
+        found["training"] = {
+            "streams": grids(training.streams),
+            "rowwise": grids(training.rowwise),
+            "overhead": dict(training.overhead),
+            "graph": dict(training.graph),
+        }
+    return found
 
 
 def _rates(data: Any, where: str) -> Rates:
     keys = ["gemm", "batched", "streams", "rowwise", "bandwidth", "memory", "fresh", "overhead"]
-    routed = isinstance(data, dict) and not {"routing", "routing_overhead"}.isdisjoint(data)
-    _object(data, where, [*keys, "routing", "routing_overhead"] if routed else keys)
-    kinds_of = [("streams", STREAMS), ("rowwise", ROWWISE), ("overhead", OVERHEADS)]
-    kinds_of += [("routing", ROUTING), ("routing_overhead", (*ROUTING, *GROUPED))] if routed else []
-    for key, kinds in kinds_of:
-        _object(data[key], f"{where}.{key}", kinds)
+    later = [("routing", "routing_overhead"), ("fast",), ("training",)]
+    has = [k for group in later if isinstance(data, dict) and not set(group).isdisjoint(data) for k in group]
+    _object(data, where, [*keys, *has])
+    routed = "routing" in has
     return Rates(
         gemm=_grid(data["gemm"], f"{where}.gemm", 3),
         batched=_grid(data["batched"], f"{where}.batched", 4),
-        streams={k: _grid(data["streams"][k], f"{where}.streams.{k}", 1) for k in STREAMS},
-        rowwise={k: _grid(data["rowwise"][k], f"{where}.rowwise.{k}", 2) for k in ROWWISE},
+        streams=_grids(data["streams"], f"{where}.streams", STREAMS, 1),
+        rowwise=_grids(data["rowwise"], f"{where}.rowwise", ROWWISE, 2),
         bandwidth=_positive(data["bandwidth"], f"{where}.bandwidth"),
         memory=_grid(data["memory"], f"{where}.memory", 1),
         fresh=_grid(data["fresh"], f"{where}.fresh", 1),
         overhead=_seconds(data["overhead"], f"{where}.overhead", OVERHEADS),
-        routing={k: _grid(data["routing"][k], f"{where}.routing.{k}", 2) for k in ROUTING} if routed else {},
+        routing=_grids(data["routing"], f"{where}.routing", ROUTING, 2) if routed else {},
         routing_overhead=_seconds(data["routing_overhead"], f"{where}.routing_overhead", (*ROUTING, *GROUPED))
         if routed
         else {},
+        fast=_products(data["fast"], f"{where}.fast") if "fast" in has else None,
+        training=_training(data["training"], f"{where}.training") if "training" in has else None,
     )
 
 
-def _seconds(data: Mapping[str, Any], where: str, kinds: Iterable[str]) -> dict[str, float]:
+def _products(data: Any, where: str) -> Products:
+    _object(data, where, ("gemm", "overhead"))
+    return Products(
+        _grid(data["gemm"], f"{where}.gemm", 3), _positive(data["overhead"], f"{where}.overhead", zero=True)
+    )
+
+
+def _training(data: Any, where: str) -> Training:
+    _object(data, where, ("streams", "rowwise", "overhead", "graph"))
+    return Training(
+        streams=_grids(data["streams"], f"{where}.streams", BACKWARD_STREAMS, 1),
+        rowwise=_grids(data["rowwise"], f"{where}.rowwise", BACKWARD_ROWWISE, 2),
+        overhead=_seconds(data["overhead"], f"{where}.overhead", (*BACKWARD_STREAMS, *BACKWARD_ROWWISE)),
+        graph=_seconds(data["graph"], f"{where}.graph", GRAPH),
+    )
+
+
+def _grids(data: Any, where: str, kinds: Iterable[str], dimension: int) -> dict[str, Grid]:
+    _object(data, where, kinds)
+    return {k: _grid(data[k], f"{where}.{k}", dimension) for k in kinds}
+
+
+def _seconds(data: Any, where: str, kinds: Iterable[str]) -> dict[str, float]:
+    _object(data, where, kinds)
     return {k: _positive(data[k], f"{where}.{k}", zero=True) for k in kinds}
 
 

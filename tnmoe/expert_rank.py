@@ -53,11 +53,13 @@ class ExpertRanks:
     Attributes:
         name: of the layer.
         parameters: stored weights of the layer, for what a unit of rank costs.
+        flops: of one forward pass at the plan's tokens, likewise.
         rows: the experts.
     """
 
     name: str
     parameters: int
+    flops: int
     rows: tuple[ExpertRank, ...]
 
     @property
@@ -69,6 +71,11 @@ class ExpertRanks:
     def parameters_per_rank(self) -> float:
         """Stored weights for each unit of the mean effective rank; infinite if all matrices are zero."""
         return self.parameters / self.mean_effective if self.mean_effective else math.inf
+
+    @property
+    def flops_per_rank(self) -> float:
+        """FLOPs of one forward pass for each unit of the mean effective rank; infinite if all matrices are zero."""
+        return self.flops / self.mean_effective if self.mean_effective else math.inf
 
     def table(self) -> Table:
         """One row for each expert."""
@@ -84,7 +91,8 @@ class ExpertRanks:
             ("stable", "stable rank"),
         )
         notes = (
-            f"Mean effective rank {self.mean_effective:,.2f}, {self.parameters_per_rank:,.0f} parameters a unit.",
+            f"Mean effective rank {self.mean_effective:,.2f}, {self.parameters_per_rank:,.0f} parameters and "
+            f"{self.flops_per_rank:,.0f} FLOPs of a forward pass a unit.",
             "Effective: exp of the entropy of the normalised singular values. Stable: squared Frobenius over squared "
             "spectral norm. Biases are left aside.",
         )
@@ -135,7 +143,7 @@ def expert_ranks(
             matrix = _matrix(node, arrays, stored, expert, sizes)
             found.append(_measured(node.out.name, expert, int(bound), matrix, epsilon))
     total = sum(math.prod(int(sizes[i]) for i in indices) for indices in stored.values())
-    return ExpertRanks(planned.layer.name, total, tuple(found))
+    return ExpertRanks(planned.layer.name, total, planned.flops, tuple(found))
 
 
 def _weights(node: Contraction) -> list[str]:

@@ -57,6 +57,7 @@ class Figures:
         input_gradients: names of the inputs that need a gradient, for the figures about training.
         function: what the emitted module computes with a backward pass of its own; None if autograd does it.
         without_padding: count a forward pass as if no axis were padded.
+        frozen: parameters that were frozen since the function was planned; the program has them as such.
 
     Raises:
         CostError: an unknown dtype, or a symbol without a value.
@@ -69,6 +70,7 @@ class Figures:
     input_gradients: tuple[str, ...] = ()
     function: Function | None = None
     without_padding: bool = False
+    frozen: frozenset[str] = frozenset()
 
     parameters = Figure("parameters", "Stored weights, biases included, buffers not.", lambda c: c.estimate.parameters)
     trained_parameters = Figure("trained", "Stored weights that are not frozen.", lambda c: c.trained)
@@ -153,7 +155,8 @@ class Figures:
 
     def _counted(self, program: Program) -> Counted:
         width = DTYPE_BYTES[self.dtype]
-        return Counted(self.layer, program, width, self.input_gradients, self.function, self.without_padding)
+        function, frozen = self.function, self.frozen
+        return Counted(self.layer, program, width, self.input_gradients, function, self.without_padding, frozen)
 
     @property
     def executed(self) -> Program:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tnmoe.adjoint import Adjoint
 from tnmoe.cost import DTYPE_BYTES, elements, op_cost
 from tnmoe.datasheet import Datasheet, roofline
 from tnmoe.device_profile import DeviceProfile
@@ -42,7 +43,7 @@ from tnmoe.ops import (
     results,
 )
 from tnmoe.program import Program
-from tnmoe.rates import GROUPED, Rates
+from tnmoe.rates import GROUPED, Products, Rates
 from tnmoe.report import Cell, Table
 from tnmoe.routing_ops import Noise, Select
 from tnmoe.routing_time import calls, grouped_products, routing_seconds
@@ -53,7 +54,9 @@ Device = DeviceProfile | Datasheet
 """What a time can be predicted for."""
 
 
-def op_seconds(op: Op, sizes: Mapping[str, Dim], profile: Device, dtype: str, *, working_set: int = 0) -> float:
+def op_seconds(
+    op: Op, sizes: Mapping[str, Dim], profile: Device, dtype: str, *, working_set: int = 0, fast: bool = False
+) -> float:
     """Seconds of one op, without gradients: max(work / rate, bytes / bandwidth) + overhead + fetching.
 
     By a data sheet the rate is the peak, and nothing is known of fetching. The rates of a calibration were measured on
@@ -66,6 +69,8 @@ def op_seconds(op: Op, sizes: Mapping[str, Dim], profile: Device, dtype: str, *,
         profile: of the device, measured or a data sheet.
         dtype: of all operands.
         working_set: bytes that are used between two runs of this op; 0 if it runs by itself.
+        fast: whether its products are those of the flavour `fast`. By a data sheet they are at the peak like all; on
+            a device or in a dtype for which that flavour has none, they are the public ones.
 
     Raises:
         CostError: an op without a time model, a size that is a symbol, or a dtype that the profile lacks.
@@ -92,10 +97,30 @@ def op_seconds(op: Op, sizes: Mapping[str, Dim], profile: Device, dtype: str, *,
     fetching = 0.0
     if working_set > moved:
         fetching = max(0.0, moved / rates.memory.at(working_set) - moved / rates.memory.at(moved))
-    return fetching + _alone(op, sizes, rates, width, moved, least)
+    products = _fast_products(profile, dtype) if fast else None
+    return fetching + _alone(op, sizes, rates, width, moved, least, products)
 
 
-def _alone(op: Op, sizes: Mapping[str, Dim], rates: Rates, width: int, moved: int, least: float) -> float:
+def _fast_products(profile: DeviceProfile, dtype: str) -> Products | None:
+    """The rates of oneDNN's products; None where the flavour `fast` calls the public ones instead."""
+    if profile.device != "cpu" or dtype != "float32":
+        return None
+    if (found := profile.of(dtype).fast) is None:
+        raise CostError(
+            f"the profile of {profile.name!r} is of before the flavour 'fast' was measured: run `tnmoe calibrate` again"
+        )
+    return found
+
+
+def _alone(
+    op: Op,
+    sizes: Mapping[str, Dim],
+    rates: Rates,
+    width: int,
+    moved: int,
+    least: float,
+    fast: Products | None = None,
+) -> float:
     """Seconds of an op whose operands, `moved` bytes with the result, lie where they lay when it was measured."""
     kind = type(op).__name__
     match op:
@@ -106,12 +131,19 @@ def _alone(op: Op, sizes: Mapping[str, Dim], rates: Rates, width: int, moved: in
                 int(elements(g, sizes)) for g in (groups.batch, groups.rows, groups.inner, groups.cols)
             )
             point: tuple[int, ...]
+            # A batched product, or one with a bias for each entry, is the public one in every flavour.
+            public = bool(groups.batch) or (isinstance(op, ContractAdd) and set(op.bias.indices) != set(groups.cols))
+            products = None if public else fast
             if groups.batch:
                 grid, point, overhead = rates.batched, (batch, rows, inner, cols), rates.overhead["batched"]
+            elif products is not None:
+                grid, point, overhead = products.gemm, (rows, inner, cols), products.overhead
             else:
                 grid, point, overhead = rates.gemm, (rows, inner, cols), rates.overhead["matmul"]
             seconds = max(int(cost.matmul_flops) / grid.at(*point), least) + overhead
-            if isinstance(op, ContractAdd):  # the bias is first spread over the result, to which the product is added
+            if (
+                isinstance(op, ContractAdd) and products is None
+            ):  # the bias is first spread over the result, to which the product is added
                 spread = width * int(cost.elementwise_flops)
                 seconds += spread / rates.streams["Add"].at(3 * spread) + rates.overhead["bias"]
             # Beyond the grid the rate is that of its edge, whose result was smaller and its memory at hand.
@@ -169,14 +201,23 @@ def _rowwise(kind: str, count: int, length: int, rates: Rates, least: float) -> 
     return max(count / rates.rowwise[kind].at(count // length, length), least) + rates.overhead[kind]
 
 
-def _view_seconds(groups: MatmulGroups, overhead: Mapping[str, float]) -> float:
-    """Seconds of the views that give the operands two axes and the result its own; they move nothing."""
+def _views(groups: MatmulGroups) -> tuple[int, int]:
+    """Views that give the operands two axes by merging some, and the result its own by splitting some."""
 
     def odd(*found: tuple[str, ...]) -> int:
         return sum(len(g) != 1 for g in found)
 
-    merges = odd(groups.rows, groups.inner) + odd(groups.inner, groups.cols)
-    return merges * overhead["merge"] + odd(groups.rows, groups.cols) * overhead["split"]
+    return odd(groups.rows, groups.inner) + odd(groups.inner, groups.cols), odd(groups.rows, groups.cols)
+
+
+def view_count(op: Contract | ContractAdd) -> int:
+    """Views around a product: calls of torch that move nothing."""
+    return sum(_views(matmul_groups(op)))
+
+
+def _view_seconds(groups: MatmulGroups, overhead: Mapping[str, float]) -> float:
+    merges, splits = _views(groups)
+    return merges * overhead["merge"] + splits * overhead["split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,20 +289,41 @@ def working_set(program: Program, dtype: str) -> int:
     return DTYPE_BYTES[dtype] * found
 
 
-def predict(program: Program, profile: Device, dtype: str = "float32") -> Prediction:
+def predict(
+    program: Program,
+    profile: Device,
+    dtype: str = "float32",
+    *,
+    adjoint: Adjoint | None = None,
+    flavour: str = "portable",
+) -> Prediction:
     """Predicted time of one forward pass of a bound program.
+
+    Args:
+        program: bound.
+        profile: of the device, measured or a data sheet.
+        dtype: of all values.
+        adjoint: of what is emitted as a function of its own, `plan.adjoint`; calling one takes time.
+        flavour: of that function's products, `plan.flavour`. Those of Triton are predicted as the public ones.
 
     Raises:
         CostError: as `op_seconds`.
     """
     touched = working_set(program, dtype)
-    per_op = tuple(op_seconds(op, program.sizes, profile, dtype, working_set=touched) for op in program.ops)
+    own = frozenset() if adjoint is None or flavour != "fast" else frozenset(op.out.name for op in adjoint.ops)
+    per_op = tuple(
+        op_seconds(op, program.sizes, profile, dtype, working_set=touched, fast=op.out.name in own)
+        for op in program.ops
+    )
     used = f"{profile.name} ({profile.source})"
     if isinstance(profile, Datasheet):
         return Prediction(program, used, dtype, 0.0, per_op)
-    overhead = profile.of(dtype).overhead
+    rates = profile.of(dtype)
+    overhead = rates.overhead
     stored = {p.name for p in program.parameters + program.buffers}
     uses = sum(v.name in stored for op in program.ops for v in operands(op))
     steps = sum(calls(op, program.sizes) for op in program.ops)
     call = overhead["call"] + uses * overhead["parameter"] + steps * overhead["switch"]
+    if adjoint is not None and rates.training is not None:
+        call += rates.training.graph["apply"]
     return Prediction(program, used, dtype, call, per_op)

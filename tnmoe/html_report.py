@@ -167,8 +167,9 @@ def _times(plan: Plan, profile: Device) -> str:
     try:
         check_machine(profile)
     except CostError:  # of another machine: there is nothing to measure here
-        tables = [predict(plan.bound, profile).table()]
-        training = predict_training(plan.bound, profile, inputs=plan.input_gradients, adjoint=plan.adjoint)
+        own, flavour = plan.adjoint, plan.flavour
+        tables = [predict(plan.executed, profile, adjoint=own, flavour=flavour).table()]
+        training = predict_training(plan.bound, profile, inputs=plan.input_gradients, adjoint=own, flavour=flavour)
         return "".join(t.render("html") for t in (*tables, *([training.table()] if training else [])))
     return measured(plan, profile).table().render("html")
 

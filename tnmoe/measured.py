@@ -31,7 +31,7 @@ LEAST = 0.002
 """Seconds that one sample lasts at least: shorter calls are repeated."""
 
 NOTES = (
-    "A profile is of torch's public products: those of flavour fast are another library's.",
+    "Products of the flavour triton are predicted as torch's public ones.",
     "Steps are timed each by itself, on operands that its last call used; the module runs them one after the other.",
     "Predicted/measured of the module is what the model is to be judged by.",
 )
@@ -135,8 +135,9 @@ def measured(
     found = check_machine(profile)
     if not isinstance(rounds, int) or rounds < 1:
         raise CostError(f"rounds must be an integer of at least 1, got {rounds!r}")
-    prediction = predict(plan.bound, found, dtype)
-    training = predict_training(plan.bound, found, dtype, inputs=plan.input_gradients, adjoint=plan.adjoint)
+    own, flavour = plan.adjoint, plan.flavour
+    prediction = predict(plan.bound, found, dtype, adjoint=own, flavour=flavour)
+    training = predict_training(plan.bound, found, dtype, inputs=plan.input_gradients, adjoint=own, flavour=flavour)
     runs = _runs(plan, found.device, dtype, train=training is not None)
     samples = _time(runs, rounds, clock)
     medians = [statistics.median(s) for s in samples]
@@ -163,7 +164,7 @@ def _runs(plan: Plan, device: str, dtype: str, *, train: bool) -> list[Callable[
     state = dict(module.named_parameters()) | dict(module.named_buffers())
     values: dict[str, torch.Tensor] = {v.name: state[v.name] for v in program.leaves if v not in program.inputs}
     values |= {v.name: x for v, x in zip(program.inputs, inputs, strict=True)}
-    product = PRODUCTS["portable" if plan.function is None else plan.function.flavour]
+    product = PRODUCTS[plan.flavour]
     steps = loaded("\n\n".join([emit(plan), step_sources(program, product)]))
     runs: list[Callable[[], object]] = []
     with torch.no_grad():

@@ -161,6 +161,11 @@ class Plan:
         """The backward pass of the emitted function, with integer sizes; None if autograd does it."""
         return None if self.function is None else self.function.adjoint(self.bound, self._needing)
 
+    @property
+    def flavour(self) -> str:
+        """Of the emitted function's products, one of `tnmoe.function.FLAVOURS`."""
+        return "portable" if self.function is None else self.function.flavour
+
     @cached_property
     def _needing(self) -> frozenset[str]:
         return gradient_names(self.bound, self.input_gradients)

@@ -122,7 +122,8 @@ def plan(
         searched = f"the objective {goal!r}" if goal in SHORTLISTED else "a limit"
         raise PlanError(f"{searched} needs a search of its own; leave planner out")
     if saved_limit is None:
-        return _with_function(choose(asked, goal, profile), memory, flavour, chunk).store(layout)
+        found = choose(asked, goal, profile, lambda planned: _with_function(planned, memory, flavour, chunk))
+        return found.store(layout)
     if goal in SHORTLISTED:
         raise PlanError(f"the objective {goal!r} takes no limit; plan by a price, or measure a shortlist")
     if (memory, flavour, chunk) != (None, "portable", None):

@@ -27,6 +27,18 @@ OVERHEADS = ("matmul", "batched", "bias", "merge", "split", "parameter", "switch
 splits an axis, a use of a parameter, going from one op to another, a module's call, and each other kind of op."""
 
 
+BACKWARD_STREAMS = ("Gelu", "Sigmoid")
+"""Those of `STREAMS` whose gradients have a kernel of their own; the others' are ops of the set."""
+
+BACKWARD_ROWWISE = (*ROWWISE, "BatchNormTraining")
+"""Kinds whose gradients are measured along one index; the last one is no gradient but a batch norm's forward pass in
+training, which takes the statistics first."""
+
+GRAPH = ("pass", "node", "leaf", "apply", "function")
+"""What autograd takes besides kernels: a backward pass, a node that is recorded and visited, a gradient that is handed
+out, a call of a function in Python without gradients, and what such a function takes more with them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """A positive figure, measured on a grid of sizes.
@@ -66,6 +78,36 @@ def _bracket(axis: Sequence[int], size: float) -> tuple[int, float]:
 
 
 @dataclass(frozen=True, slots=True)
+class Products:
+    """Matrix products of another library than torch's own.
+
+    Attributes:
+        gemm: FLOP/s, over (rows, inner, columns).
+        overhead: seconds of each product.
+    """
+
+    gemm: Grid
+    overhead: float
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What training takes besides ops whose rates are those of a forward pass.
+
+    Attributes:
+        streams: bytes/s of the gradient of each kind in `BACKWARD_STREAMS`, over (bytes read and written).
+        rowwise: elements/s of each kind in `BACKWARD_ROWWISE`, over (rows, length of the index it works along).
+        overhead: seconds of each of both.
+        graph: seconds of each of `GRAPH`.
+    """
+
+    streams: Mapping[str, Grid]
+    rowwise: Mapping[str, Grid]
+    overhead: Mapping[str, float]
+    graph: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """What one device does with one dtype; every rate is the op's own, its overhead taken off.
 
@@ -81,6 +123,9 @@ class Rates:
         routing: of each kind in `ROUTING`, over its two sizes: slots/s of the last two, elements/s of the others.
         routing_overhead: seconds of each of them, and of `GROUPED`. Both are empty in a profile of before they were
             measured, which then serves layers without routing.
+        fast: products of the flavour `fast`; None where they were not measured: in a profile of before, on other
+            devices than a CPU, and in other dtypes than float32, where that flavour calls the public ones.
+        training: None in a profile of before it was measured.
     """
 
     gemm: Grid
@@ -93,3 +138,5 @@ class Rates:
     overhead: Mapping[str, float]
     routing: Mapping[str, Grid] = field(default_factory=dict)
     routing_overhead: Mapping[str, float] = field(default_factory=dict)
+    fast: Products | None = None
+    training: Training | None = None

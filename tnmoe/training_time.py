@@ -1,10 +1,9 @@
 """Predicted time of training: a forward pass with autograd, and the backward pass after it.
 
 Gradients that are ops of the closed set (`tnmoe.reverse_mode`) take the time of these ops, which are the kernels that
-autograd runs, too. Those of entmax and sparsemax are passes over all entries, one a statement of
-`backends/activations.py`; those of other gates, norms and routing run at the rate of their forward pass, by FLOPs. A
-node of autograd's graph costs the least overhead of an op twice: once recorded, once visited; a function in Python
-costs a module's call twice.
+autograd runs, too. Those of gates, norms and GELU have kernels of their own, whose rates a calibration measures; those
+of routing take what the kernels take that they are made of. What autograd itself takes is counted: a backward pass,
+the nodes of its graph, the gradients that it hands out, the functions in Python (`tnmoe.rates.GRAPH`).
 """
 
 from __future__ import annotations
@@ -16,16 +15,42 @@ from dataclasses import dataclass, replace
 
 from tnmoe.adjoint import Adjoint
 from tnmoe.backward import backward_cost, gradient_names
-from tnmoe.cost import op_cost
+from tnmoe.cost import DTYPE_BYTES, elements, op_cost
 from tnmoe.datasheet import Datasheet
-from tnmoe.hardware import Device, op_seconds, predict, working_set
-from tnmoe.ops import Add, Entmax15, Gelu, GeluBackward, Multiply, Op, Sparsemax, Value, operands
+from tnmoe.errors import CostError
+from tnmoe.hardware import Device, op_seconds, predict, view_count, working_set
+from tnmoe.network import Role
+from tnmoe.ops import (
+    Add,
+    BatchNorm,
+    Contract,
+    ContractAdd,
+    Entmax15,
+    Gelu,
+    GeluBackward,
+    GroupedContract,
+    LayerNorm,
+    Multiply,
+    Op,
+    Permute,
+    RoutingOp,
+    Sigmoid,
+    Softmax,
+    Sparsemax,
+    Value,
+    matmul_groups,
+    operands,
+)
 from tnmoe.program import Program
+from tnmoe.rates import Training
 from tnmoe.report import Cell, Table
 from tnmoe.reverse_mode import DIFFERENTIABLE, fresh, gradients
+from tnmoe.routing_ops import Gather, ScatterAdd, Unsort
+from tnmoe.routing_time import calls, grouped_products
 
-PASSES = {Entmax15: 11, Sparsemax: 7}
-"""Statements over all entries in the backward pass of a function in Python, autograd's own for the square included."""
+IN_PYTHON = {Entmax15: 11, Sparsemax: 7}
+"""Gates whose gradients a function in Python makes, with its statements over all entries, autograd's own for the square
+included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +100,7 @@ def predict_training(
     *,
     inputs: Iterable[str] = (),
     adjoint: Adjoint | None = None,
+    flavour: str = "portable",
 ) -> TrainingPrediction | None:
     """Predicted time of a forward and backward pass; None if nothing needs a gradient.
 
@@ -84,67 +110,155 @@ def predict_training(
         dtype: of all values.
         inputs: names of the inputs that need a gradient.
         adjoint: of what is emitted with a backward pass of its own; None if autograd makes it all.
+        flavour: of that function's products.
 
     Raises:
-        CostError: as `op_seconds`.
+        CostError: as `op_seconds`; or a profile of before training was measured.
     """
-    needing = gradient_names(program, inputs)
+    leaves = frozenset(inputs)
+    needing = gradient_names(program, leaves)
     if program.output.name not in needing:
         return None
-    clock = _Seconds(program, profile, dtype)
+    clock = _Seconds(program, profile, dtype, flavour == "fast")
     own = () if adjoint is None else tuple(op for op in adjoint.as_program().ops)
-    found = [(op.out.name, clock.of(op)) for op in own]
+    found = [(op.out.name, clock.of(op, own=True)) for op in own]
     nodes, functions, uses = 0, int(adjoint is not None), Counter[Value]()
     for op in reversed(program.ops if adjoint is None else adjoint.before):
         wanted = [v for v in operands(op) if v.name in needing]
         if wanted:
-            nodes += 1
-            functions += type(op) in PASSES
+            nodes += _nodes(op, program)
+            functions += type(op) in IN_PYTHON
             uses.update(wanted)
             found.append((op.out.name, clock.backward(op, needing)))
     sums = [(f"sum {v.name}", (count - 1) * clock.of(Add(v, v, v))) for v, count in uses.items() if count > 1]
-    forward = predict(program, profile, dtype)
-    return TrainingPrediction(
-        forward.profile, dtype, forward.seconds, 2 * (nodes * clock.least + functions * clock.call), (*found, *sums)
-    )
+    forward = predict(program, profile, dtype, adjoint=adjoint, flavour=flavour)
+    statistics = math.fsum(clock.statistics(op) for op in program.ops)
+    handed = sum(p.role is Role.WEIGHT for p in program.parameters) + len(leaves & {v.name for v in program.inputs})
+    graph = clock.graph(nodes, functions, handed)
+    return TrainingPrediction(forward.profile, dtype, forward.seconds + statistics, graph, (*found, *sums))
+
+
+def _nodes(op: Op, program: Program) -> int:
+    """Nodes of autograd's graph that an op records, one for each differentiated call of torch, views included."""
+    if isinstance(op, Contract | ContractAdd):
+        groups = matmul_groups(op)
+        bias = isinstance(op, ContractAdd) and len(op.bias.indices) != 1
+        return (BATCHED_NODES if groups.batch else 1) + bias + view_count(op)
+    if isinstance(op, GroupedContract):  # each product; what takes the slices apart, and what joins the results
+        return round(grouped_products(op, program.sizes)) + 3 + (op.bias is not None)
+    if isinstance(op, RoutingOp):
+        return min(calls(op, program.sizes), ROUTING_NODES)
+    return 2 if isinstance(op, Entmax15) else 1
+
+
+BATCHED_NODES = 6
+"""Of a batched product: torch expands and views both operands, multiplies them, and views the result."""
+
+ROUTING_NODES = 4
+"""Nodes of an op that routes at most: of its many calls of torch, those on positions record none."""
 
 
 @dataclass(frozen=True)
 class _Seconds:
-    """Seconds of ops of the backward pass."""
+    """Seconds of ops of the backward pass; `fast` says that a function's products are those of that flavour."""
 
     program: Program
     profile: Device
     dtype: str
+    fast: bool
 
     @property
-    def least(self) -> float:
-        """The least overhead of an op."""
+    def training(self) -> Training:
+        """What the profile knows of training.
+
+        Raises:
+            CostError: if it is of before that was measured.
+        """
+        assert not isinstance(self.profile, Datasheet)
+        if (found := self.profile.of(self.dtype).training) is None:
+            raise CostError(
+                f"the profile of {self.profile.name!r} is of before training was measured: run `tnmoe calibrate` again"
+            )
+        return found
+
+    def graph(self, nodes: int, functions: int, leaves: int) -> float:
+        """Of autograd itself. By a data sheet a node costs the least overhead of an op twice: recorded, and visited."""
         if isinstance(self.profile, Datasheet):
-            return self.profile.overhead
-        return self.profile.of(self.dtype).overhead["Add"]
+            return 2 * nodes * self.profile.overhead
+        each = self.training.graph
+        return each["pass"] + nodes * each["node"] + functions * each["function"] + leaves * each["leaf"]
 
-    @property
-    def call(self) -> float:
-        """The overhead of a function in Python."""
-        return 0.0 if isinstance(self.profile, Datasheet) else self.profile.of(self.dtype).overhead["call"]
+    def of(self, op: Op, *, own: bool = False) -> float:
+        """Of one op; `own` says that it runs in the emitted function."""
+        touched = 2 * working_set(self.program, self.dtype)  # each value and its gradient
+        if isinstance(op, GeluBackward):
+            if not isinstance(self.profile, Datasheet):
+                return self._kernel("Gelu", op.x, None, 3)
+            op, own = Gelu(op.out, op.x), False
+        fast = own and self.fast
+        return op_seconds(op, self.program.sizes, self.profile, self.dtype, working_set=touched, fast=fast)
 
-    def of(self, op: Op) -> float:
-        """Of one op; GELU's gradient at GELU's rate."""
-        if isinstance(op, GeluBackward) and not isinstance(self.profile, Datasheet):
-            return self._scaled(Gelu(op.out, op.x), int(op_cost(op, self.program.sizes).flops))
-        touched = working_set(self.program, self.dtype)
-        return op_seconds(op, self.program.sizes, self.profile, self.dtype, working_set=touched)
+    def statistics(self, op: Op) -> float:
+        """What a batch norm takes more in training, where it takes the statistics of its rows."""
+        if not isinstance(op, BatchNorm) or isinstance(self.profile, Datasheet):
+            return 0.0
+        return max(0.0, self._kernel("BatchNormTraining", op.x, op.index, 2) - self.of(op))
 
     def backward(self, op: Op, needing: frozenset[str]) -> float:
         """Of the gradients of an op's operands, as autograd makes them."""
-        if isinstance(op, DIFFERENTIABLE):
-            seed = replace(op.out, name=fresh(self.program, f"{op.out.name}_grad"))
-            made, _ = gradients(replace(self.program, output=op.out), (op,), seed, needing)
-            return math.fsum(map(self.of, made))
-        if type(op) in PASSES:
-            return PASSES[type(op)] * self.of(Multiply(op.out, op.out, op.out))
+        measured = not isinstance(self.profile, Datasheet)
+        match op:
+            case _ if isinstance(op, DIFFERENTIABLE):
+                seed = replace(op.out, name=fresh(self.program, f"{op.out.name}_grad"))
+                made, _ = gradients(replace(self.program, output=op.out), (op,), seed, needing)
+                return math.fsum(map(self.of, made))
+            case Sigmoid(_, x) if measured:
+                return self._kernel("Sigmoid", x, None, 3)
+            case (
+                Softmax(_, x, index)
+                | Entmax15(_, x, index)
+                | Sparsemax(_, x, index)
+                | LayerNorm(_, x, index)
+                | BatchNorm(_, x, index)
+            ) if measured:
+                return self._kernel(type(op).__name__, x, index, 3)
+            case Entmax15() | Sparsemax():
+                return IN_PYTHON[type(op)] * self.of(Multiply(op.out, op.out, op.out))
+            case GroupedContract():
+                return self._grouped(op, needing)
+            case Gather(out, x, positions, index, sparse):
+                return self.of(ScatterAdd(x, out, positions, index)) + (0.0 if sparse else self._zeros(x))
+            case Unsort(out, x, slots):
+                return self.of(ScatterAdd(x, out, slots, x.indices[0]))
+            case ScatterAdd(out, x, positions, index):
+                return self.of(Gather(x, out, positions, index))
         return self._scaled(op, int(backward_cost(op, self.program.sizes, needing).flops))
+
+    def _kernel(self, kind: str, x: Value, index: str | None, passes: int) -> float:
+        """Of a gradient with a kernel of its own, which reads and writes so many values of the shape of `x`."""
+        assert not isinstance(self.profile, Datasheet)
+        training, rates = self.training, self.profile.of(self.dtype)
+        count = int(elements(x.indices, self.program.sizes))
+        moved = passes * DTYPE_BYTES[self.dtype] * count
+        if index is None:
+            seconds = moved / training.streams[kind].at(moved)
+        else:
+            length = int(elements((index,), self.program.sizes))
+            seconds = count / training.rowwise[kind].at(count // length, length)
+        return max(seconds, moved / rates.bandwidth) + training.overhead[kind]
+
+    def _zeros(self, value: Value) -> float:
+        """A tensor of zeros in the shape of a value."""
+        size = DTYPE_BYTES[self.dtype] * int(elements(value.indices, self.program.sizes))
+        if isinstance(self.profile, Datasheet):
+            return size / self.profile.bandwidth
+        return size / self.profile.of(self.dtype).fresh.at(size)
+
+    def _grouped(self, op: GroupedContract, needing: frozenset[str]) -> float:
+        """Each product has two of its extent as gradients; the slices' gradients are joined into those of the whole."""
+        copied = [v for v in (op.lhs, op.rhs) if v.name in needing]
+        joined = math.fsum(self.of(Permute(v, v)) for v in copied)
+        return self._scaled(op, int(backward_cost(op, self.program.sizes, needing).flops)) + joined
 
     def _scaled(self, op: Op, flops: int) -> float:
         """Seconds of so many FLOPs at the rate at which an op runs; of one without any, its own."""

@@ -19,6 +19,16 @@ from tnmoe.errors import CostError
 Column: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """Integers: of dtype int64, or Python's in an array of objects."""
 
+RELATIONS = {
+    sympy.StrictLessThan: np.less,
+    sympy.LessThan: np.less_equal,
+    sympy.StrictGreaterThan: np.greater,
+    sympy.GreaterThan: np.greater_equal,
+    sympy.Equality: np.equal,
+    sympy.Unequality: np.not_equal,
+}
+"""What compares two columns as a relation says."""
+
 SAFE = 2**63
 """What 64-bit integers stay below."""
 
@@ -81,6 +91,8 @@ class Columns:
                 return reduce(smaller, _wide([v for v, _ in parts], bound)), bound
             case sympy.floor() | sympy.ceiling():
                 return self._rounded(formula)
+            case sympy.Piecewise():
+                return self._cases(formula)
         raise CostError(f"{formula} cannot be evaluated over columns: {type(formula).__name__} is no integer operation")
 
     def _column(self, name: str) -> tuple[Column, int]:
@@ -88,6 +100,30 @@ class Columns:
             raise CostError(f"{name} has no column; there are {', '.join(self.named)}")
         values = self.named[name]
         return values, int(max(abs(values.max()), abs(values.min()))) if len(values) else 0
+
+    def _cases(self, formula: sympy.Piecewise) -> tuple[Column, int]:
+        """The value of the first case whose condition holds."""
+        parts = [self._value(value) for value, _ in formula.args]
+        bound = max(b for _, b in parts)
+        shape = (self.length,)
+        values = [np.broadcast_to(v, shape) for v in _wide([v for v, _ in parts], bound)]
+        conditions = [np.broadcast_to(self._holds(condition), shape) for _, condition in formula.args]
+        return np.select(conditions, values), bound
+
+    def _holds(self, condition: sympy.Basic) -> Column:
+        """Where a relation between two formulas holds, or several do."""
+        if condition in (sympy.true, sympy.false):
+            return np.array([condition == sympy.true])
+        if isinstance(condition, sympy.And | sympy.Or):
+            join = np.logical_and if isinstance(condition, sympy.And) else np.logical_or
+            return reduce(join, [self._holds(part) for part in condition.args])
+        if type(condition) not in RELATIONS:
+            raise CostError(f"{condition} is no relation of two formulas")
+        above, below = (condition.lhs - condition.rhs).as_numer_denom()
+        if not below.is_positive:
+            raise CostError(f"{condition} divides by what may be negative")
+        found: Column = RELATIONS[type(condition)](self._value(sympy.expand(above))[0], 0)
+        return found
 
     def _rounded(self, formula: sympy.Expr) -> tuple[Column, int]:
         """⌊a / b⌋, ⌈a / b⌉ and ⌈log2 a⌉."""

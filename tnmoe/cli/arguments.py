@@ -157,7 +157,8 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument(
         "--columns",
         metavar="KEY,…",
-        help=f"figures, in this order (default: {','.join(COMPARED)}); of {', '.join(FIGURES)}",
+        help=f"figures, in this order (default: {','.join(COMPARED)}); of {', '.join(FIGURES)}; ideal_flops "
+        "and the like are what would be left without work in vain (csv and json have them if asked for)",
     )
     table.add_argument(
         "--sort", metavar="KEY", help="rows by a column, e.g. flops; -KEY from the largest: --sort=-flops"

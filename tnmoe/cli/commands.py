@@ -38,12 +38,13 @@ def run_table(options: argparse.Namespace) -> int:
     tables = []
     profile = None if options.profile is None or options.objective == "time" else _device(options.profile)
     figures = COMPARED if options.columns is None else [key.strip() for key in options.columns.split(",")]
+    data = options.format in ("csv", "json")
     for what in options.what:
         title, rows = named_rows(what, options)
         reports = {row.label: report_of(row, options) for row in with_progress(rows, "costing")}
-        table = comparison(reports, f"{title}, {options.dtype}", figures=figures)
+        table = comparison(reports, f"{title}, {options.dtype}", figures=figures, beside=not data)
         tables.append(table if profile is None else _with_times(table, reports.values(), profile, options.dtype))
-    if options.format in ("csv", "json"):  # one document
+    if data:  # one document
         tables = [replace(tables[0], rows=tuple(row for t in tables for row in t.rows))]
     elif options.si:
         tables = [table.si() for table in tables]
@@ -115,10 +116,11 @@ def _times(row: Row, profile: Device, options: argparse.Namespace) -> Sequence[T
     plan = row.planned
     if options.measure:
         return [measured(plan, profile, options.dtype).table(row.label)]
-    found = [predict(plan.executed, profile, options.dtype).table(row.label)]
+    own, flavour = plan.adjoint, plan.flavour
+    found = [predict(plan.executed, profile, options.dtype, adjoint=own, flavour=flavour).table(row.label)]
     if options.format not in ("csv", "json"):
         training = predict_training(
-            plan.bound, profile, options.dtype, inputs=plan.input_gradients, adjoint=plan.adjoint
+            plan.bound, profile, options.dtype, inputs=plan.input_gradients, adjoint=own, flavour=flavour
         )
         found += [] if training is None else [training.table(row.label)]
     return found
