@@ -13,14 +13,14 @@ from tnmoe.layer import DYNAMIC, Layer
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.parts import Declaration
 from tnmoe.ops import Value
-from tnmoe.routing_ops import Gather, ScatterAdd, TopK
+from tnmoe.routing_ops import Gather, Missed, ScatterAdd, TopK
 
 
 @dataclass(frozen=True, slots=True)
 class MixtureOfDepths(Declaration):
     """y = x + r · MLP(x) for the ⌈capacity/100 · T⌉ tokens of the largest score r = x · w, y = x for all others.
 
-    Maps (..., inputs) to (..., inputs). All tokens of a call compete.
+    Maps (..., inputs) to (..., inputs). All tokens of a call compete; `diagnostics` counts those that skip the block.
 
     Args:
         capacity: percentage of the tokens that run.
@@ -47,6 +47,7 @@ class MixtureOfDepths(Declaration):
         scores = b.network(Value("scores", (DYNAMIC,), "gate"), b.x, weight)
         chosen, rows = Value("chosen_scores", ("c",), "gate"), Value("rows", ("c",), "gate", True)
         b.add(TopK(chosen, rows, scores, DYNAMIC))
+        b.diagnostics.append(Missed(Value("skipped", (), "diagnostics", True), rows, DYNAMIC))
         u = Value("dispatched", ("c", "i"), "dispatch")
         b.add(Gather(u, b.x, rows, DYNAMIC))
         v = b.feed_forward("", u, "h", Value("block_outputs", ("c", "i"), "down"), bias=self.bias, ranked=True)

@@ -19,7 +19,8 @@ class MixtureOfHeads(Declaration):
     """y = Σ_k share_k · softmax_s(x Wq_n · (x_s Wk)) (x_s Wv) Wo_n over the k heads n of the largest logits.
 
     Maps (..., inputs) to (..., inputs). All tokens of a call are one sequence, in which every token attends to every
-    other; shares are a softmax over the chosen logits. Nothing divides by √head_width: that is part of Wq.
+    other; shares are a softmax over the chosen logits. Nothing divides by √head_width: that is part of Wq. There is no
+    masked form: it would attend with all N queries of every token, N · T² scores for k · T².
 
     Args:
         experts, active: number of heads N, and k of them for each token.
