@@ -72,7 +72,7 @@ def test_entmax_runs_over_any_axis() -> None:
             merged = Value("merged", ("t", "q"), "gate")
             b.length("q", b.sizes.sizes["n"] * b.sizes.sizes["r"])
             b.add(activation(y, logits, logits.indices[axis]), Merge(merged, y, "q", ("n", "r")))
-            plan = tnmoe.plan(b.layer("Gate", merged, {"kind": "test"}, "a gate"), tokens=5)
+            plan = tnmoe.plan(b.layer("Gate", merged, tnmoe.MoV(6, 3)), tokens=5)
             x = rows(plan, 5)
             module = tnmoe.build(plan, dtype=torch.float64)
             weights = canonical(plan, module)

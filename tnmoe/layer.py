@@ -96,6 +96,7 @@ class Layer:
         couples_tokens: True if the output for one token may depend on other tokens of the batch.
         lowerings: declarations of the same function and parameters in other programs, by name, this one among them;
             empty if the declaration leaves no choice.
+        only_lowering: why a routed layer has no other lowering, as half a sentence; else empty.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Layer:
     diagnostics: tuple[Op, ...] = ()
     couples_tokens: bool = False
     lowerings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    only_lowering: str = ""
 
     def __post_init__(self) -> None:
         defined: dict[str, frozenset[str]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from tnmoe.dims import Dim
 from tnmoe.factorizations import Factorization, Factors, Modes, Sizes
 from tnmoe.initialise import Init, Uniform
 from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Node, Parameter
-from tnmoe.layers.parts import input_layer_norm
+from tnmoe.layers.parts import Declaration, input_layer_norm
 from tnmoe.network import FoldedBias, Network, Role, Tensor
 from tnmoe.ops import Add, Gelu, Op, Softmax, Split, Value, results
 from tnmoe.routing_ops import Gather, GroupedContract
@@ -256,13 +256,11 @@ class Builder:
         self,
         name: str,
         output: Value,
-        declaration: Mapping[str, Any],
-        summary: str,
+        spec: Declaration,
         *,
         couples_tokens: bool = False,
-        lowerings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Layer:
-        """The finished layer."""
+        """The finished layer that `spec` declares."""
         return Layer(
             name=name,
             inputs=(self.input,),
@@ -272,10 +270,11 @@ class Builder:
             output=output,
             sizes=self.sizes.sizes,
             values=self.sizes.values,
-            declaration=declaration,
-            summary=summary,
+            declaration=spec.declaration(),
+            summary=str(spec),
             coefficients=self.coefficients,
             diagnostics=tuple(self.diagnostics),
             couples_tokens=couples_tokens,
-            lowerings=lowerings or {},
+            lowerings=spec.lowerings(),
+            only_lowering=spec.only_lowering(),
         )

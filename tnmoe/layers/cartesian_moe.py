@@ -57,7 +57,7 @@ class CartesianMoE(Declaration):
         normed = Value("normed", first.indices, "norm")
         b.add(LayerNorm(normed, first, "o", Value(weight.name, weight.indices, "norm")))
         y = self._stage(b, "second_", normed, Value("y", (DYNAMIC, "i"), "second_blend"))
-        return b.layer("CartesianMoE", y, self.declaration(), str(self), lowerings=self.lowerings())
+        return b.layer("CartesianMoE", y, self)
 
     def _stage(self, b: Builder, prefix: str, x: Value, out: Value) -> Value:
         logits = b.logits(x, "n", prefix)

@@ -49,4 +49,4 @@ class DeepMoE(Declaration):
         b.coefficients = (first.name, second.name)
         y = Value("y", (DYNAMIC, "o"), "second")
         b.experts("second_", z, None, y, bias=self.bias, mix=second)
-        return b.layer("DeepMoE", y, self.declaration(), str(self))
+        return b.layer("DeepMoE", y, self)

@@ -50,6 +50,10 @@ class ExpertChoice(Declaration):
         if isinstance(experts, int) and self.capacity > 100 * experts:
             raise DeclarationError(f"capacity must be at most 100 · experts = {100 * experts}, got {self.capacity}")
 
+    def only_lowering(self) -> str:
+        """As of every declaration."""
+        return "its slots are batched products already, and a masked one would run all experts on all tokens"
+
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
         b = Builder(self.dims("inputs", "outputs", "experts", "hidden"), self.dim("inputs"))
@@ -74,4 +78,4 @@ class ExpertChoice(Declaration):
         hidden = "h" if self.hidden is not None else None
         y = Value("y", (DYNAMIC, "o"), "combine")
         slot_experts(b, b.x, held, rows, hidden, y, bias=self.bias, factorization=self.factorization)
-        return b.layer("ExpertChoice", y, self.declaration(), str(self), couples_tokens=True)
+        return b.layer("ExpertChoice", y, self, couples_tokens=True)

@@ -38,6 +38,10 @@ class MixtureOfDepths(Declaration):
         if not isinstance(self.capacity, int) or self.capacity > 100:
             raise DeclarationError(f"capacity must be a percentage from 1 to 100, got {self.capacity!r}")
 
+    def only_lowering(self) -> str:
+        """As of every declaration."""
+        return "a masked one would run the block on all tokens"
+
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
         b = Builder(self.dims("inputs", "hidden"), self.dim("inputs"))
@@ -55,4 +59,4 @@ class MixtureOfDepths(Declaration):
         added = Value("added", (DYNAMIC, "i"), "combine")
         b.add(ScatterAdd(added, weighted, rows, DYNAMIC))
         y = b.sum("y", b.x, added, "combine")
-        return b.layer("MixtureOfDepths", y, self.declaration(), str(self), couples_tokens=True)
+        return b.layer("MixtureOfDepths", y, self, couples_tokens=True)

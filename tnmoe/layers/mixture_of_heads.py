@@ -39,6 +39,10 @@ class MixtureOfHeads(Declaration):
         if isinstance(active, int) and isinstance(experts, int) and active > experts:
             raise DeclarationError(f"active must be at most experts = {experts}, got {active}")
 
+    def only_lowering(self) -> str:
+        """As of every declaration."""
+        return "a masked one would attend with the queries of all heads"
+
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
         b = Builder(self.dims("inputs", "experts", "active", "head_width"), self.dim("inputs"))
@@ -88,4 +92,4 @@ class MixtureOfHeads(Declaration):
         heads = Value("head_outputs", (DYNAMIC, "k", "o"), "combine")
         b.add(Unsort(heads, outputs, slots))
         y = b.network(Value("y", (DYNAMIC, "o"), "combine"), shares, heads)
-        return b.layer("MixtureOfHeads", y, self.declaration(), str(self), couples_tokens=True)
+        return b.layer("MixtureOfHeads", y, self, couples_tokens=True)

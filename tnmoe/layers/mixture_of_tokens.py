@@ -54,4 +54,4 @@ class MixtureOfTokens(Declaration):
         spread = b.network(Value("spread", ("u", "g", "o"), "combine"), shares, v)
         y = Value("y", (DYNAMIC, "o"), "combine")
         b.add(Merge(y, spread, DYNAMIC, ("u", "g")))
-        return b.layer("MixtureOfTokens", y, self.declaration(), str(self), couples_tokens=True)
+        return b.layer("MixtureOfTokens", y, self, couples_tokens=True)

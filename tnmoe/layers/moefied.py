@@ -64,4 +64,4 @@ class MoEfied(Declaration):
         offset = b.weight("output_bias", ("o",), Uniform(1 / sympy.sqrt(b.sizes.sizes["h"])), "combine")
         y = Value("y", (DYNAMIC, "o"), "combine")
         b.add(Add(y, shifted, Value(offset.name, offset.indices, "combine")))
-        return b.layer("MoEfied", y, self.declaration(), str(self), lowerings=self.lowerings())
+        return b.layer("MoEfied", y, self)

@@ -81,4 +81,4 @@ class MultiHeadMoE(Declaration):
         whole = Value("merged", (DYNAMIC, "l"), "merge")
         b.add(Split(back, mixed, "q", (DYNAMIC, "a")), Merge(whole, back, "l", ("a", "e")))
         y = b.linear("merge_", whole, Value("y", (DYNAMIC, "o"), "merge"), bias=True)
-        return b.layer("MultiHeadMoE", y, self.declaration(), str(self), lowerings=self.lowerings())
+        return b.layer("MultiHeadMoE", y, self)

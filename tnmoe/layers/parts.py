@@ -59,6 +59,11 @@ class Declaration:
             return {}
         return {name: declared | {"lowering": name} for name in LOWERINGS[1:]}
 
+    def only_lowering(self) -> str:
+        """Why a routed mixture has one program alone, as half a sentence; empty if there is a choice, or no routing."""
+        pinned = self.declaration().get("lowering", "auto")
+        return "" if pinned == "auto" else f'the declaration asks for the {pinned} one; "auto" leaves a choice'
+
     def dim(self, key: str) -> Dim:
         """The field `key` as a dimension."""
         return as_dim(getattr(self, key), key)

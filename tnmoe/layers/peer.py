@@ -53,6 +53,10 @@ class PEER(Declaration):
         if isinstance(active, int) and active > side:
             raise DeclarationError(f"active must be at most the root of experts = {side}, got {active}")
 
+    def only_lowering(self) -> str:
+        """As of every declaration."""
+        return "a masked one would run all experts"
+
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
         b = Builder(self.dims("inputs", "outputs", "heads", "active", "key_width"), self.dim("inputs"))
@@ -74,7 +78,7 @@ class PEER(Declaration):
         active = Value("activated", hidden.indices, "experts")
         b.add(Gelu(active, hidden))
         y = b.network(Value("y", (DYNAMIC, "o"), "experts"), shares, active, v)
-        return b.layer("PEER", y, self.declaration(), str(self))
+        return b.layer("PEER", y, self)
 
     def _scores(self, b: Builder, index: str) -> Value:
         """Products of one half of the queries with one set of sub-keys."""

@@ -67,7 +67,7 @@ class SMILE(Declaration):
         b.add(Merge(shares, product, "k", ("c", "d")), Merge(chosen, pairs, "k", ("c", "d")))
         out = Value("y", (DYNAMIC, "o"), "combine")
         y = chosen_experts(b, "", b.x, shares, chosen, "h", out, bias=self.bias, lowering=self.lowering)
-        return b.layer("SMILE", y, self.declaration(), str(self), lowerings=self.lowerings())
+        return b.layer("SMILE", y, self)
 
     def _level(self, b: Builder, prefix: str, index: str, slot: str) -> tuple[Value, Value]:
         """Shares and positions of the chosen entries of one level."""

@@ -136,18 +136,26 @@ class SparseMoE(Declaration):
         return b.layer(
             "SparseMoE",
             y,
-            self.declaration(),
-            str(self),
+            self,
             couples_tokens=self.capacity is not None,
-            lowerings=self.lowerings(),
         )
 
     def lowerings(self) -> dict[str, dict[str, Any]]:
         """As of every declaration; but a masked form has neither slots, nor null experts, nor blocks of rows."""
         if self.capacity is not None or self.null is not None or self.block not in (1, BLOCK):
             return {}
-        found = super(SparseMoE, self).lowerings()
+        found = Declaration.lowerings(self)
         return found and found | {"masked": {k: v for k, v in found["masked"].items() if k != "block"}}
+
+    def only_lowering(self) -> str:
+        """As of every declaration."""
+        if self.capacity is not None:
+            return "its slots bound what runs, and a masked one has none"
+        if self.null is not None:
+            return "null experts compute nothing only where they are not run"
+        if self.block not in (1, BLOCK):
+            return "the declaration asks for blocks of rows, which a masked one has not"
+        return Declaration.only_lowering(self)
 
     def _routed(self, b: Builder, experts: Dim) -> Value:
         shares, positions, column = route(b, self, experts)

@@ -73,7 +73,6 @@ class TensorPoly(Declaration):
             for j, index in zip(axes, indices, strict=True)
         ]
         gates = [self._gate(b, suffix) for suffix in ([""] if self.variant == "I" else [f"_{j}" for j in axes])]
-        b.coefficients = tuple(gate.name for gate in gates)
         parts: list[Tensor | Value] = [*factors]
         if self.variant == "II":
             parts = [
@@ -94,7 +93,7 @@ class TensorPoly(Declaration):
             b.add(Split(x, b.x, "i", ins, padded_in))
             product = b.network(Value("y_axes", (DYNAMIC, *outs), "adapters"), x, *parts, *mix)
             b.add(Merge(y, product, "o", outs, padded_out))
-        return b.layer("TensorPoly", y, self.declaration(), str(self))
+        return b.layer("TensorPoly", y, self)
 
     def _rows(self, b: Builder, name: str, index: str, factors: list[Tensor | Value], size: Dim, padded: bool) -> Value:
         """The normalised tensor products of one side's factors, cut to the width of `index`."""
