@@ -110,9 +110,9 @@ def _lowerings(plan: Plan) -> str:
         )
     if layer.lowerings:
         return (
-            f"Lowerings: {' and '.join(layer.lowerings)} compute the same; the objective {plan.objective!r} knows no time "
-            f"of a program, so the gathered one, which runs the chosen experts alone, was taken without a look at the "
-            f'other. "time" compares them, and `tune` measures.'
+            f"Lowerings: {' and '.join(layer.lowerings)} compute the same; {plan.objective!r} knows no time "
+            "of a program, so the gathered one, which runs the chosen experts alone, was taken without a look at the "
+            'other. "time" compares them, and `tune` measures.'
         )
     return f"Lowerings: one alone was looked at, for {layer.only_lowering}." if layer.only_lowering else ""
 

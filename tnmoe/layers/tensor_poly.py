@@ -105,12 +105,13 @@ class TensorPoly(Declaration):
 
     def _product(
         self, b: Builder, name: str, factors: list[Tensor | Value], weight: str = "", start: Normal | None = None
-    ) -> Tensor | Value:
+    ) -> Value:
         """A node of the tree: the product of what its halves make, normalised; if it is the root, with a weight."""
-        if len(factors) == 1:
-            return factors[0]
-        half = (len(factors) + 1) // 2
-        left, right = self._product(b, f"{name}_l", factors[:half]), self._product(b, f"{name}_r", factors[half:])
+        middle = (len(factors) + 1) // 2
+        left, right = (
+            half[0] if len(half) == 1 else self._product(b, f"{name}_{side}", half)
+            for side, half in (("l", factors[:middle]), ("r", factors[middle:]))
+        )
         lead, (p, q) = left.indices[:-1], (left.indices[-1], right.indices[-1])
         pairs = b.network(Value(f"{name}_pairs", (*lead, p, q), "adapters"), left, right)
         whole = f"{p}{q}"
