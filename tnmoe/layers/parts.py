@@ -87,7 +87,7 @@ class Declaration:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bool | str):
+    if isinstance(value, bool | str | float):
         return value
     if isinstance(value, int | sympy.Expr):
         return dim_text(value)
