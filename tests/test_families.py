@@ -168,6 +168,7 @@ EVERY = {
     "mixture of depths": tnmoe.MixtureOfDepths(8, 6, 50),
     "peer": tnmoe.PEER(8, 8, 16, 2, 3, 4),
     "multi-head": tnmoe.MultiHeadMoE(8, 6, 4, 2, 2),
+    "multi-head, masked": tnmoe.MultiHeadMoE(8, 6, 4, 2, 2, lowering="masked"),
     "expert choice, tensor ring": tnmoe.ExpertChoice(8, 8, 4, 100, 6, factorization=tnmoe.TensorRing((2, 3, 2))),
     "soft, Tucker": tnmoe.SoftMoE(8, 8, 4, 2, 6, factorization=tnmoe.Tucker((2, 3, 3))),
 }

@@ -152,6 +152,10 @@ EVERY = {
     "residual": tnmoe.ResidualMoE(6, 6, 4, tnmoe.Tucker((2, 3, 3))),
     "smile": tnmoe.SMILE(6, 7, 6, 3, 4, 2, 2),
     "moefied": tnmoe.MoEfied(6, 12, 6, 4, 2),
+    "cartesian, masked": tnmoe.CartesianMoE(6, 7, 4, 2, lowering="masked"),
+    "smile, masked": tnmoe.SMILE(6, 7, 6, 3, 4, 2, 2, lowering="masked"),
+    "moefied, masked": tnmoe.MoEfied(6, 12, 6, 4, 2, "masked"),
+    "poly, norm": tnmoe.TensorPoly(6, 6, 3, 2, 3, "II", True),
 }
 
 
