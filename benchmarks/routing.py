@@ -1,9 +1,9 @@
 """Sparse mixtures against their experts' matrix products alone, and a training step of a million PEER experts.
 
 Run `python benchmarks/routing.py [ROUNDS]`. The first part takes 2.5 GiB; times are medians of interleaved rounds, the
-products alone run on the same sorted rows with the same counts. The ratio of CPU seconds hardly depends on what else the
-machine does, if there is one thread (`OMP_NUM_THREADS=1`); several wait for each other busily. The second part runs in a
-process of its own and prints the most memory that it held, torch itself included.
+products alone run on the same sorted rows with the same counts. The ratio of CPU seconds hardly depends on what else
+the machine does, if there is one thread (`OMP_NUM_THREADS=1`); several wait for each other busily. The second part runs
+in a process of its own and prints the most memory that it held, torch itself included.
 """
 
 from __future__ import annotations
