@@ -16,6 +16,7 @@ from tnmoe.routing_ops import (
     Gather,
     GroupedContract,
     LoadBalance,
+    Missed,
     Noise,
     Normalise,
     PairPositions,
@@ -104,8 +105,9 @@ def run_routing(op: RoutingOp, env: dict[str, Array], sizes: Mapping[str, Dim], 
             np.add.at(total, get(positions), get(x))
             env[out.name] = total
         case Spread(_, x, positions):
-            spread = np.zeros((*get(x).shape[:-1], size(out.indices[-1])), dtype=get(x).dtype)
-            np.put_along_axis(spread, get(positions), get(x), -1)
+            entries = np.ones(get(positions).shape) if x is None else get(x)
+            spread = np.zeros((*entries.shape[:-1], size(out.indices[-1])), dtype=entries.dtype)
+            np.put_along_axis(spread, get(positions), entries, -1)
             env[out.name] = spread
         case GroupedContract(_, lhs, rhs, bias, counts):
             product = np.zeros((len(get(lhs)), get(rhs).shape[2]), dtype=get(lhs).dtype)
@@ -119,14 +121,17 @@ def run_routing(op: RoutingOp, env: dict[str, Array], sizes: Mapping[str, Dim], 
         case LoadBalance(_, x, positions):
             experts = get(x).shape[1]
             share = np.bincount(get(positions).ravel(), minlength=experts) / max(1, get(positions).size)
-            env[out.name] = np.asarray(experts * (share * get(x).mean(0)).sum())
+            env[out.name] = np.asarray(experts * (share * get(x).sum(0) / max(1, len(get(x)))).sum())
         case ZLoss(_, x):
             top = get(x).max(-1, keepdims=True)
-            env[out.name] = ((top[..., 0] + np.log(np.exp(get(x) - top).sum(-1))) ** 2).mean()
+            squares = (top[..., 0] + np.log(np.exp(get(x) - top).sum(-1))) ** 2
+            env[out.name] = squares.sum() / max(1, squares.size)
         case Dropped(_, positions, rows):
             experts, places = (size(i) for i in rows.indices)
             counts_of = np.bincount(get(positions).ravel(), minlength=experts)
             env[out.name] = np.maximum(counts_of - places, 0).sum()
+        case Missed(_, positions, index):
+            env[out.name] = np.asarray(size(index) - len(np.unique(get(positions))))
 
 
 def _best(x: Array, count: int) -> Array:

@@ -76,10 +76,21 @@ def load_balance(probabilities: Tensor, chosen: Tensor) -> Tensor:
     """N times the sum over experts of (share of the choices) x (mean probability) (arXiv 2101.03961)."""
     experts = probabilities.shape[-1]
     counts = chosen.new_zeros(experts).index_add(0, chosen.flatten(), torch.ones_like(chosen).flatten())
-    return experts * (counts.to(probabilities.dtype) / chosen.numel() * probabilities.mean(0)).sum()
+    share = counts.to(probabilities.dtype) / max(1, chosen.numel())
+    return experts * (share * probabilities.sum(0) / max(1, probabilities.shape[0])).sum()
+
+
+def router_z_loss(logits: Tensor) -> Tensor:
+    """The mean square of the logsumexp of each row (arXiv 2202.08906); zero without rows."""
+    return torch.logsumexp(logits, -1).square().sum() / max(1, logits.shape[0])
 
 
 def dropped_choices(chosen: Tensor, experts: int, capacity: int) -> Tensor:
     """How many choices find no place in a table (experts, capacity)."""
     counts = chosen.new_zeros(experts).index_add(0, chosen.flatten(), torch.ones_like(chosen).flatten())
     return (counts - capacity).clamp(min=0).sum()
+
+
+def missed(positions: Tensor, count: int) -> Tensor:
+    """How many of 0 … count - 1 are at none of the positions."""
+    return positions.new_ones(count).index_fill(0, positions.flatten(), 0).sum()

@@ -108,7 +108,7 @@ def _class(unit: Unit, made_from: Unit | None = None) -> str:
     if program.coefficients:
         lines += ["", *coefficients(unit, writer, gates)]
     lines += ["", *forward(unit, writer, gates)]
-    if program.diagnostics:
+    if any(not op.out.indices for op in program.diagnostics):
         lines += ["", *diagnostics(unit, writer)]
     if unit.frozen is not None:
         lines += ["", *freeze_method(unit.frozen)]

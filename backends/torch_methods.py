@@ -79,7 +79,7 @@ def coefficients(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
     `forward` calls the second one, but where there are no `gates` it makes the coefficients itself, among others.
     """
     program = unit.program
-    ops = gates or needed(program.ops, program.coefficients)
+    ops = gates or needed(program.ops + program.diagnostics, program.coefficients)
     (x,) = program.inputs
     width = program.sizes[x.indices[-1]]
     names = [writer.ref(n) for n in program.coefficients]
@@ -88,14 +88,15 @@ def coefficients(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
     still = ", update=False" if running and not unit.inference else ""
     levels = "one (..., experts) tensor for each level" if several else "a tuple of one (..., experts) tensor"
     written = {v.name: v for op in ops for v in results(op)}
-    if any(written[name].integer for name in program.coefficients):
-        levels = "those of the chosen ones, and which they are, (..., choices) each"
+    found = [written[name] for name in program.coefficients]
+    if any(v.integer or len(v.indices) != 2 for v in found):
+        levels = ", ".join(f"{writer.ref(v.name)} ({_shape(v, program)})" for v in found)
     lines = [
         f"    def expert_coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:",
-        f'        """Shares of the experts for (..., {width}): {levels}."""',
+        *docstring([f"Shares of the experts for (..., {width}): {levels}."], 8),
         f"        lead = {x.name}.shape[:-1]",
         f"        levels = self._coefficients(self._rows({x.name}){still})",
-        "        return tuple(a.reshape(*lead, a.shape[-1]) for a in levels)",
+        "        return tuple(a.reshape(*lead, *a.shape[1:]) for a in levels)",
         "",
     ]
     if running and unit.inference:
@@ -113,6 +114,11 @@ def coefficients(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
         lines += indented([*(writer.drops(op) if gates else []), *writer.statement(op)])
     lines.append(f"        return {_tuple(names)}")
     return lines
+
+
+def _shape(value: Value, program: Program) -> str:
+    """The shape of a value for every token, any leading axes first."""
+    return ", ".join(["...", *(str(program.sizes[i]) for i in value.indices[1:])])
 
 
 def _tuple(names: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from tnmoe.routing_ops import (
     Gather,
     GroupedContract,
     LoadBalance,
+    Missed,
     Noise,
     Normalise,
     PairPositions,
@@ -43,7 +44,9 @@ FUNCTIONS = {
     Normalise: "normalise",
     Unsort: "unsort",
     LoadBalance: "load_balance",
+    ZLoss: "router_z_loss",
     Dropped: "dropped_choices",
+    Missed: "missed",
 }
 """The function of `routing_functions.py` that an op calls."""
 
@@ -160,7 +163,8 @@ def routing_expression(op: RoutingOp, program: Program, ref: dict[str, str]) -> 
             return f"{name(x)}.new_zeros({shape}).index_add(0, {where}, {name(x)}{flat})"
         case Spread(out, x, positions, index):
             shape = ", ".join(size(i) for i in out.indices)
-            return f"{name(x)}.new_zeros({shape}).scatter(-1, {name(positions)}, {name(x)})"
+            like, entries = (name(program.inputs[0]), "1") if x is None else (name(x), name(x))
+            return f"{like}.new_zeros({shape}).scatter(-1, {name(positions)}, {entries})"
         case GroupedContract(_, lhs, rhs, bias, counts):
             offset = f", {name(bias)}" if bias else ""
             return f"grouped_matmul({name(lhs)}, {name(rhs)}, {name(counts)}{offset})"
@@ -169,7 +173,9 @@ def routing_expression(op: RoutingOp, program: Program, ref: dict[str, str]) -> 
         case LoadBalance(_, x, positions):
             return f"load_balance({name(x)}, {name(positions)})"
         case ZLoss(_, x):
-            return f"torch.logsumexp({name(x)}, -1).square().mean()"
+            return f"router_z_loss({name(x)})"
         case Dropped(_, positions, rows):
             experts, places = (size(i) for i in rows.indices)
             return f"dropped_choices({name(positions)}, {experts}, {places})"
+        case Missed(_, positions, index):
+            return f"missed({name(positions)}, {size(index)})"

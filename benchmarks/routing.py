@@ -1,8 +1,9 @@
 """Sparse mixtures against their experts' matrix products alone, and a training step of a million PEER experts.
 
-Run `python benchmarks/routing.py`. The first part takes 2.5 GiB; times are medians of interleaved rounds, the products
-alone run on the same sorted rows with the same counts. The second part runs in a process of its own and prints the
-most memory that it held, torch itself included.
+Run `python benchmarks/routing.py [ROUNDS]`. The first part takes 2.5 GiB; times are medians of interleaved rounds, the
+products alone run on the same sorted rows with the same counts. The ratio of CPU seconds hardly depends on what else
+the machine does, if there is one thread (`OMP_NUM_THREADS=1`); several wait for each other busily. The second part runs
+in a process of its own and prints the most memory that it held, torch itself included.
 """
 
 from __future__ import annotations
@@ -48,16 +49,21 @@ def top_k(rounds: int) -> None:
     with torch.no_grad():
         counts = torch.bincount(module.expert_coefficients(x)[1].flatten(), minlength=EXPERTS).tolist()
         times: dict[str, list[float]] = {"layer": [], "products": []}
+        busy: dict[str, list[float]] = {"layer": [], "products": []}
         for _ in range(rounds + 1):
             for name, run in (("layer", lambda: module(x)), ("products", lambda: alone(module, sorted_rows, counts))):
-                start = time.perf_counter()
+                start, worked = time.perf_counter(), time.process_time()
                 run()
                 times[name].append(time.perf_counter() - start)
+                busy[name].append(time.process_time() - worked)
     layer, products = (statistics.median(times[name][1:]) for name in times)
-    ratio = statistics.median(a / b for a, b in zip(times["layer"][1:], times["products"][1:], strict=True))
+    ratio, cpu = (
+        statistics.median(a / b for a, b in zip(found["layer"][1:], found["products"][1:], strict=True))
+        for found in (times, busy)
+    )
     print(
         f"top-{ACTIVE} of {EXPERTS}, {WIDTH}→{HIDDEN}→{WIDTH}, {TOKENS} tokens, {torch.get_num_threads()} threads: "
-        f"layer {layer:.3f} s, products alone {products:.3f} s, median ratio {ratio:.3f}"
+        f"layer {layer:.3f} s, products alone {products:.3f} s, median ratio {ratio:.3f}, of CPU seconds {cpu:.3f}"
     )
 
 

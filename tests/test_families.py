@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from families import Weights, built, canonical, check_family, gelu, mlp, rows, softmax
-from test_sparse_moe import choices
-from torch import Tensor
+from families import built, canonical, check_family, rows, softmax
+from straight_line import straight_line
 
 import tnmoe
 from tnmoe.backends.numpy import execute
@@ -25,39 +24,24 @@ def macs(report: tnmoe.CostReport, *parts: str) -> int:
     return sum(found[part] for part in parts)
 
 
+def held(spec: tnmoe.layers.Spec, apart: tuple[str, ...] = ()) -> tnmoe.CostReport:
+    """A family against its straight line, with 12 tokens."""
+    return check_family(spec, straight_line(spec), apart=apart)
+
+
 # ---- layers that couple tokens ---------------------------------------------------------------------------------
 
 
-def expert_choice(x: Tensor, w: Weights) -> Tensor:
-    """Capacity 150 % of 4 experts: ⌈1.5 · 12 / 4⌉ = 5 tokens each."""
-    scores = softmax(x @ w["gate_projection"])
-    y = x.new_zeros(len(x), 5)
-    for n in range(4):
-        for t in choices(scores[:, n], 5):
-            onto = torch.zeros(len(x), 1, dtype=x.dtype)
-            onto[t] = 1
-            y = y + onto * scores[t, n] * mlp(x[t], w, n)
-    return y
-
-
 def test_expert_choice() -> None:
-    report = check_family(tnmoe.ExpertChoice(6, 5, 4, 150, hidden=7), expert_choice)
+    report = held(tnmoe.ExpertChoice(6, 5, 4, 150, hidden=7))
     assert report.layer.couples_tokens
     report = tnmoe.cost(tnmoe.ExpertChoice(6, 5, 4, 150, hidden=7, bias=False), tokens=12)
     assert report.parameters == 6 * 4 + 4 * PHI
     assert macs(report, "gate", "up", "down") == 12 * 6 * 4 + 4 * 5 * PHI  # I N + (N c / T) φ for each token
 
 
-def soft_moe(x: Tensor, w: Weights) -> Tensor:
-    logits = x @ w["gate_projection"]
-    dispatch, combine = softmax(logits, 0), softmax(logits, 1)
-    slots = dispatch.T @ x
-    outputs = torch.stack([mlp(slot, w, p // 3) for p, slot in enumerate(slots)])
-    return combine @ outputs
-
-
 def test_soft_moe() -> None:
-    report = check_family(tnmoe.SoftMoE(6, 5, 4, 3, hidden=7), soft_moe)
+    report = held(tnmoe.SoftMoE(6, 5, 4, 3, hidden=7))
     assert report.layer.couples_tokens
     report = tnmoe.cost(tnmoe.SoftMoE(6, 6, 4, 3, hidden=7, bias=False), tokens=24)
     phi = 7 * (6 + 6)
@@ -88,7 +72,7 @@ def test_entmax_runs_over_any_axis() -> None:
             merged = Value("merged", ("t", "q"), "gate")
             b.length("q", b.sizes.sizes["n"] * b.sizes.sizes["r"])
             b.add(activation(y, logits, logits.indices[axis]), Merge(merged, y, "q", ("n", "r")))
-            plan = tnmoe.plan(b.layer("Gate", merged, {"kind": "test"}, "a gate"), tokens=5)
+            plan = tnmoe.plan(b.layer("Gate", merged, tnmoe.MoV(6, 3)), tokens=5)
             x = rows(plan, 5)
             module = tnmoe.build(plan, dtype=torch.float64)
             weights = canonical(plan, module)
@@ -105,17 +89,8 @@ def test_entmax_runs_over_any_axis() -> None:
             assert torch.allclose(module(x).detach(), want, rtol=0, atol=1e-12)
 
 
-def mixture_of_tokens(x: Tensor, w: Weights) -> Tensor:
-    out = []
-    for group in x.split(3):
-        shares = softmax(group @ w["gate_projection"], 0)
-        mixed = [mlp(shares[:, n] @ group, w, n) for n in range(4)]
-        out += [sum(shares[g, n] * mixed[n] for n in range(4)) for g in range(3)]
-    return torch.stack(out)
-
-
 def test_mixture_of_tokens() -> None:
-    report = check_family(tnmoe.MixtureOfTokens(6, 7, 5, 4, 3), mixture_of_tokens)
+    report = held(tnmoe.MixtureOfTokens(6, 7, 5, 4, 3))
     assert report.layer.couples_tokens
     report = tnmoe.cost(tnmoe.MixtureOfTokens(6, 7, 6, 4, 3, bias=False), tokens=12)
     phi = 7 * (6 + 6)
@@ -133,14 +108,8 @@ def test_mixture_of_tokens_takes_whole_groups_alone() -> None:
         module(torch.zeros(13, 6, dtype=torch.float64))
 
 
-def mixture_of_depths(x: Tensor, w: Weights) -> Tensor:
-    scores = x @ w["router_weight"]
-    chosen = choices(scores, math.ceil(0.3 * len(x)))
-    return torch.stack([row + scores[t] * mlp(row, w) if t in chosen else row for t, row in enumerate(x)])
-
-
 def test_mixture_of_depths() -> None:
-    report = check_family(tnmoe.MixtureOfDepths(6, 7, 30), mixture_of_depths)
+    report = held(tnmoe.MixtureOfDepths(6, 7, 30))
     assert report.layer.couples_tokens
     report = tnmoe.cost(tnmoe.MixtureOfDepths(6, 7, 25, bias=False), tokens=12)
     assert report.parameters == 6 + 7 * 12
@@ -150,24 +119,9 @@ def test_mixture_of_depths() -> None:
 # ---- PEER ------------------------------------------------------------------------------------------------------
 
 
-def peer(x: Tensor, w: Weights) -> Tensor:
-    """All 64 scores of each head are formed, sorted and cut."""
-    out = []
-    for row in x:
-        total = x.new_zeros(5)
-        for h in range(2):
-            halves = [(row @ w[f"query_{s}"][:, h]) @ w[f"keys_{s}"][h] for s in "ab"]
-            scores = torch.stack([a + b for a in halves[0] for b in halves[1]])
-            chosen = choices(scores, 3)
-            for share, n in zip(softmax(scores[chosen]), chosen, strict=True):
-                total = total + share * gelu(row @ w["down_vectors"][n]) * w["up_vectors"][n]
-        out.append(total)
-    return torch.stack(out)
-
-
 @pytest.mark.parametrize("sparse", [False, True])
 def test_peer(sparse: bool) -> None:
-    report = check_family(tnmoe.PEER(6, 5, 64, 2, 3, 4, sparse_gradients=sparse), peer)
+    report = held(tnmoe.PEER(6, 5, 64, 2, 3, 4, sparse_gradients=sparse))
     assert not report.layer.couples_tokens
     assert report.parameters == 64 * (6 + 5) + 2 * 2 * 4 * (6 + 8)  # N (I + O) + 2 h d_k (I + √N)
     weighted = 2 * 3  # h k products of shares and activations
@@ -193,21 +147,8 @@ def test_peer_never_scores_all_experts() -> None:
 # ---- multi-head ------------------------------------------------------------------------------------------------
 
 
-def multi_head(x: Tensor, w: Weights) -> Tensor:
-    projected = x @ w["head_weight"] + w["head_bias"]
-    out = []
-    for row in projected:
-        parts = []
-        for sub in row.split(4):
-            logits = sub @ w["gate_projection"]
-            chosen = choices(logits, 2)
-            parts.append(sum(s * mlp(sub, w, n) for s, n in zip(softmax(logits[chosen]), chosen, strict=True)))
-        out.append(torch.cat(parts) @ w["merge_weight"] + w["merge_bias"])
-    return torch.stack(out)
-
-
 def test_multi_head_moe() -> None:
-    report = check_family(tnmoe.MultiHeadMoE(8, 7, 5, 2, 2), multi_head)
+    report = held(tnmoe.MultiHeadMoE(8, 7, 5, 2, 2))
     assert not report.layer.couples_tokens
     report = tnmoe.cost(tnmoe.MultiHeadMoE(8, 7, 5, 2, 2, bias=False), tokens=12)
     phi = 7 * (8 + 8)
@@ -227,6 +168,7 @@ EVERY = {
     "mixture of depths": tnmoe.MixtureOfDepths(8, 6, 50),
     "peer": tnmoe.PEER(8, 8, 16, 2, 3, 4),
     "multi-head": tnmoe.MultiHeadMoE(8, 6, 4, 2, 2),
+    "multi-head, masked": tnmoe.MultiHeadMoE(8, 6, 4, 2, 2, lowering="masked"),
     "expert choice, tensor ring": tnmoe.ExpertChoice(8, 8, 4, 100, 6, factorization=tnmoe.TensorRing((2, 3, 2))),
     "soft, Tucker": tnmoe.SoftMoE(8, 8, 4, 2, 6, factorization=tnmoe.Tucker((2, 3, 3))),
 }

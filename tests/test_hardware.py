@@ -168,6 +168,7 @@ ROUTED: dict[str, tuple[ops.Op, float | None]] = {
     "LoadBalance": (routing_ops.LoadBalance(value("y", ""), value("x", "tn"), POSITIONS), None),  # beside the pass
     "ZLoss": (routing_ops.ZLoss(value("y", ""), value("x", "tn")), None),
     "Dropped": (routing_ops.Dropped(value("y", "", True), POSITIONS, value("r", "nc", True)), None),
+    "Missed": (routing_ops.Missed(value("y", "", True), POSITIONS, "n"), None),
 }
 EXAMPLES |= ROUTED
 

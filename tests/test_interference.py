@@ -41,6 +41,11 @@ UNCOUPLED: dict[str, tnmoe.layers.Spec] = {
     "MoSLoRA": tnmoe.MoSLoRA(48, 40, 6, True),
     "TensorPoly-I": tnmoe.TensorPoly(48, 40, 6, 4),
     "TensorPoly-II": tnmoe.TensorPoly(48, 40, 6, 4, 2, "II"),
+    "TensorPoly-II, norm": tnmoe.TensorPoly(48, 40, 6, 4, 3, "II", True),
+    "SMILE, masked": tnmoe.SMILE(48, 64, 40, 3, 4, 2, 2, lowering="masked"),
+    "multi-head, masked": tnmoe.MultiHeadMoE(48, 64, 6, 2, 3, lowering="masked"),
+    "CartesianMoE, masked": tnmoe.CartesianMoE(48, 64, 6, 2, lowering="masked"),
+    "MoEfied, masked": tnmoe.MoEfied(48, 96, 40, 6, 2, "masked"),
 }
 
 
@@ -51,13 +56,14 @@ def made(name: str, tokens: int) -> tuple[tnmoe.Plan, nn.Module]:
 
 
 def batches(x: Tensor, t: int) -> Iterator[Tensor]:
-    """Batches of the same size with the same token `t`: others at random, all alike, and all like it."""
+    """Batches of the same size with the same token `t`: others at random, all alike, all like it, and all NaN."""
     generator = torch.Generator().manual_seed(t)
     for other in (
         *(torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(3)),
         torch.randn(x.shape[1], generator=generator, dtype=x.dtype).expand_as(x).clone(),
         x[t].expand_as(x).clone(),
         torch.cat([x[t].expand(len(x) // 2, -1), torch.randn(x[len(x) // 2 :].shape, dtype=x.dtype)]),
+        torch.full_like(x, torch.nan),
     ):
         other[t] = x[t]
         yield other

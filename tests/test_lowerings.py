@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import built, canonical, rows
 from test_hardware import by_hand
+from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
 from tnmoe.candidates import other_lowerings
@@ -58,6 +59,80 @@ def test_a_plan_says_what_was_compared_and_round_trips() -> None:
     assert again.bound == plan.bound
     assert again.shortlist == plan.shortlist
     assert again.layer.declaration["lowering"] == "masked"
+
+
+def test_the_explanation_names_what_was_compared_or_why_nothing_was() -> None:
+    """Times are those of the shortlist; each reason for a single program is given, and other layers need none."""
+    plan = tnmoe.plan(SPEC, tokens=64, objective="time", profile=machine(expert=1.0))
+    (said,) = [line for line in tnmoe.explain(plan).splitlines() if line.startswith("Lowerings: ")]
+    assert plan.shortlist is not None
+    for name in ("gathered", "masked"):
+        best = min(c.seconds for c in plan.shortlist.considered if c.lowering == name and c.seconds is not None)
+        assert f"{name} {1e6 * best:,.1f} µs" in said
+    assert "the masked one was chosen" in said
+    again = tnmoe.Plan.from_json(plan.to_json())
+    assert said in tnmoe.explain(again)
+    for spec, why in (
+        (SPEC, "knows no time of a program"),
+        (replace(SPEC, lowering="masked"), "the declaration asks for the masked one"),
+        (replace(SPEC, capacity=125), "slots bound what runs"),
+        (replace(SPEC, null=2, shares="normalised"), "null experts"),
+        (replace(SPEC, block=8), "blocks of rows"),
+        (tnmoe.SMILE(16, 16, 16, 2, 2), "knows no time of a program"),
+        (tnmoe.PEER(16, 16, 16, 1, 2, 4), "all experts"),
+        (tnmoe.ExpertChoice(16, 16, 4, hidden=8), "all tokens"),
+        (tnmoe.MLP(16, 16, 16), ""),
+        (tnmoe.MoLoRA(16, 16, 4, 2), ""),
+    ):
+        text = tnmoe.explain(tnmoe.plan(spec, tokens=64))
+        assert why in text
+        assert ("Lowerings: " in text) == bool(why)
+
+
+EVERY = {
+    "sparse": SPEC,
+    "SMILE": tnmoe.SMILE(16, 32, 16, 2, 3, 1, 2),
+    "multi-head": tnmoe.MultiHeadMoE(16, 32, 4, 2, 2),
+    "CartesianMoE": tnmoe.CartesianMoE(16, 32, 4, 2),
+    "MoEfied": tnmoe.MoEfied(16, 32, 16, 4, 2),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_family_is_chosen_by_time(name: str) -> None:
+    spec = EVERY[name]
+    for overhead, chosen in ((0.0, "gathered"), (1.0, "masked")):
+        profile = machine(expert=overhead)
+        plan = tnmoe.plan(spec, tokens=512, objective="time", profile=profile)
+        times = {
+            lowering: predict(
+                tnmoe.plan(replace(spec, lowering=lowering), tokens=512, objective="time", profile=profile).bound,
+                profile,
+            ).seconds
+            for lowering in ("gathered", "masked")
+        }
+        assert plan.layer.declaration["lowering"] == min(times, key=times.__getitem__)
+        assert predict(plan.bound, profile).seconds == min(times.values())
+        assert plan.layer.declaration["lowering"] == chosen or not overhead
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_masked_and_gathered_costs(name: str) -> None:
+    """Executed FLOPs are torch's count; the ideal ones of both are those of the chosen experts alone."""
+    spec = EVERY[name]
+    reports = {}
+    for lowering in ("gathered", "masked"):
+        plan, module = built(replace(spec, lowering=lowering), 24)
+        with FlopCounterMode(display=False) as counter:
+            module(rows(plan, 24))
+        reports[lowering] = tnmoe.cost(plan)
+        assert reports[lowering].matmul_flops == counter.get_total_flops()
+    gathered, masked = reports["gathered"], reports["masked"]
+    assert gathered.parameters == masked.parameters
+    assert masked.ideal is not None
+    assert gathered.ideal is not None
+    assert masked.ideal.flops == gathered.ideal.flops < gathered.flops
+    assert masked.matmul_flops > gathered.matmul_flops
 
 
 def test_without_times_the_chosen_experts_run_alone() -> None:

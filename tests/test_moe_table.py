@@ -7,9 +7,11 @@ import json
 import pytest
 
 import tnmoe
+from tnmoe import presets
 from tnmoe.cli import main
 from tnmoe.layers import KINDS
 from tnmoe.moe_presets import EQUAL_MACS, EQUAL_PARAMETERS, TOKENS
+from tnmoe.published_presets import PUBLISHED
 
 MLP_PARAMETERS = 768 * 3072 * 2 + 3072 + 768
 
@@ -22,6 +24,26 @@ def test_parameters_are_equal(label: str) -> None:
 @pytest.mark.parametrize("label", EQUAL_MACS)
 def test_macs_are_equal(label: str) -> None:
     assert tnmoe.cost(EQUAL_MACS[label], tokens=TOKENS).macs == pytest.approx(TOKENS * 768 * 3072 * 2, rel=0.03)
+
+
+def test_published_sizes() -> None:
+    """Parameters by arithmetic on the published sizes, written out; and the command shows them."""
+    found = {label: tnmoe.cost(p.spec, tokens=TOKENS).parameters for label, p in PUBLISHED.items()}
+    assert found == {
+        "Switch-Base (top-1 of 256)": 768 * 256 + 256 * 2 * 768 * 3072,
+        "DeepSeekMoE 16B (top-6 of 64, two shared)": 2048 * 64 + 66 * 2 * 2048 * 1408,
+        "Soft MoE B/16 (128 experts, one slot)": 768 * 128 + 128 * (2 * 768 * 3072 + 3072 + 768),
+        "PEER (1,048,576 experts, 8 heads of 16)": 1024**2 * 1024 + 8 * (512 * 256 + 2 * 1024 * 128),
+        "Mixture of Depths (12.5 %)": 768 + 2 * 768 * 3072 + 3072 + 768,
+        "MoA, Transformer base (8 of 8 heads of 128)": 512 * 8 + 2 * 8 * 512 * 128 + 2 * 512 * 128,
+        "MoEfication of T5-Base (26 of 128 groups)": 768 * 128 + 2 * 768 * 3072 + 3072 + 768,
+        "MoLORA, T5-Large (10 adapters, r = 4)": 1024 * 10 + 10 * 4 * (1024 + 2816) + 1024 * 2816,
+        "MoSLoRA, LLaMA-3 8B (r = 16)": 16 * (4096 + 14336) + 16 * 16 + 4096 * 14336,
+    }
+    assert all(p.source.startswith("arXiv ") for p in PUBLISHED.values())
+    rows = presets.find("moe-published")[1]
+    assert [row.label for row in rows] == list(PUBLISHED)
+    assert tnmoe.layers.MixtureOfDepths(64, 64).layer().declaration["capacity"] == 12.5
 
 
 def test_every_kind_of_mixture_is_there() -> None:

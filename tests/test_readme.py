@@ -70,7 +70,7 @@ def test_toml_and_keys_are_the_schema() -> None:
     assert tnmoe.declare(tomllib.loads(example)["layer"]).name == "TensorRingMuMoEBlock"
     for kind, spec in KINDS.items():
         (row,) = re.findall(rf"^\| `{kind}` \| `([^`]*)`", DECLARATIONS, re.M)
-        assert set(re.sub(r"= \w+|[\[\]]", " ", row).split()) == {f.name for f in fields(spec)}
+        assert set(re.sub(r"= [\w.]+|[\[\]]", " ", row).split()) == {f.name for f in fields(spec)}
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -6,76 +6,12 @@ import copy
 
 import pytest
 import torch
-from families import Weights, built, check_family, mlp, rows, saved_bytes, softmax
-from torch import Tensor
+from families import built, check_family, mlp, rows, saved_bytes, softmax
+from straight_line import choices, straight_line
 
 import tnmoe
 from tnmoe import SparseMoE
 from tnmoe.backends.routing_functions import sort_slots_in_blocks
-
-
-def choices(scores: Tensor, k: int) -> list[int]:
-    """Positions of the k largest entries, the first of equal ones first, by repeated search."""
-    left = scores.tolist()
-    found = []
-    for _ in range(k):
-        best = max(range(len(left)), key=lambda n: (left[n], -n))
-        found.append(best)
-        left[best] = -float("inf")
-    return found
-
-
-def straight(spec: SparseMoE, expert=mlp):
-    """One token after the other, one expert after the other, as the papers write it."""
-
-    def oracle(x: Tensor, w: Weights) -> Tensor:
-        logits = x @ w["gate_projection"]
-        experts, k = spec.dim("experts"), spec.dim("active")
-        wanted = [choices(row, k) for row in logits]
-        seats = [10**9] * experts
-        if spec.capacity is not None:
-            seats = [-(-spec.capacity * k * len(x) // (100 * experts))] * experts
-        kept = set()
-        for slot in range(k):
-            for t in range(len(x)):
-                n = wanted[t][slot]
-                if n < experts and seats[n] > 0:
-                    seats[n] -= 1
-                    kept.add((t, n))
-        out = []
-        for t, row in enumerate(x):
-            chosen = wanted[t]
-            p = softmax(logits[t])[chosen]
-            shares = softmax(logits[t][chosen]) if spec.shares == "after" else p
-            if spec.shares == "normalised":
-                true = torch.tensor([float(n < experts) for n in chosen], dtype=p.dtype)
-                shares = p * true / torch.clamp((p * true).sum(), min=1e-300)
-            total = x.new_zeros(spec.dim("outputs"))
-            z = row
-            if spec.input_norm:
-                z = (row - row.mean()) / torch.sqrt(row.var(unbiased=False) + 1e-5)
-                z = z * w["norm_weight"] + w["norm_bias"]
-            for share, n in zip(shares, chosen, strict=True):
-                if (t, n) in kept:
-                    total = total + share * expert(z, w, n)
-            if spec.shared is not None:
-                total = total + mlp(z, w, prefix="shared_")
-            out.append(total + 0 * (logits.sum() + sum(p.sum() for p in w.values())))
-        return torch.stack(out)
-
-    return oracle
-
-
-def cp_expert(z: Tensor, w: Weights, n: int) -> Tensor:
-    """An expert whose two matrices are slices of CP tensors."""
-
-    def affine(z: Tensor, p: str) -> Tensor:
-        matrix = torch.einsum("r,ir,or->io", w[p + "expert_factor"][n], w[p + "input_factor"], w[p + "output_factor"])
-        bias = torch.einsum("r,r,or->o", w[p + "expert_factor"][n], w[p + "input_bias"], w[p + "output_factor"])
-        return z @ matrix + bias
-
-    return affine(torch.nn.functional.gelu(affine(z, "up_")), "down_")
-
 
 SPECS = {
     "linear": SparseMoE(6, 5, 8, 2),
@@ -98,14 +34,14 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_equals_the_straight_line(name: str) -> None:
     spec = SPECS[name]
-    report = check_family(spec, straight(spec))
+    report = check_family(spec, straight_line(spec))
     assert report.layer.couples_tokens == (spec.capacity is not None)
 
 
 @pytest.mark.parametrize("options", [{}, {"lowering": "masked"}, {"capacity": 100}], ids=str)
 def test_factorized_experts(options) -> None:
     spec = SparseMoE(6, 5, 8, 2, hidden=7, factorization=tnmoe.CP(4), **options)
-    check_family(spec, straight(spec, cp_expert))
+    check_family(spec, straight_line(spec))
 
 
 def padded(counts: list[int], block: int = 4) -> list[int]:
@@ -124,7 +60,7 @@ def test_null_experts() -> None:
     plan, module = built(spec, 90)
     x = rows(plan, 90)
     weights = dict(module.named_parameters())
-    assert torch.allclose(module(x), straight(spec)(x, weights), rtol=0, atol=1e-12)
+    assert torch.allclose(module(x), straight_line(spec)(x, weights), rtol=0, atol=1e-12)
     shares, chosen = module.expert_coefficients(x)
     assert int((chosen >= 6).sum()) > 0
     assert bool(((shares.sum(1) - 1).abs() < 1e-12)[(chosen < 6).any(1)].all())
@@ -208,7 +144,7 @@ def test_diagnostics() -> None:
 def test_noise_only_in_training() -> None:
     plan, module = built(SparseMoE(6, 5, 8, 2, hidden=7, noise=True), 12)
     x, w = rows(plan, 12), dict(module.named_parameters())
-    quiet = straight(SparseMoE(6, 5, 8, 2, hidden=7))
+    quiet = straight_line(SparseMoE(6, 5, 8, 2, hidden=7))
     assert torch.allclose(module.eval()(x), quiet(x, w), rtol=0, atol=1e-12)
     module.train()
     torch.manual_seed(3)

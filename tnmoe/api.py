@@ -28,7 +28,7 @@ from tnmoe.plan import Plan
 from tnmoe.planning import for_inference, plan, with_tokens
 from tnmoe.program import Program, bind
 from tnmoe.question import DEFAULT_TOKENS, Planable
-from tnmoe.routing_ops import SortSlots
+from tnmoe.routing_ops import CapacitySlots, SortSlots, Spread
 
 if TYPE_CHECKING:
     import torch
@@ -101,12 +101,11 @@ def _without_padding(report: CostReport) -> CostReport | None:
 
 def _chosen_alone(planned: Plan) -> Plan | None:
     """The plan of the same mixture whose tokens run through their chosen experts alone; None if they do so already."""
-    declared = dict(planned.layer.declaration)
-    if declared.get("kind") == "sparse_moe" and (declared.get("lowering") == "masked" or "capacity" in declared):
-        layer = declare({k: v for k, v in declared.items() if k not in ("lowering", "capacity")} | {"block": 1})
-    elif any(isinstance(node, SortSlots) and node.block > 1 for node in planned.layer.nodes):
-        layer = _unpadded(planned.layer)
-    else:
+    layer = planned.layer
+    if any(isinstance(node, Spread | CapacitySlots) for node in layer.nodes):
+        layer = declare({k: v for k, v in layer.declaration.items() if k not in ("lowering", "capacity")})
+    layer = _unpadded(layer)
+    if layer == planned.layer:
         return None
     values = {k: v for k, v in planned.values.items() if k in layer.free_symbols - {layer.token_symbol}}
     tokens = planned.values[planned.layer.token_symbol]

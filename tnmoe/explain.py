@@ -83,7 +83,7 @@ def token_range(plan: Plan, name: str) -> TokenRange:
 
 
 def explain(plan: Plan) -> str:
-    """Sentences on each network that leaves a choice, on what the passes changed, and on what is copied.
+    """Sentences on each network that leaves a choice, on lowerings, on what the passes changed, and on what is copied.
 
     For each: its order, the dominant step, the runner-up, the tokens at which another order takes over, what weights
     alone make or from when on that would pay, and what could be recomputed instead of saved.
@@ -91,7 +91,30 @@ def explain(plan: Plan) -> str:
     chapters = [_chapter(plan, node) for node in plan.layer.contractions if len(node.network.tensors) > 2]
     if not chapters:
         chapters = [f"{plan.layer.name}: every network has at most two tensors, so there is only one order."]
-    return "\n\n".join([*chapters, *filter(None, (advice.rewrites(plan), advice.copies(plan)))])
+    return "\n\n".join([*chapters, *filter(None, (_lowerings(plan), advice.rewrites(plan), advice.copies(plan)))])
+
+
+def _lowerings(plan: Plan) -> str:
+    """Which programs of a routed layer were compared, with predicted times, or why one alone was looked at."""
+    layer, shortlist = plan.layer, plan.shortlist
+    if shortlist is not None and len(shortlist.lowerings) > 1:
+        chosen = shortlist.considered[shortlist.chosen].lowering
+        least = {
+            name: min(c.seconds for c in shortlist.considered if c.lowering == name and c.seconds is not None)
+            for name in shortlist.lowerings
+        }
+        times = ", ".join(f"{name} {1e6 * seconds:,.1f} µs" for name, seconds in least.items())
+        return (
+            f"Lowerings: {len(least)} were compared by the least predicted time of their orders: {times}; the {chosen} "
+            f"one was chosen. The times are a model ({shortlist.source})."
+        )
+    if layer.lowerings:
+        return (
+            f"Lowerings: {' and '.join(layer.lowerings)} compute the same; {plan.objective!r} knows no time "
+            "of a program, so the gathered one, which runs the chosen experts alone, was taken without a look at the "
+            'other. "time" compares them, and `tune` measures.'
+        )
+    return f"Lowerings: one alone was looked at, for {layer.only_lowering}." if layer.only_lowering else ""
 
 
 def _chapter(plan: Plan, node: Contraction) -> str:

@@ -26,7 +26,7 @@ from tnmoe.cost import is_view
 from tnmoe.gradient_memory import SEED, Backward, Gradient
 from tnmoe.heap import Heap, Moment
 from tnmoe.memory import leave, leaves, memory_owners, run_ops
-from tnmoe.ops import Merge, Op, Value, operands, propagate
+from tnmoe.ops import Merge, Op, Value, operands, propagate, results
 from tnmoe.program import Program, gate_ops
 from tnmoe.stream import Pass, backward_pass, forward_pass, listed_values
 
@@ -109,7 +109,8 @@ class FunctionMemory:
             kept |= {self.owner[v.name] for v in self.adjoint.saved if v in self.adjoint.inputs}
         gates = gate_ops(program)
         run_ops(program, gates, heap, self.item, phase, kept, live)
-        leave(heap, gates, kept.union(self.owner[name] for name in program.coefficients))
+        returned = {v.name for op in gates for v in results(op)} & set(program.coefficients)
+        leave(heap, gates, kept.union(self.owner[name] for name in returned))
         run_ops(replace(program, drops={}), self.before[len(gates) :], heap, self.item, phase, kept, live)
         out = self.owner[program.output.name]
         own = set(self._kept) if differentiated else set[str]()

@@ -84,16 +84,19 @@ class Layer:
         parameters, buffers: stored values, by name.
         nodes: networks and primitives in an order of evaluation; each name is defined once.
         outputs: what `forward` returns.
-        coefficients: names of the expert coefficients, one (t, n_e) value a level, for analysis.
+        coefficients: names of the expert coefficients, for analysis: one (t, n_e) value a level, or the shares of the
+            chosen experts and which they are; the token index comes first.
         sizes: every index's size: a symbol, or an expression in symbols.
         values: the integers of those symbols that the declaration fixed.
         declaration: the plain mapping (as in a TOML file's `[layer]`) that this layer came from.
         summary: the same in one line, e.g. for `extra_repr`.
         batched: True if the input takes any leading axes, `(..., I)`; False for a bare network.
-        diagnostics: ops of scalars beside the forward pass, e.g. a load-balancing loss.
+        diagnostics: ops beside the forward pass: of scalars, e.g. a load-balancing loss, and of coefficients that the
+            forward pass has in another form.
         couples_tokens: True if the output for one token may depend on other tokens of the batch.
         lowerings: declarations of the same function and parameters in other programs, by name, this one among them;
             empty if the declaration leaves no choice.
+        only_lowering: why a routed layer has no other lowering, as half a sentence; else empty.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Layer:
     diagnostics: tuple[Op, ...] = ()
     couples_tokens: bool = False
     lowerings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    only_lowering: str = ""
 
     def __post_init__(self) -> None:
         defined: dict[str, frozenset[str]] = {}

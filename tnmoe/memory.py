@@ -79,7 +79,7 @@ def run_forward(program: Program, heap: Heap, item: int, phase: str, needing: Se
     kept = {owner[v.name] for op in program.ops for v in saved_values(op, needing)}
     gates = gate_ops(program)
     run_ops(program, gates, heap, item, phase, kept, needing)
-    leave(heap, gates, kept.union(owner[name] for name in program.coefficients))
+    leave(heap, gates, kept.union(owner[v.name] for op in gates for v in results(op) if v.name in program.coefficients))
     run_ops(program, execution_order(program)[len(gates) :], heap, item, phase, kept, needing)
     leave(heap, program.ops, kept | {owner[program.output.name]})
 

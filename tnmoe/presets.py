@@ -12,6 +12,7 @@ from tnmoe.errors import DeclarationError
 from tnmoe.factorizations import CP, Dense, TensorRing
 from tnmoe.layers import MLP, DenseMoE, Gate, Linear, MuMoE, MuMoEBlock, SparseMoE, Spec
 from tnmoe.moe_presets import EQUAL_MACS, EQUAL_PARAMETERS, TOKENS
+from tnmoe.published_presets import PUBLISHED
 
 ACTIVE = 2
 """Experts that a token runs through in the sparse rows."""
@@ -131,6 +132,14 @@ FAMILIES |= {
     for what, title, rows in (
         ("parameters", "parameters", EQUAL_PARAMETERS),
         ("flops", "MACs a token", EQUAL_MACS),
+    )
+} | {
+    "moe-published": (
+        "Mixtures at sizes that were published",
+        tuple(
+            Preset(f"moe-published-{k}", label, found.spec, TOKENS, False)
+            for k, (label, found) in enumerate(PUBLISHED.items())
+        ),
     )
 }
 

@@ -53,7 +53,8 @@ class Program:
         drops: values that are given up before an op runs, by the name of the op's result; by default each value lives
             until the function that computes it returns. See `tnmoe.release`.
         lengths: sizes that only the data knows, as formulas in the inputs' sizes, also in a bound program.
-        diagnostics: ops of scalars beside the forward pass, e.g. a load-balancing loss; no part of any figure.
+        diagnostics: ops beside the forward pass, no part of any figure: of scalars, e.g. a load-balancing loss, and of
+            coefficients that the forward pass has in another form.
     """
 
     inputs: tuple[Value, ...]
@@ -114,9 +115,12 @@ def data_lengths(program: Program) -> dict[str, Dim]:
 def gate_ops(program: Program) -> tuple[Op, ...]:
     """The ops that the expert coefficients depend on, in order; they run first, in a function of their own.
 
-    None if what runs later reads more of what they make than the coefficients: then all ops are in one function.
+    None if what runs later reads more of what they make than the coefficients, or coefficients are made beside the
+    forward pass: then all ops are in one function.
     """
     found = needed(program.ops, program.coefficients)
+    if any(v.name in program.coefficients for op in program.diagnostics for v in results(op)):
+        return ()
     inside = {v.name for op in found for v in results(op)} - set(program.coefficients)
     later = [op for op in program.ops if op not in found]
     return () if any(v.name in inside for op in later for v in operands(op)) else found

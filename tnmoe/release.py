@@ -69,7 +69,7 @@ def _dead(program: Program, returned: Collection[str]) -> dict[str, tuple[str, .
         names.setdefault(owner[op.out.name], []).append(op.out.name)
     made = {op.out.name for op in program.ops} - {owner[name] for name in (program.output.name, *returned)}
     last = {owner[v.name]: k for k, op in enumerate(order) for v in operands(op)}
-    inside = {op.out.name for op in order[:gates]} - {owner[name] for name in program.coefficients}
+    inside = {op.out.name for op in order[:gates]} - {owner[name] for name in program.coefficients if gates}
     found: dict[str, tuple[str, ...]] = {}
     for k, op in enumerate(order):
         dead = [name for name, end in last.items() if end == k - 1 and name in made]

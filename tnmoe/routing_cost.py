@@ -15,6 +15,7 @@ from tnmoe.routing_ops import (
     Gather,
     GroupedContract,
     LoadBalance,
+    Missed,
     Noise,
     Normalise,
     PairPositions,
@@ -79,6 +80,8 @@ def forward(op: RoutingOp, sizes: Sizes) -> tuple[Dim, Dim, Dim]:
             return 0, 0, 4 * _elements(x, sizes)
         case Dropped(_, positions):
             return 0, 0, _elements(positions, sizes)
+        case Missed(index=index):  # the sum
+            return 0, 0, sizes[index]
 
 
 def backward(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> tuple[Dim, Dim, Dim]:
@@ -103,6 +106,8 @@ def saved(op: RoutingOp, needing: Set[str]) -> tuple[Value, ...]:
     match op:
         case GroupedContract(_, lhs, rhs):
             return tuple(v for v, other in ((lhs, rhs), (rhs, lhs)) if other.name in needing)
+        case Spread(x=None):
+            return ()
         case Spread() | Gather() | ScatterAdd():
             return (op.positions,)
         case Unsort(_, _, slots):

@@ -148,10 +148,13 @@ class ScatterAdd:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Entries of `x` at their `positions` along `index`, the last axis of `out`; zeros elsewhere."""
+    """Entries of `x` (or ones, if it is None) at their `positions` along `index`, the last axis of `out`; else zeros.
+
+    Ones have no gradient.
+    """
 
     out: Value
-    x: Value
+    x: Value | None
     positions: Value
     index: str
 
@@ -185,7 +188,10 @@ class Select:
 
 @dataclass(frozen=True, slots=True)
 class LoadBalance:
-    """N Σ_n f_n P_n: share of the choices times mean probability of each expert (arXiv 2101.03961, eq. 4)."""
+    """N Σ_n f_n P_n: share of the choices times mean probability of each expert (arXiv 2101.03961, eq. 4).
+
+    Zero if there is no token, so that a sum of losses stays finite.
+    """
 
     out: Value
     x: Value
@@ -194,7 +200,7 @@ class LoadBalance:
 
 @dataclass(frozen=True, slots=True)
 class ZLoss:
-    """The mean square of log Σ exp of the logits (arXiv 2202.08906, eq. 5)."""
+    """The mean square of log Σ exp of the logits (arXiv 2202.08906, eq. 5); zero if there is no token."""
 
     out: Value
     x: Value
@@ -207,6 +213,15 @@ class Dropped:
     out: Value
     positions: Value
     rows: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """How many places along `index` are at none of the `positions`, e.g. tokens that no expert takes."""
+
+    out: Value
+    positions: Value
+    index: str
 
 
 RoutingOp = (
@@ -226,6 +241,7 @@ RoutingOp = (
     | LoadBalance
     | ZLoss
     | Dropped
+    | Missed
 )
 
 WRITTEN: dict[type, tuple[str, ...]] = {
@@ -271,7 +287,7 @@ def fault(op: RoutingOp) -> str | None:
             fits = out[:1] == (index,) and x.indices == positions.indices + out[1:]
             return None if fits else "the operand is not the positions and the rest"
         case Spread(_, x, positions, index):
-            fits = x.indices == positions.indices and out[:-1] == x.indices[:-1] and out[-1:] == (index,)
+            fits = out == (*positions.indices[:-1], index) and (x is None or x.indices == positions.indices)
             return None if fits else "the slots do not fit"
         case GroupedContract(_, lhs, rhs, bias, counts):
             row, i = lhs.indices
@@ -280,5 +296,5 @@ def fault(op: RoutingOp) -> str | None:
             return None if fits and (bias is None or bias.indices == (n, out[-1])) else "is no product of rows"
         case Select(_, x, index):
             return None if out == tuple(i for i in x.indices if i != index) else "the rest does not fit"
-        case LoadBalance() | ZLoss() | Dropped():
+        case LoadBalance() | ZLoss() | Dropped() | Missed():
             return None if not out else "is a scalar"

@@ -106,7 +106,7 @@ class CPMuMoE(nn.Module):
         """Shares of the experts for (..., 16): a tuple of one (..., experts) tensor."""
         lead = x.shape[:-1]
         levels = self._coefficients(self._rows(x))
-        return tuple(a.reshape(*lead, a.shape[-1]) for a in levels)
+        return tuple(a.reshape(*lead, *a.shape[1:]) for a in levels)
 
     def _coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
         logits = x @ self.gate_projection  # t n

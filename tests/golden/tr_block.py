@@ -126,7 +126,7 @@ class TensorRingMuMoEBlock(nn.Module):
         """Shares of the experts for (..., 16): a tuple of one (..., experts) tensor."""
         lead = x.shape[:-1]
         levels = self._coefficients(self._rows(x), update=False)
-        return tuple(a.reshape(*lead, a.shape[-1]) for a in levels)
+        return tuple(a.reshape(*lead, *a.shape[1:]) for a in levels)
 
     def _coefficients(self, x: Tensor, update: bool = True) -> tuple[Tensor, ...]:
         training = self.training if x.shape[0] > 1 else False  # one row has no variance

@@ -111,7 +111,7 @@ class CPMuMoE(nn.Module):
         """Shares of the experts for (..., 16): one (..., experts) tensor for each level."""
         lead = x.shape[:-1]
         levels = self._coefficients(self._rows(x))
-        return tuple(a.reshape(*lead, a.shape[-1]) for a in levels)
+        return tuple(a.reshape(*lead, *a.shape[1:]) for a in levels)
 
     def _coefficients(self, x: Tensor) -> tuple[Tensor, ...]:
         logits_1 = x @ self.gate_projection_1  # t n1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,9 @@ from tnmoe.dims import Dim
 from tnmoe.factorizations import Factorization, Factors, Modes, Sizes
 from tnmoe.initialise import Init, Uniform
 from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Node, Parameter
-from tnmoe.layers.parts import input_layer_norm
+from tnmoe.layers.parts import Declaration, input_layer_norm
 from tnmoe.network import FoldedBias, Network, Role, Tensor
-from tnmoe.ops import Add, Gelu, Op, Softmax, Value
+from tnmoe.ops import Add, Gelu, Op, Softmax, Split, Value, results
 from tnmoe.routing_ops import Gather, GroupedContract
 
 ONE_HOT: tuple[tuple[Dim, Dim], ...] = ((1, 1),)
@@ -129,12 +129,14 @@ class Builder:
         out: Value,
         *,
         bias: bool,
+        last_bias: bool | None = None,
         factorization: Factorization | None = None,
         mix: Value | None = None,
     ) -> Value:
         """Every expert `n` on its own slice (or the whole) of `u`; with `mix`, the result is mixed by it over `n`.
 
-        A linear map each, or with `hidden` two with a GELU between them; `factorization` is that of each W[n, i, o].
+        A linear map each, or with `hidden` two with a GELU between them (`last_bias`: whether the second has a bias, by
+        default as the first); `factorization` is that of each W[n, i, o].
         """
         x = u
         if hidden is not None:
@@ -144,7 +146,8 @@ class Builder:
             x = Value(f"{prefix}activated", up.indices, up.part)
             self.add(Gelu(x, up))
         stem = f"{prefix}down_" if hidden is not None else prefix
-        return self._expert_map(stem, (mix, x) if mix else (x,), out, bias, factorization)
+        last = bias if last_bias is None else last_bias
+        return self._expert_map(stem, (mix, x) if mix else (x,), out, last, factorization)
 
     def _expert_map(
         self, prefix: str, data: tuple[Value, ...], out: Value, bias: bool, factorization: Factorization | None
@@ -236,17 +239,28 @@ class Builder:
 
     # ---- the layer -------------------------------------------------------------------------------------------
 
+    def coefficients_of_tokens(self, index: str, parts: tuple[str, ...]) -> None:
+        """Coefficients with `index` first are shown with the tokens first, beside the forward pass."""
+        made = {
+            v.name: v for node in self.nodes for v in ((node.out,) if isinstance(node, Contraction) else results(node))
+        }
+        shown = []
+        for name in self.coefficients:
+            x = made[name]
+            out = Value(f"{name}_of_tokens", (*parts, *x.indices[1:]), x.part, x.integer)
+            self.diagnostics.append(Split(out, x, index, parts))
+            shown.append(out.name)
+        self.coefficients = tuple(shown)
+
     def layer(
         self,
         name: str,
         output: Value,
-        declaration: Mapping[str, Any],
-        summary: str,
+        spec: Declaration,
         *,
         couples_tokens: bool = False,
-        lowerings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Layer:
-        """The finished layer."""
+        """The finished layer that `spec` declares."""
         return Layer(
             name=name,
             inputs=(self.input,),
@@ -256,10 +270,11 @@ class Builder:
             output=output,
             sizes=self.sizes.sizes,
             values=self.sizes.values,
-            declaration=declaration,
-            summary=summary,
+            declaration=spec.declaration(),
+            summary=str(spec),
             coefficients=self.coefficients,
             diagnostics=tuple(self.diagnostics),
             couples_tokens=couples_tokens,
-            lowerings=lowerings or {},
+            lowerings=spec.lowerings(),
+            only_lowering=spec.only_lowering(),
         )

@@ -11,7 +11,7 @@ from tnmoe.initialise import Ones
 from tnmoe.layer import DYNAMIC, Layer
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import chosen_experts
-from tnmoe.layers.parts import Declaration
+from tnmoe.layers.parts import LOWERINGS, Declaration
 from tnmoe.network import FoldedBias
 from tnmoe.ops import LayerNorm, Multiply, Softmax, Value
 from tnmoe.routing_ops import Select, TopK
@@ -23,6 +23,9 @@ class CartesianMoE(Declaration):
 
     A pair of experts, one of each stage, acts as one of N² composed ones. Each stage chooses `active` of its `experts`
     by a softmax over the chosen logits; the norm has a weight and no bias. Maps (..., inputs) to (..., inputs).
+
+    Args:
+        lowering: of both stages, as `tnmoe.layers.parts.LOWERINGS` tells. The shared experts run in either.
     """
 
     inputs: Size
@@ -30,11 +33,13 @@ class CartesianMoE(Declaration):
     experts: Size
     active: Size
     bias: bool = True
+    lowering: str = "auto"
     kind: ClassVar[str] = "cartesian_moe"
 
     def __post_init__(self) -> None:
         self.check_sizes("inputs", "hidden", "experts", "active")
         self.check_flags("bias")
+        self.check_choice("lowering", LOWERINGS)
         experts, active = self.dim("experts"), self.dim("active")
         if isinstance(active, int) and isinstance(experts, int) and active > experts:
             raise DeclarationError(f"active must be at most experts = {experts}, got {active}")
@@ -52,7 +57,7 @@ class CartesianMoE(Declaration):
         normed = Value("normed", first.indices, "norm")
         b.add(LayerNorm(normed, first, "o", Value(weight.name, weight.indices, "norm")))
         y = self._stage(b, "second_", normed, Value("y", (DYNAMIC, "i"), "second_blend"))
-        return b.layer("CartesianMoE", y, self.declaration(), str(self))
+        return b.layer("CartesianMoE", y, self)
 
     def _stage(self, b: Builder, prefix: str, x: Value, out: Value) -> Value:
         logits = b.logits(x, "n", prefix)
@@ -61,7 +66,7 @@ class CartesianMoE(Declaration):
         chosen = Value(f"{prefix}chosen", top.indices, logits.part, True)
         b.add(TopK(top, chosen, logits, "n"), Softmax(shares, top, "k"))
         routed = Value(f"{prefix}routed", out.indices, f"{prefix}combine")
-        chosen_experts(b, prefix, x, shares, chosen, "h", routed, bias=self.bias)
+        chosen_experts(b, prefix, x, shares, chosen, "h", routed, bias=self.bias, lowering=self.lowering)
         shared = Value(f"{prefix}shared", out.indices, f"{prefix}shared_down")
         b.feed_forward(f"{prefix}shared_", x, "h", shared, bias=self.bias)
 

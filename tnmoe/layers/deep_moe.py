@@ -46,6 +46,7 @@ class DeepMoE(Declaration):
         b.add(Gelu(active, single))
         z = b.network(Value("hidden", (DYNAMIC, "h"), "first"), first, active)
         second = b.softmax("second_shares", b.logits(z, "n", "second_"), "n")
+        b.coefficients = (first.name, second.name)
         y = Value("y", (DYNAMIC, "o"), "second")
         b.experts("second_", z, None, y, bias=self.bias, mix=second)
-        return b.layer("DeepMoE", y, self.declaration(), str(self))
+        return b.layer("DeepMoE", y, self)

@@ -45,4 +45,4 @@ class DenseMoE(Declaration):
         b.norm(self.input_norm)
         y = Value("y", (DYNAMIC, "o"), "down")
         b.experts("", b.x, "h", y, bias=self.bias, factorization=self.factorization, mix=shares)
-        return b.layer("DenseMoE", y, self.declaration(), str(self))
+        return b.layer("DenseMoE", y, self)

@@ -7,7 +7,7 @@ import sympy
 from tnmoe.factorizations import Factorization
 from tnmoe.layers.builder import Builder
 from tnmoe.ops import Value
-from tnmoe.routing_ops import Gather, ScatterAdd, SortSlots, Unsort, padded_rows
+from tnmoe.routing_ops import Gather, ScatterAdd, SortSlots, Spread, Unsort, padded_rows
 
 BLOCK = 4
 """Rows that every expert has a multiple of by default. A library's product of matrices treats rows in groups: those of
@@ -30,14 +30,25 @@ def chosen_experts(
     factorization: Factorization | None = None,
     column: str = "n",
     block: int = BLOCK,
+    lowering: str = "gathered",
 ) -> Value:
     """y[t] = Σ_k shares[t, k] · expert positions[t, k] of x[t], none dropped; without `shares` a plain sum.
 
     Full matrices meet rows sorted by expert (`last_bias`: whether the second of two has a bias, by default as the
-    first); of factorized ones the chosen entries are gathered.
+    first); of factorized ones the chosen entries are gathered. The `lowering` "masked" runs every expert on every token
+    and mixes their results with shares (or ones) that are zero but for the chosen ones. Either adds to the layer's
+    coefficients what it mixes with.
     """
     token, slot = positions.indices
     part = f"{prefix}down" if hidden else f"{prefix}experts"
+    last = bias if last_bias is None else last_bias
+    if lowering == "masked":
+        mixed = Value(f"{prefix}coefficients", (token, "n"), f"{prefix}gate")
+        b.add(Spread(mixed, shares, positions, "n"))
+        b.coefficients += (mixed.name,)
+        out = Value(y.name, y.indices, part)
+        return b.experts(prefix, x, hidden, out, bias=bias, last_bias=last, factorization=factorization, mix=mixed)
+    b.coefficients += tuple(v.name for v in (shares, positions) if v is not None)
     outputs = Value(f"{prefix}expert_outputs", (token, slot, y.indices[-1]), part)
     if factorization is not None and factorization.kind != "dense":
         b.gathered_experts(prefix, x, positions, hidden, outputs, bias=bias, factorization=factorization)
@@ -54,7 +65,7 @@ def chosen_experts(
         u = Value(f"{prefix}dispatched", (row, x.indices[-1]), dispatch)
         b.add(Gather(u, x, rows, token))
         v = Value(f"{prefix}sorted_outputs", (row, y.indices[-1]), part)
-        b.grouped_experts(prefix, u, counts, hidden, v, bias=bias, last_bias=bias if last_bias is None else last_bias)
+        b.grouped_experts(prefix, u, counts, hidden, v, bias=bias, last_bias=last)
         outputs = Value(outputs.name, outputs.indices, y.part)
         b.add(Unsort(outputs, v, slots))
     return b.network(y, outputs) if shares is None else b.network(y, shares, outputs)

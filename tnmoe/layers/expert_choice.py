@@ -15,7 +15,7 @@ from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import slot_experts
 from tnmoe.layers.parts import Declaration
 from tnmoe.ops import Permute, Value
-from tnmoe.routing_ops import TopK
+from tnmoe.routing_ops import Missed, Spread, TopK
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class ExpertChoice(Declaration):
     """S = softmax(x G) over the experts; expert n runs on its c = ⌈capacity/100 · T/N⌉ largest S[t, n], as weights.
 
     Maps (..., inputs) to (..., outputs). A token may be taken by several experts or by none, and who takes it depends
-    on the other tokens. Experts as in `SparseMoE`.
+    on the other tokens: `diagnostics` counts those that none takes, whose output is zero. The coefficients are the
+    weights of all experts, zero for those that do not take the token. Experts as in `SparseMoE`.
 
     Args:
         capacity: percentage; 100 times the number of experts that a token meets on average.
@@ -49,6 +50,10 @@ class ExpertChoice(Declaration):
         if isinstance(experts, int) and self.capacity > 100 * experts:
             raise DeclarationError(f"capacity must be at most 100 · experts = {100 * experts}, got {self.capacity}")
 
+    def only_lowering(self) -> str:
+        """As of every declaration."""
+        return "its slots are batched products already, and a masked one would run all experts on all tokens"
+
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
         b = Builder(self.dims("inputs", "outputs", "experts", "hidden"), self.dim("inputs"))
@@ -61,8 +66,16 @@ class ExpertChoice(Declaration):
         held, rows = Value("held", ("n", "c"), "gate"), Value("rows", ("n", "c"), "gate", True)
         columns = Value("columns", ("n", DYNAMIC), "gate")
         b.add(Permute(columns, scores), TopK(held, rows, columns, DYNAMIC))
+        spread = Value("coefficients_of_experts", ("n", DYNAMIC), "gate")
+        coefficients = Value("coefficients", (DYNAMIC, "n"), "gate")
+        b.diagnostics += [
+            Spread(spread, held, rows, DYNAMIC),
+            Permute(coefficients, spread),
+            Missed(Value("dropped", (), "diagnostics", True), rows, DYNAMIC),
+        ]
+        b.coefficients = (coefficients.name,)
         b.norm(self.input_norm)
         hidden = "h" if self.hidden is not None else None
         y = Value("y", (DYNAMIC, "o"), "combine")
         slot_experts(b, b.x, held, rows, hidden, y, bias=self.bias, factorization=self.factorization)
-        return b.layer("ExpertChoice", y, self.declaration(), str(self), couples_tokens=True)
+        return b.layer("ExpertChoice", y, self, couples_tokens=True)

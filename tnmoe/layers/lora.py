@@ -45,7 +45,7 @@ class MoLoRA(Declaration):
         up = b.weight("up_factor", ("n", "r", "o"), Zeros(), "adapters")
         y = Value("adapted" if self.base else "y", (DYNAMIC, "o"), "adapters")
         b.network(y, shares, b.x, down, up, expert_map=ExpertMap("i", "o", ("n",)))
-        return b.layer("MoLoRA", _with_base(b, y, self.base), self.declaration(), str(self))
+        return b.layer("MoLoRA", _with_base(b, y, self.base), self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class MoV(Declaration):
         b.coefficients = (shares.name,)
         vectors = b.weight("vectors", ("n", "i"), Normal(1, 0.02), "vectors")
         y = b.network(Value("y", (DYNAMIC, "i"), "vectors"), b.x, shares, vectors)
-        return b.layer("MoV", y, self.declaration(), str(self))
+        return b.layer("MoV", y, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class MoSLoRA(Declaration):
         up = b.weight("up_factor", ("q", "o"), Zeros(), "adapter")
         y = Value("adapted" if self.base else "y", (DYNAMIC, "o"), "adapter")
         b.network(y, b.x, down, mixer, up, expert_map=ExpertMap("i", "o"))
-        return b.layer("MoSLoRA", _with_base(b, y, self.base), self.declaration(), str(self))
+        return b.layer("MoSLoRA", _with_base(b, y, self.base), self)
 
 
 def _with_base(b: Builder, adapted: Value, wanted: bool) -> Value:

@@ -19,7 +19,8 @@ class MixtureOfHeads(Declaration):
     """y = Σ_k share_k · softmax_s(x Wq_n · (x_s Wk)) (x_s Wv) Wo_n over the k heads n of the largest logits.
 
     Maps (..., inputs) to (..., inputs). All tokens of a call are one sequence, in which every token attends to every
-    other; shares are a softmax over the chosen logits. Nothing divides by √head_width: that is part of Wq.
+    other; shares are a softmax over the chosen logits. Nothing divides by √head_width: that is part of Wq. There is no
+    masked form: it would attend with all N queries of every token, N · T² scores for k · T².
 
     Args:
         experts, active: number of heads N, and k of them for each token.
@@ -37,6 +38,10 @@ class MixtureOfHeads(Declaration):
         experts, active = self.dim("experts"), self.dim("active")
         if isinstance(active, int) and isinstance(experts, int) and active > experts:
             raise DeclarationError(f"active must be at most experts = {experts}, got {active}")
+
+    def only_lowering(self) -> str:
+        """As of every declaration."""
+        return "a masked one would attend with the queries of all heads"
 
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
@@ -87,4 +92,4 @@ class MixtureOfHeads(Declaration):
         heads = Value("head_outputs", (DYNAMIC, "k", "o"), "combine")
         b.add(Unsort(heads, outputs, slots))
         y = b.network(Value("y", (DYNAMIC, "o"), "combine"), shares, heads)
-        return b.layer("MixtureOfHeads", y, self.declaration(), str(self), couples_tokens=True)
+        return b.layer("MixtureOfHeads", y, self, couples_tokens=True)

@@ -18,7 +18,8 @@ from tnmoe.ops import Merge, Split, Value
 class MixtureOfTokens(Declaration):
     """Groups of `group` successive tokens; D = softmax of x G over the group; y = D · experts(Dᵀ x).
 
-    Maps (..., inputs) to (..., outputs). The number of tokens of a call has to be a multiple of `group`.
+    Maps (..., inputs) to (..., outputs). The number of tokens of a call has to be a multiple of `group`. Coefficients
+    are D, each token's share of the mixture that an expert sees, and of that expert's output.
     """
 
     inputs: Size
@@ -45,9 +46,12 @@ class MixtureOfTokens(Declaration):
         grouped = Value("grouped", ("u", "g", "i"), "gate")
         b.add(Split(grouped, b.x, DYNAMIC, ("u", "g")))
         shares = b.softmax("shares", b.logits(grouped, "n"), "g")
+        coefficients = Value("coefficients", (DYNAMIC, "n"), "gate")
+        b.diagnostics.append(Merge(coefficients, shares, DYNAMIC, ("u", "g")))
+        b.coefficients = (coefficients.name,)
         mixed = b.network(Value("mixed", ("u", "n", "i"), "mix"), shares, grouped)
         v = b.experts("", mixed, "h", Value("expert_outputs", ("u", "n", "o"), "down"), bias=self.bias)
         spread = b.network(Value("spread", ("u", "g", "o"), "combine"), shares, v)
         y = Value("y", (DYNAMIC, "o"), "combine")
         b.add(Merge(y, spread, DYNAMIC, ("u", "g")))
-        return b.layer("MixtureOfTokens", y, self.declaration(), str(self), couples_tokens=True)
+        return b.layer("MixtureOfTokens", y, self, couples_tokens=True)

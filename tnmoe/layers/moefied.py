@@ -13,7 +13,7 @@ from tnmoe.initialise import Uniform
 from tnmoe.layer import DYNAMIC, Layer
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import chosen_experts
-from tnmoe.layers.parts import Declaration
+from tnmoe.layers.parts import LOWERINGS, Declaration
 from tnmoe.ops import Add, Value
 from tnmoe.routing_ops import TopK
 
@@ -25,6 +25,10 @@ class MoEfied(Declaration):
     No gradient of y reaches P: train it apart, to predict which groups matter. The figures of training include that.
     Groups are parts of the neurons of one MLP of width `hidden`; with all of them active it is that MLP
     (`tnmoe.backends.moefication.split_ffn` converts its weights). Maps (..., inputs) to (..., outputs).
+
+    Args:
+        lowering: as `tnmoe.layers.parts.LOWERINGS` tells; the masked form is the whole MLP, with ones for the chosen
+            groups and zeros for the others.
     """
 
     inputs: Size
@@ -32,12 +36,14 @@ class MoEfied(Declaration):
     outputs: Size
     groups: int
     active: Size
+    lowering: str = "auto"
     kind: ClassVar[str] = "moefied"
 
     def __post_init__(self) -> None:
         self.check_sizes("inputs", "hidden", "outputs", "groups", "active")
         if not isinstance(self.hidden, int) or not isinstance(self.groups, int) or self.hidden % self.groups:
             raise DeclarationError(f"groups = {self.groups} must divide hidden = {self.hidden}; both are integers")
+        self.check_choice("lowering", LOWERINGS)
         active = self.dim("active")
         if isinstance(active, int) and active > self.groups:
             raise DeclarationError(f"active must be at most groups = {self.groups}, got {active}")
@@ -54,8 +60,8 @@ class MoEfied(Declaration):
         chosen = Value("chosen", (DYNAMIC, "k"), "gate", True)
         b.add(TopK(best, chosen, scores, "n"))
         shifted = Value("summed", (DYNAMIC, "o"), "combine")
-        chosen_experts(b, "", b.x, None, chosen, "h", shifted, bias=True, last_bias=False)
+        chosen_experts(b, "", b.x, None, chosen, "h", shifted, bias=True, last_bias=False, lowering=self.lowering)
         offset = b.weight("output_bias", ("o",), Uniform(1 / sympy.sqrt(b.sizes.sizes["h"])), "combine")
         y = Value("y", (DYNAMIC, "o"), "combine")
         b.add(Add(y, shifted, Value(offset.name, offset.indices, "combine")))
-        return b.layer("MoEfied", y, self.declaration(), str(self))
+        return b.layer("MoEfied", y, self)

@@ -10,7 +10,7 @@ from tnmoe.errors import DeclarationError
 from tnmoe.layer import DYNAMIC, Layer
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import chosen_experts
-from tnmoe.layers.parts import Declaration
+from tnmoe.layers.parts import LOWERINGS, Declaration
 from tnmoe.ops import Merge, Softmax, Split, Value
 from tnmoe.routing_ops import LoadBalance, TopK, ZLoss
 
@@ -21,6 +21,9 @@ class MultiHeadMoE(Declaration):
 
     Maps (..., inputs) to (..., inputs). Experts are MLPs of width `hidden` on sub-tokens; shares are a softmax over
     the chosen logits. None is dropped.
+
+    Args:
+        lowering: as `tnmoe.layers.parts.LOWERINGS` tells.
     """
 
     inputs: int
@@ -29,11 +32,13 @@ class MultiHeadMoE(Declaration):
     active: Size
     heads: int
     bias: bool = True
+    lowering: str = "auto"
     kind: ClassVar[str] = "multi_head_moe"
 
     def __post_init__(self) -> None:
         self.check_sizes("inputs", "hidden", "experts", "active", "heads")
         self.check_flags("bias")
+        self.check_choice("lowering", LOWERINGS)
         if not isinstance(self.inputs, int) or not isinstance(self.heads, int) or self.inputs % self.heads:
             raise DeclarationError(f"heads = {self.heads} must divide inputs = {self.inputs}; both are integers")
         experts, active = self.dim("experts"), self.dim("active")
@@ -68,10 +73,12 @@ class MultiHeadMoE(Declaration):
             balance,
             ZLoss(Value("z_loss", (), "diagnostics"), logits),
         ]
-        mixed = chosen_experts(b, "", sub, shares, chosen, "h", Value("mixed", ("q", "e"), "combine"), bias=self.bias)
+        mixed = Value("mixed", ("q", "e"), "combine")
+        chosen_experts(b, "", sub, shares, chosen, "h", mixed, bias=self.bias, lowering=self.lowering)
+        b.coefficients_of_tokens("q", (DYNAMIC, "a"))
 
         back = Value("split_outputs", (DYNAMIC, "a", "e"), "merge")
         whole = Value("merged", (DYNAMIC, "l"), "merge")
         b.add(Split(back, mixed, "q", (DYNAMIC, "a")), Merge(whole, back, "l", ("a", "e")))
         y = b.linear("merge_", whole, Value("y", (DYNAMIC, "o"), "merge"), bias=True)
-        return b.layer("MultiHeadMoE", y, self.declaration(), str(self))
+        return b.layer("MultiHeadMoE", y, self)

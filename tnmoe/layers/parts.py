@@ -15,6 +15,11 @@ from tnmoe.initialise import Ones, Zeros
 from tnmoe.layer import Parameter
 from tnmoe.ops import LayerNorm, Value
 
+LOWERINGS = ("auto", "gathered", "masked")
+"""Programs of a routed mixture: "gathered" runs the chosen experts alone, on tokens sorted by expert; "masked" runs all
+of them and mixes with shares that are zero but for the chosen ones. "auto" leaves it to the plan: under the objective
+"time" the one whose program has the least predicted time, else the gathered one. Both have the same parameters."""
+
 
 class Declaration:
     """What every declaration has: checks of its fields, and its plain forms."""
@@ -47,6 +52,18 @@ class Declaration:
             raise DeclarationError(f"factorization must be CP(rank), TensorRing(ranks), …, or None; got {given!r}")
         given.check_levels(1)
 
+    def lowerings(self) -> dict[str, dict[str, Any]]:
+        """The declarations that `lowering = "auto"` leaves to choose from, by name; none if it is pinned."""
+        declared = self.declaration()
+        if declared.get("lowering") != "auto":
+            return {}
+        return {name: declared | {"lowering": name} for name in LOWERINGS[1:]}
+
+    def only_lowering(self) -> str:
+        """Why a routed mixture has one program alone, as half a sentence; empty if there is a choice, or no routing."""
+        pinned = self.declaration().get("lowering", "auto")
+        return "" if pinned == "auto" else f'the declaration asks for the {pinned} one; "auto" leaves a choice'
+
     def dim(self, key: str) -> Dim:
         """The field `key` as a dimension."""
         return as_dim(getattr(self, key), key)
@@ -70,7 +87,7 @@ class Declaration:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bool | str):
+    if isinstance(value, bool | str | float):
         return value
     if isinstance(value, int | sympy.Expr):
         return dim_text(value)

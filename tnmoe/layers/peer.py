@@ -24,7 +24,8 @@ class PEER(Declaration):
     """y = Σ over heads and over the k best keys of softmax(score) · GELU(x · u_n) v_n.
 
     Experts are pairs of vectors (u_n, v_n), shared by all heads. Key n is a pair of sub-keys, so that the k best of N
-    are found among √N + √N scores, never N. Maps (..., inputs) to (..., outputs).
+    are found among √N + √N scores, never N. Maps (..., inputs) to (..., outputs). There is no masked form: it would run
+    all N experts.
 
     Args:
         experts: N, the square of an integer.
@@ -52,6 +53,10 @@ class PEER(Declaration):
         if isinstance(active, int) and active > side:
             raise DeclarationError(f"active must be at most the root of experts = {side}, got {active}")
 
+    def only_lowering(self) -> str:
+        """As of every declaration."""
+        return "a masked one would run all experts"
+
     def layer(self) -> Layer:
         """The layer, before any order is chosen."""
         b = Builder(self.dims("inputs", "outputs", "heads", "active", "key_width"), self.dim("inputs"))
@@ -67,12 +72,13 @@ class PEER(Declaration):
         chosen = Value("chosen", (DYNAMIC, "j", "k"), "gate", True)
         b.add(ProductTopK(best, chosen, *scores))
         shares = b.softmax("shares", best, "k")
+        b.coefficients = (shares.name, chosen.name)
         u, v = (self._chosen(b, name, index, chosen) for name, index in (("down", "i"), ("up", "o")))
         hidden = b.network(Value("hidden", chosen.indices, "experts"), b.x, u)
         active = Value("activated", hidden.indices, "experts")
         b.add(Gelu(active, hidden))
         y = b.network(Value("y", (DYNAMIC, "o"), "experts"), shares, active, v)
-        return b.layer("PEER", y, self.declaration(), str(self))
+        return b.layer("PEER", y, self)
 
     def _scores(self, b: Builder, index: str) -> Value:
         """Products of one half of the queries with one set of sub-keys."""

@@ -43,4 +43,4 @@ class ResidualMoE(Declaration):
         own = Value("differences", (DYNAMIC, "o"), "experts")
         b.experts("", b.x, None, own, bias=False, factorization=self.factorization, mix=shares)
         y = b.sum("y", base, own, "experts")
-        return b.layer("ResidualMoE", y, self.declaration(), str(self))
+        return b.layer("ResidualMoE", y, self)

@@ -10,7 +10,7 @@ from tnmoe.errors import DeclarationError
 from tnmoe.layer import DYNAMIC, Layer
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import chosen_experts
-from tnmoe.layers.parts import Declaration
+from tnmoe.layers.parts import LOWERINGS, Declaration
 from tnmoe.ops import Merge, Multiply, Value
 from tnmoe.routing_ops import PairPositions, TopK
 
@@ -25,6 +25,7 @@ class SMILE(Declaration):
     Args:
         nodes, experts: P, and Q experts in each node.
         active_nodes, active: how many of either level are chosen; their product runs.
+        lowering: as `tnmoe.layers.parts.LOWERINGS` tells.
     """
 
     inputs: Size
@@ -35,11 +36,13 @@ class SMILE(Declaration):
     active_nodes: Size = 1
     active: Size = 1
     bias: bool = True
+    lowering: str = "auto"
     kind: ClassVar[str] = "smile"
 
     def __post_init__(self) -> None:
         self.check_sizes("inputs", "hidden", "outputs", "nodes", "experts", "active_nodes", "active")
         self.check_flags("bias")
+        self.check_choice("lowering", LOWERINGS)
         for key, whole in (("active_nodes", "nodes"), ("active", "experts")):
             part, total = self.dim(key), self.dim(whole)
             if isinstance(part, int) and isinstance(total, int) and part > total:
@@ -62,9 +65,9 @@ class SMILE(Declaration):
         chosen = Value("chosen", (DYNAMIC, "k"), "gate", True)
         b.add(Multiply(product, first, second), PairPositions(pairs, nodes, inner, "q"))
         b.add(Merge(shares, product, "k", ("c", "d")), Merge(chosen, pairs, "k", ("c", "d")))
-        b.coefficients = (shares.name, chosen.name)
-        y = chosen_experts(b, "", b.x, shares, chosen, "h", Value("y", (DYNAMIC, "o"), "combine"), bias=self.bias)
-        return b.layer("SMILE", y, self.declaration(), str(self))
+        out = Value("y", (DYNAMIC, "o"), "combine")
+        y = chosen_experts(b, "", b.x, shares, chosen, "h", out, bias=self.bias, lowering=self.lowering)
+        return b.layer("SMILE", y, self)
 
     def _level(self, b: Builder, prefix: str, index: str, slot: str) -> tuple[Value, Value]:
         """Shares and positions of the chosen entries of one level."""

@@ -58,4 +58,4 @@ class SoftMoE(Declaration):
         merged = Value("slot_outputs", ("p", "o"), "mix")
         b.add(Merge(merged, v, "p", ("n", "s")))
         y = b.network(Value("y", (DYNAMIC, "o"), "mix"), combine, merged)
-        return b.layer("SoftMoE", y, self.declaration(), str(self), couples_tokens=True)
+        return b.layer("SoftMoE", y, self, couples_tokens=True)

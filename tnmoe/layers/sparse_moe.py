@@ -13,7 +13,7 @@ from tnmoe.factorizations import Factorization
 from tnmoe.layer import DYNAMIC, Layer
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import BLOCK, chosen_experts, slot_experts
-from tnmoe.layers.parts import Declaration
+from tnmoe.layers.parts import LOWERINGS, Declaration
 from tnmoe.ops import Softmax, Value
 from tnmoe.routing_ops import (
     CapacitySlots,
@@ -21,13 +21,11 @@ from tnmoe.routing_ops import (
     LoadBalance,
     Noise,
     Normalise,
-    Spread,
     TopK,
     ZLoss,
 )
 
 SHARES = ("after", "before", "normalised")
-LOWERINGS = ("auto", "gathered", "masked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +46,8 @@ class SparseMoE(Declaration):
         null: experts that compute nothing and can be chosen too; shares are those of the true ones chosen, divided
             by their sum (AdaMoE, arXiv 2406.13233). Their cost is expected: k·N/(N + null) true choices.
         factorization: of every W[n, i, o]; None for full matrices.
-        lowering: "gathered" runs the chosen experts alone, on tokens sorted by expert; "masked" runs all of them and
-            mixes with shares that are zero but for the chosen ones. "auto" leaves it to the plan: under the objective
-            "time" the one whose program has the least predicted time, else the gathered one. Both have the same
-            parameters; `expert_coefficients` gives (shares, positions) of the one and all shares of the other.
+        lowering: as `tnmoe.layers.parts.LOWERINGS` tells; `expert_coefficients` gives (shares, positions) of the
+            gathered form and all shares of the masked one.
         block: gathered full matrices: where there are more than two choices an expert, every expert has a multiple of
             so many rows, up to (block - 1) · N more in all, and they run whatever is chosen. With 4, a token's result
             is the same to the bit on a CPU, whatever the other tokens of a batch of its size are, if the library's
@@ -140,38 +136,34 @@ class SparseMoE(Declaration):
         return b.layer(
             "SparseMoE",
             y,
-            self.declaration(),
-            str(self),
+            self,
             couples_tokens=self.capacity is not None,
-            lowerings=self._lowerings(),
         )
 
-    def _lowerings(self) -> dict[str, dict[str, Any]]:
-        """The declarations that "auto" leaves to choose from: a masked form has neither slots nor null experts."""
-        if (
-            self.lowering != "auto"
-            or self.capacity is not None
-            or self.null is not None
-            or self.block not in (1, BLOCK)
-        ):
+    def lowerings(self) -> dict[str, dict[str, Any]]:
+        """As of every declaration; but a masked form has neither slots, nor null experts, nor blocks of rows."""
+        if self.capacity is not None or self.null is not None or self.block not in (1, BLOCK):
             return {}
-        masked = {k: v for k, v in self.declaration().items() if k != "block"}
-        return {"gathered": self.declaration() | {"lowering": "gathered"}, "masked": masked | {"lowering": "masked"}}
+        found = Declaration.lowerings(self)
+        return found and found | {"masked": {k: v for k, v in found["masked"].items() if k != "block"}}
+
+    def only_lowering(self) -> str:
+        """As of every declaration."""
+        if self.capacity is not None:
+            return "its slots bound what runs, and a masked one has none"
+        if self.null is not None:
+            return "null experts compute nothing only where they are not run"
+        if self.block not in (1, BLOCK):
+            return "the declaration asks for blocks of rows, which a masked one has not"
+        return Declaration.only_lowering(self)
 
     def _routed(self, b: Builder, experts: Dim) -> Value:
         shares, positions, column = route(b, self, experts)
         b.norm(self.input_norm)
         hidden = "h" if self.hidden is not None else None
-        part = "down" if hidden else "experts"
         y = Value("routed" if self.shared is not None else "y", (DYNAMIC, "o"), "combine")
-        if self.lowering == "masked":
-            mixed = Value("coefficients", (DYNAMIC, "n"), "gate")
-            b.add(Spread(mixed, shares, positions, "n"))
-            b.coefficients = (mixed.name,)
-            out = Value(y.name, y.indices, part)
-            return b.experts("", b.x, hidden, out, bias=self.bias, factorization=self.factorization, mix=mixed)
-        b.coefficients = (shares.name, positions.name)
         if self.capacity is not None:
+            b.coefficients = (shares.name, positions.name)
             return self._in_slots(b, experts, shares, positions, hidden, y)
         return chosen_experts(
             b,
@@ -185,6 +177,7 @@ class SparseMoE(Declaration):
             factorization=self.factorization,
             column=column,
             block=self.block,
+            lowering=self.lowering,
         )
 
     def _in_slots(

@@ -8,7 +8,7 @@ from tnmoe.initialise import Zeros
 from tnmoe.layer import Parameter
 from tnmoe.network import Role
 from tnmoe.ops import Op, Value, operands, results
-from tnmoe.program import Program
+from tnmoe.program import Program, needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,12 @@ def fold_weights(program: Program) -> Folded:
     alone = program.weight_only
     once = tuple(op for op in program.ops if op.out.name in alone)
     rest = tuple(op for op in program.ops if op.out.name not in alone)
-    read = {v.name for op in rest for v in operands(op)} | {program.output.name}
+    beside = needed(program.diagnostics, program.coefficients)
+    read = {v.name for op in rest + beside for v in operands(op)} | {program.output.name}
     made = [v for op in once for v in results(op) if v.name in read]
     parameters = [replace(p, role=Role.FROZEN) for p in program.parameters if p.name in read]
     # What is made is stored, never drawn: how it starts has no meaning.
     parameters += [Parameter(v.name, v.indices, Zeros(), v.part, Role.FROZEN) for v in made]
     buffers = tuple(b for b in program.buffers if b.name in read)
-    each = replace(program, parameters=tuple(parameters), buffers=buffers, ops=rest, drops={}, diagnostics=())
+    each = replace(program, parameters=tuple(parameters), buffers=buffers, ops=rest, drops={}, diagnostics=beside)
     return Folded(once, each)
