@@ -21,7 +21,7 @@ from torch._subclasses import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 import tnmoe
-from tnmoe.allocations import forward_script, room
+from tnmoe.allocations import forward_script
 from tnmoe.cli import main
 from tnmoe.heap import Moment
 from tnmoe.memory import inference, training
@@ -29,6 +29,7 @@ from tnmoe.network import Role
 from tnmoe.ops import operands
 from tnmoe.plan import Plan
 from tnmoe.presets import PRESETS
+from tnmoe.scripts import room
 
 EMITTED = [name for name, preset in PRESETS.items() if preset.emitted]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -311,6 +312,6 @@ def least_peak(plan: Plan) -> int:
         if k < len(gates):  # what is returned at the end lives
             later |= coefficients
         made = [o.out.name for o in ops[:k] if o.out.name in later]
-        scratch = room(forward_script(op, program.sizes, 4, kept=False, evaluation=True))
+        scratch = room(forward_script(op, program.sizes, 4, evaluation=True))
         most = max(most, leaves + sum(count[n] for n in made) + scratch)
     return most

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from typing import cast
 
-from tnmoe import routing_cost
+from tnmoe import routing_cost, routing_saved
 from tnmoe.cost import GELU_BACKWARD, Cost, elements, is_view, joint_indices, op_cost
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
@@ -110,7 +110,7 @@ def training_cost(ops: Iterable[Op], sizes: Mapping[str, Dim], needing: Set[str]
     return total
 
 
-def saved_values(op: Op, needing: Set[str]) -> tuple[Value, ...]:
+def saved_values(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> tuple[Value, ...]:
     """Operands and results of `op` that its backward reads, and that are therefore kept until then."""
     if not any(v.name in needing for v in operands(op)):
         return ()
@@ -124,7 +124,7 @@ def saved_values(op: Op, needing: Set[str]) -> tuple[Value, ...]:
         case Gelu(_, x) | LayerNorm(_, x) | BatchNorm(_, x):
             return (x,)
         case _ if isinstance(op, RoutingOp):
-            return routing_cost.saved(op, needing)
+            return routing_saved.saved(op, sizes, needing)
         case Entmax15():
             return ()  # its root, which is no value of the program: see `saved_inside`
     raise CostError(f"op {type(op).__name__} has no rule for what it saves; add one to tnmoe/backward.py")
@@ -139,8 +139,11 @@ def saved_inside(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Dim:
             return elements(x.indices, sizes)
         case LayerNorm(_, x, index):  # mean and 1/σ of each row
             return 2 * elements(tuple(i for i in x.indices if i != index), sizes)
-        case BatchNorm(_, _, index):  # mean and 1/σ of each column, in training
-            return 2 * sizes[index]
+        case BatchNorm(_, x, index):  # mean and 1/σ of each column, in training; one row has no statistics of its own
+            alone = elements(tuple(i for i in x.indices if i != index), sizes) == 1
+            return 0 if alone else 2 * sizes[index]
+        case _ if isinstance(op, RoutingOp):
+            return routing_saved.inside(op, sizes, needing).elements
     return 0
 
 
@@ -159,9 +162,17 @@ def saved_elements(program: Program, needing: Set[str]) -> Dim:
 def saved_integers(program: Program, needing: Set[str]) -> Dim:
     """Positions and counts (64 bits each) kept for the backward pass; arguments as in `saved_elements`."""
     kept = [elements(v.indices, program.sizes) for v in _kept(program, needing) if v.integer]
+    return sum(kept + [i.integers for i in _inside_routing(program, needing)], start=cast(Dim, 0))
+
+
+def saved_flags(program: Program, needing: Set[str]) -> Dim:
+    """Truth values (a byte each) kept for the backward pass; arguments as in `saved_elements`."""
+    return sum([i.flags for i in _inside_routing(program, needing)], start=cast(Dim, 0))
+
+
+def _inside_routing(program: Program, needing: Set[str]) -> list[routing_saved.Inside]:
     live = [op for op in program.ops if isinstance(op, RoutingOp) and any(v.name in needing for v in operands(op))]
-    inside = [routing_cost.saved_integers(op, program.sizes) for op in live]
-    return sum(kept + inside, start=cast(Dim, 0))
+    return [routing_saved.inside(op, program.sizes, needing) for op in live]
 
 
 def _kept(program: Program, needing: Set[str]) -> tuple[Value, ...]:
@@ -171,6 +182,16 @@ def _kept(program: Program, needing: Set[str]) -> tuple[Value, ...]:
         if is_view(op):
             (x,) = operands(op)
             source[op.out.name] = source.get(x.name, x)
-    values = (source.get(v.name, v) for op in program.ops for v in saved_values(op, needing))
+    values = (source.get(v.name, v) for op in program.ops for v in saved_values(op, program.sizes, needing))
+    held = storages(program)
     leaves = {v.name for v in program.leaves}
-    return tuple({v.name: v for v in values if v.name not in leaves}.values())
+    return tuple({v.name: held.get(v.name, v) for v in values if v.name not in leaves}.values())
+
+
+def storages(program: Program) -> dict[str, Value]:
+    """Results that are views of something larger, which is no value of the program: its shape, by their names."""
+    found: dict[str, Value] = {}
+    for op in program.ops:
+        if isinstance(op, RoutingOp):
+            found |= routing_saved.storages(op, program.sizes)
+    return found

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tnmoe.adjoint import Adjoint
-from tnmoe.allocations import size
 from tnmoe.backward import saved_values
 from tnmoe.cost import is_view
 from tnmoe.gradient_memory import SEED, Backward, Gradient
@@ -27,6 +26,7 @@ from tnmoe.heap import Heap, Moment
 from tnmoe.memory import leave, leaves, memory_owners, run_ops
 from tnmoe.ops import Merge, Op, Value, operands, propagate
 from tnmoe.program import Program, gate_ops
+from tnmoe.scripts import size
 from tnmoe.stream import Pass, backward_pass, forward_pass
 
 
@@ -103,7 +103,7 @@ class FunctionMemory:
     def _forward(self, heap: Heap, phase: str, *, train: bool) -> None:
         program, live = self.program, self.live if train else frozenset[str]()
         differentiated = train and self.differentiated
-        kept = {self.owner[v.name] for op in self.before for v in saved_values(op, live)}
+        kept = {self.owner[v.name] for op in self.before for v in saved_values(op, program.sizes, live)}
         if differentiated:
             kept |= {self.owner[v.name] for v in self.adjoint.saved if v in self.adjoint.inputs}
         gates = gate_ops(program)
@@ -217,7 +217,7 @@ class FunctionMemory:
     def _release(self, walk: Backward) -> None:
         """Values made before the function that nothing but the function had saved."""
         made = {op.out.name for op in self.before}
-        others = {self.owner[v.name] for op in self.before for v in saved_values(op, self.live)}
+        others = {self.owner[v.name] for op in self.before for v in saved_values(op, self.program.sizes, self.live)}
         for name in {self.owner[v.name] for v in self.adjoint.saved} & made - others:
             walk.heap.free(name)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from tnmoe.allocations import backward_scripts, passes_on, size
+from tnmoe.allocations import backward_scripts, passes_on
 from tnmoe.backward import saved_values
 from tnmoe.dims import Dim
 from tnmoe.heap import Heap
-from tnmoe.ops import Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands
+from tnmoe.ops import Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands, results
 from tnmoe.program import Program
+from tnmoe.routing_ops import CapacitySlots, Unsort
+from tnmoe.scripts import size
 
 SEED = "∂"
 """The gradient of the result, as a storage."""
@@ -57,6 +59,11 @@ class Backward:
         self.heap.hold(SEED, self.bytes(out), "gradients")
         self.gradients[out.name] = Gradient(SEED)
         self.holders[SEED] = 2
+
+    @property
+    def stored(self) -> frozenset[str]:
+        """Names of parameters and buffers."""
+        return frozenset(p.name for p in (*self.program.parameters, *self.program.buffers))
 
     def bytes(self, value: Value) -> int:
         """Bytes of a value, or of its gradient."""
@@ -109,27 +116,27 @@ class Backward:
         """Run the backward of ops, which are given in the order of the forward pass."""
         heap, needing, owner = self.heap, self.needing, self.owner
         order = [op for op in ops if any(v.name in needing for v in operands(op))]
-        last_read = {owner[v.name]: op.out.name for op in reversed(order) for v in saved_values(op, needing)}
+        last_read = {
+            owner[v.name]: op.out.name for op in reversed(order) for v in saved_values(op, self.program.sizes, needing)
+        }
         leaves = {v.name for v in self.program.leaves if v.name in needing}
         first_use = {v.name: op.out.name for op in reversed(order) for v in operands(op) if v.name in leaves}
-        made = {op.out.name for op in self.program.ops} - {owner[self.program.output.name]}
+        made = {v.name for op in self.program.ops for v in results(op)} - {owner[self.program.output.name]}
         for op in reversed(order):
             incoming = self.gradients.pop(op.out.name, None)
             if incoming is None:
                 continue  # nothing that needs a gradient depends on it
-            found = self._gradients_of(op, incoming)
+            kept = {owner[v.name] for v in saved_values(op, self.program.sizes, needing)} & made
+            found = self._gradients_of(op, incoming, [name for name in kept if last_read[name] == op.out.name])
             heap.free(inside(op))
-            for name in {owner[v.name] for v in saved_values(op, needing)} & made:
-                if last_read[name] == op.out.name:
-                    heap.free(name)
             heap.done()
             self.hand_on(op.out.name, found)
             for v in operands(op):
                 if first_use.get(v.name) == op.out.name and v.name in self.gradients:
                     self.accumulate(v)
 
-    def _gradients_of(self, op: Op, incoming: Gradient) -> list[tuple[Value, Gradient]]:
-        """The gradients of the operands of an op, which gives up that of its result."""
+    def _gradients_of(self, op: Op, incoming: Gradient, read: Collection[str]) -> list[tuple[Value, Gradient]]:
+        """The gradients of the operands of an op, which gives up that of its result, and what it `read` last."""
         heap, sizes = self.heap, self.program.sizes
 
         def replaced(count: int) -> Gradient:
@@ -141,11 +148,15 @@ class Backward:
         if not incoming.dense and _is_viewed(op, sizes):
             heap.step("backward", op.out.name, (self.bytes(op.out),))
             incoming = replaced(self.bytes(op.out))
-        *before, script = backward_scripts(op, sizes, self.item, self.needing)
-        for stage in before:
+        *before, script = backward_scripts(op, sizes, self.item, self.needing, self.stored)
+        for number, stage in enumerate(before):
             heap.step("backward", op.out.name, stage)
+            for name in () if number else read:
+                heap.free(name)
             incoming = replaced(sum(stage))
         heap.step("backward", op.out.name, script)
+        for name in () if before else read:
+            heap.free(name)
         found: list[tuple[Value, Gradient]] = []
         for v in operands(op):
             if v.name not in self.needing:
@@ -170,6 +181,8 @@ def _alike(order: tuple[str, ...], other: tuple[str, ...], sizes: Mapping[str, D
 
 def _is_dense(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
     """False if torch makes the gradient of an operand transposed: a batched product takes it as it was read."""
+    if isinstance(op, CapacitySlots):  # that of a transpose
+        return 1 in (sizes[i] for i in value.indices)
     if not isinstance(op, Contract | ContractAdd):
         return True
     g = matmul_groups(op)
@@ -180,7 +193,9 @@ def _is_dense(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
 
 
 def _is_viewed(op: Op, sizes: Mapping[str, Dim]) -> bool:
-    """Whether the emitted product's axes are split, which needs a gradient that can be viewed merged."""
+    """Whether the axes of what is emitted are split, which needs a gradient that can be viewed merged."""
+    if isinstance(op, Unsort):
+        return all(sizes[i] != 1 for i in op.out.indices[:2])
     if not isinstance(op, Contract | ContractAdd):
         return False
     g = matmul_groups(op)

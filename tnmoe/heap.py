@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tnmoe.allocations import Script, room
+from tnmoe.scripts import Script, room
 
 CLASSES = ("weights", "inputs", "saved", "temporaries", "gradients")
 """Parameters and buffers; the input; kept for the backward pass; other results and scratch; gradients of weights and

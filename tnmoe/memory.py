@@ -16,13 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from tnmoe.allocations import forward_script, saved_inside_bytes, size
-from tnmoe.backward import saved_values
+from tnmoe.allocations import forward_script, saved_inside_bytes
+from tnmoe.backward import saved_values, storages
 from tnmoe.cost import is_view
 from tnmoe.gradient_memory import Backward, inside
 from tnmoe.heap import Heap, Moment
 from tnmoe.ops import Op, operands, propagate, results
 from tnmoe.program import Program, gate_ops
+from tnmoe.routing_ops import Noise
+from tnmoe.scripts import size
 
 
 def execution_order(program: Program) -> tuple[Op, ...]:
@@ -31,11 +33,12 @@ def execution_order(program: Program) -> tuple[Op, ...]:
     return first + tuple(op for op in program.ops if op not in first)
 
 
-def memory_owners(program: Program) -> dict[str, str]:
-    """The value whose memory each value is: its own, but for views."""
+def memory_owners(program: Program, *, evaluation: bool = False) -> dict[str, str]:
+    """The value whose memory each value is: its own, but for views; in evaluation noise leaves its operand as it is."""
     found = {v.name: v.name for v in program.leaves}
     for op in program.ops:
-        found |= {v.name: found[operands(op)[0].name] if is_view(op) else v.name for v in results(op)}
+        view = is_view(op) or (evaluation and isinstance(op, Noise))
+        found |= {v.name: found[operands(op)[0].name] if view else v.name for v in results(op)}
     return found
 
 
@@ -55,7 +58,7 @@ def training(program: Program, item: int, needing: Set[str]) -> list[Moment]:
         needing: the leaves that need a gradient.
     """
     heap = leaves(program, item)
-    live = propagate(program.ops, needing)
+    live = propagate(program.ops, needing, integers=False)
     run_forward(program, heap, item, "forward", live)
     if program.output.name in live:
         walk = Backward(program, heap, item, live, memory_owners(program))
@@ -75,8 +78,8 @@ def leaves(program: Program, item: int) -> Heap:
 
 def run_forward(program: Program, heap: Heap, item: int, phase: str, needing: Set[str] = frozenset()) -> None:
     """Run the forward pass on a heap that holds the leaves; without `needing`, nothing is kept for a backward pass."""
-    owner = memory_owners(program)
-    kept = {owner[v.name] for op in program.ops for v in saved_values(op, needing)}
+    owner = memory_owners(program, evaluation=phase == "inference")
+    kept = {owner[v.name] for op in program.ops for v in saved_values(op, program.sizes, needing)}
     gates = gate_ops(program)
     run_ops(program, gates, heap, item, phase, kept, needing)
     leave(heap, gates, kept.union(owner[name] for name in program.coefficients))
@@ -103,21 +106,21 @@ def run_ops(
         needing: names of the values that need a gradient.
         skipped: ops that do not run; what is dropped before them is.
     """
-    owner = memory_owners(program)
+    owner, held = memory_owners(program, evaluation=phase == "inference"), storages(program)
     for op in ops:
         for name in program.drops.get(op.out.name, ()):
-            if name in heap.held and name not in kept:  # a view holds nothing of its own
-                heap.free(name)
+            if owner[name] in heap.held and owner[name] not in kept:  # all names of a memory are dropped at once
+                heap.free(owner[name])
         if op in skipped:
             continue
-        keeps = any(v.name in needing for v in operands(op))
-        script = forward_script(op, program.sizes, item, kept=keeps, evaluation=phase == "inference")
+        script = forward_script(op, program.sizes, item, needing, evaluation=phase == "inference")
         heap.step(phase, op.out.name, script)
         for v in results(op):
             if owner[v.name] == v.name:
-                heap.hold(v.name, size(v, program.sizes, item), "saved" if v.name in kept else "temporaries")
-        if keeps:
-            heap.hold(inside(op), saved_inside_bytes(op, program.sizes, item), "saved")
+                room = size(held.get(v.name, v), program.sizes, item)
+                heap.hold(v.name, room, "saved" if v.name in kept else "temporaries")
+        if any(v.name in needing for v in operands(op)):
+            heap.hold(inside(op), saved_inside_bytes(op, program.sizes, item, needing), "saved")
         heap.done()
 
 

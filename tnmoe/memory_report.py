@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
-from tnmoe.allocations import SCRATCH, size
+from tnmoe.allocations import SCRATCH
 from tnmoe.cost import DTYPE_BYTES, is_view
 from tnmoe.errors import CostError, unknown
 from tnmoe.function_memory import FunctionMemory
@@ -17,6 +17,7 @@ from tnmoe.ops import Value, results
 from tnmoe.plan import Plan
 from tnmoe.report import Cell, Table
 from tnmoe.saved import Saved, merged, saved_by_autograd, saved_by_function
+from tnmoe.scripts import size
 
 
 @dataclass(frozen=True)
