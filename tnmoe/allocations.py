@@ -191,7 +191,7 @@ class _Logits:
         return self.wide * self.count
 
     @property
-    def lines(self) -> int:
+    def rows(self) -> int:
         return self.wide * (self.count // self.width)
 
     @property

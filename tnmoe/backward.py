@@ -110,6 +110,20 @@ def training_cost(ops: Iterable[Op], sizes: Mapping[str, Dim], needing: Set[str]
     return total
 
 
+def differentiated(program: Program, needing: Set[str]) -> tuple[Op, ...]:
+    """The ops that a gradient passes: what they read needs one, and the output depends on them through numbers.
+
+    What autograd has kept for other ops, e.g. those that only choose positions, is gone when their function returns.
+    """
+    reached, found = {program.output.name}, list[Op]()
+    for op in reversed(program.ops):
+        wanted = [v for v in operands(op) if v.name in needing and not v.integer]
+        if wanted and any(v.name in reached for v in results(op)):
+            reached |= {v.name for v in wanted}
+            found.append(op)
+    return tuple(reversed(found))
+
+
 def saved_values(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> tuple[Value, ...]:
     """Operands and results of `op` that its backward reads, and that are therefore kept until then."""
     if not any(v.name in needing for v in operands(op)):
@@ -154,7 +168,7 @@ def saved_elements(program: Program, needing: Set[str]) -> Dim:
         program: laid out.
         needing: as `gradient_names` returns them.
     """
-    inside = [saved_inside(op, program.sizes, needing) for op in program.ops]
+    inside = [saved_inside(op, program.sizes, needing) for op in differentiated(program, needing)]
     kept = [elements(v.indices, program.sizes) for v in _kept(program, needing) if not v.integer]
     return sum(kept + inside, start=cast(Dim, 0))
 
@@ -171,7 +185,7 @@ def saved_flags(program: Program, needing: Set[str]) -> Dim:
 
 
 def _inside_routing(program: Program, needing: Set[str]) -> list[routing_saved.Inside]:
-    live = [op for op in program.ops if isinstance(op, RoutingOp) and any(v.name in needing for v in operands(op))]
+    live = (op for op in differentiated(program, needing) if isinstance(op, RoutingOp))
     return [routing_saved.inside(op, program.sizes, needing) for op in live]
 
 
@@ -182,7 +196,8 @@ def _kept(program: Program, needing: Set[str]) -> tuple[Value, ...]:
         if is_view(op):
             (x,) = operands(op)
             source[op.out.name] = source.get(x.name, x)
-    values = (source.get(v.name, v) for op in program.ops for v in saved_values(op, program.sizes, needing))
+    live = differentiated(program, needing)
+    values = (source.get(v.name, v) for op in live for v in saved_values(op, program.sizes, needing))
     held = storages(program)
     leaves = {v.name for v in program.leaves}
     return tuple({v.name: held.get(v.name, v) for v in values if v.name not in leaves}.values())

@@ -128,7 +128,8 @@ class Figures:
     )
     saved_bytes = Figure(
         "saved bytes",
-        "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see. "
+        "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see, and "
+        "is there when the forward pass is done. "
         "The formula is for T > 1: one row has no statistics of a batch norm, and needs no copies of what it chooses.",
         lambda c: (
             c.width * c.saved + INTEGER_BYTES * saved_integers(c.program, c.needing) + saved_flags(c.program, c.needing)

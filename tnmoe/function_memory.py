@@ -21,7 +21,7 @@ from functools import cached_property
 from tnmoe.adjoint import Adjoint
 from tnmoe.backward import saved_values
 from tnmoe.cost import is_view
-from tnmoe.gradient_memory import SEED, Backward, Gradient
+from tnmoe.gradient_memory import SEED, Backward, Gradient, inside
 from tnmoe.heap import Heap, Moment
 from tnmoe.memory import leave, leaves, memory_owners, run_ops
 from tnmoe.ops import Merge, Op, Value, operands, propagate
@@ -104,6 +104,7 @@ class FunctionMemory:
         program, live = self.program, self.live if train else frozenset[str]()
         differentiated = train and self.differentiated
         kept = {self.owner[v.name] for op in self.before for v in saved_values(op, program.sizes, live)}
+        kept |= {inside(op) for op in self.before}
         if differentiated:
             kept |= {self.owner[v.name] for v in self.adjoint.saved if v in self.adjoint.inputs}
         gates = gate_ops(program)

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from tnmoe.allocations import backward_scripts, passes_on
-from tnmoe.backward import saved_values
+from tnmoe.backward import differentiated, saved_values
 from tnmoe.dims import Dim
 from tnmoe.heap import Heap
-from tnmoe.ops import Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands, results
+from tnmoe.ops import Add, Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands, results
 from tnmoe.program import Program
 from tnmoe.routing_ops import CapacitySlots, Unsort
 from tnmoe.scripts import size
@@ -26,10 +26,11 @@ def inside(op: Op) -> str:
 
 @dataclass(slots=True)
 class Gradient:
-    """The gradient of a value: its storage, and whether that is laid out as the value is."""
+    """The gradient of a value: its storage, whether that is laid out as the value is, and whether it is a view."""
 
     storage: str
     dense: bool = True
+    view: bool = False
 
 
 @dataclass
@@ -104,8 +105,14 @@ class Backward:
         self.heap.done()
 
     def accumulate(self, leaf: Value) -> None:
-        """A leaf takes its gradient; it copies one that somebody else holds, or that is laid out in another way."""
+        """A leaf takes its gradient; it copies one that somebody else holds, or that is laid out in another way.
+
+        A view of what somebody else holds is a tensor of its own, by torch's count, and is taken as it is.
+        """
         gradient, count = self.gradients.pop(leaf.name), self.bytes(leaf)
+        if self.holders[gradient.storage] > 1 and gradient.dense and gradient.view:
+            self.heap.reclassify(gradient.storage, "gradients")
+            return
         if self.holders[gradient.storage] > 1 or not gradient.dense:
             self.heap.step("backward", leaf.name, (count,))
         self.give_up(gradient)
@@ -115,7 +122,8 @@ class Backward:
     def run(self, ops: Sequence[Op]) -> None:
         """Run the backward of ops, which are given in the order of the forward pass."""
         heap, needing, owner = self.heap, self.needing, self.owner
-        order = [op for op in ops if any(v.name in needing for v in operands(op))]
+        passed = set(differentiated(self.program, needing))
+        order = [op for op in ops if op in passed]
         last_read = {
             owner[v.name]: op.out.name for op in reversed(order) for v in saved_values(op, self.program.sizes, needing)
         }
@@ -165,7 +173,8 @@ class Backward:
                 self.holders[incoming.storage] += 1
                 moved = isinstance(op, Permute) and not _alike(v.indices, op.out.indices, sizes)
                 dense = incoming.dense and not moved and not isinstance(op, Reduce)
-                found.append((v, Gradient(incoming.storage, dense)))
+                view = isinstance(op, Add) and v.indices != op.out.indices
+                found.append((v, Gradient(incoming.storage, dense, incoming.view or view)))
             else:
                 gradient = self.made(v.name, self.bytes(v))
                 gradient.dense = _is_dense(op, v, sizes)

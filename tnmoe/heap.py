@@ -54,6 +54,13 @@ class Heap:
         kind, count = self.held.pop(name)
         self.live[kind] -= count
 
+    def reclassify(self, name: str, kind: str) -> None:
+        """Move what `hold` took to another class."""
+        was, count = self.held[name]
+        self.live[was] -= count
+        self.live[kind] += count
+        self.held[name] = kind, count
+
     def rename(self, name: str, new: str) -> None:
         """Call what `hold` took by another name."""
         self.held[new] = self.held.pop(name)

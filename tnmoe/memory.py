@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from tnmoe.allocations import forward_script, saved_inside_bytes
-from tnmoe.backward import saved_values, storages
+from tnmoe.backward import differentiated, saved_values, storages
 from tnmoe.cost import is_view
 from tnmoe.gradient_memory import Backward, inside
 from tnmoe.heap import Heap, Moment
@@ -79,7 +79,9 @@ def leaves(program: Program, item: int) -> Heap:
 def run_forward(program: Program, heap: Heap, item: int, phase: str, needing: Set[str] = frozenset()) -> None:
     """Run the forward pass on a heap that holds the leaves; without `needing`, nothing is kept for a backward pass."""
     owner = memory_owners(program, evaluation=phase == "inference")
-    kept = {owner[v.name] for op in program.ops for v in saved_values(op, program.sizes, needing)}
+    passed = differentiated(program, needing)
+    kept = {owner[v.name] for op in passed for v in saved_values(op, program.sizes, needing)}
+    kept |= {inside(op) for op in passed}
     gates = gate_ops(program)
     run_ops(program, gates, heap, item, phase, kept, needing)
     leave(heap, gates, kept.union(owner[name] for name in program.coefficients))
@@ -107,10 +109,12 @@ def run_ops(
         skipped: ops that do not run; what is dropped before them is.
     """
     owner, held = memory_owners(program, evaluation=phase == "inference"), storages(program)
+    read_back = {owner[v.name] for op in program.ops for v in saved_values(op, program.sizes, needing)}
     for op in ops:
         for name in program.drops.get(op.out.name, ()):
-            if owner[name] in heap.held and owner[name] not in kept:  # all names of a memory are dropped at once
-                heap.free(owner[name])
+            storage = owner[name]
+            if storage in heap.held and storage not in kept | read_back:  # all names of a memory are dropped at once
+                heap.free(storage)
         if op in skipped:
             continue
         script = forward_script(op, program.sizes, item, needing, evaluation=phase == "inference")
@@ -120,15 +124,16 @@ def run_ops(
                 room = size(held.get(v.name, v), program.sizes, item)
                 heap.hold(v.name, room, "saved" if v.name in kept else "temporaries")
         if any(v.name in needing for v in operands(op)):
-            heap.hold(inside(op), saved_inside_bytes(op, program.sizes, item, needing), "saved")
+            room = saved_inside_bytes(op, program.sizes, item, needing)
+            heap.hold(inside(op), room, "saved" if inside(op) in kept else "temporaries")
         heap.done()
 
 
 def leave(heap: Heap, ops: Sequence[Op], but: Set[str]) -> None:
     """A function returns: its values go, unless somebody else holds them."""
     for op in ops:
-        for v in results(op):
-            if v.name in heap.held and v.name not in but:
-                heap.free(v.name)
+        for name in (*(v.name for v in results(op)), inside(op)):
+            if name in heap.held and name not in but:
+                heap.free(name)
     if heap.moments:
         heap.done()

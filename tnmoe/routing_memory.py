@@ -246,15 +246,19 @@ def _grouped_backward(op: GroupedContract, sizes: Sizes, item: int, needing: Set
     matrix, offset = of_weight // experts, of_bias // experts
     total = whole(sizes[op.lhs.indices[0]])
     script: list[int] = []
+    added: list[int] = []  # after the last product
     if total > 2 * whole(sizes[op.counts.indices[0]]):
         script += [of_rows, of_weight, of_bias]
         used = experts
     else:  # a product for each row, whose gradients add up out of place
         row, used = of_rows // max(1, total), min(experts, total)
         for n in reversed(range(used)):
-            script += [row, matrix, offset]
-            for _ in range(total // experts + (n < total % experts) - 1):
-                script += [row, matrix, offset, offset, -offset, matrix, -matrix, -offset - matrix]
-    unused = experts - used
-    after = [*(offset * unused, of_bias, -of_bias), *(matrix * unused, of_weight, -of_weight), of_rows, -of_rows]
-    return tuple(script), tuple(after)
+            for again in range(total // experts + (n < total % experts)):
+                script += [*added, row, matrix, offset]
+                added = [offset, -offset, matrix, -matrix, -offset - matrix] if again else []
+    after = added
+    for each, every in ((offset, of_bias), (matrix, of_weight)):
+        if every:  # a slice without a gradient is a zero, as wide as it has to be
+            parts = each * used + item * (experts - used)
+            after += [item * (experts - used), every, -parts]
+    return tuple(script), (*after, of_rows, -of_rows)

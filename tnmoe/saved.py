@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tnmoe.adjoint import Adjoint
 from tnmoe.allocations import saved_inside_bytes
-from tnmoe.backward import saved_values, storages
+from tnmoe.backward import differentiated, saved_values, storages
 from tnmoe.memory import memory_owners
 from tnmoe.ops import (
     BatchNorm,
@@ -67,11 +67,13 @@ def saved_by_autograd(program: Program, ops: Sequence[Op], item: int, needing: S
         needing: the leaves that need a gradient.
     """
     live, owner = propagate(program.ops, needing, integers=False), memory_owners(program)
-    reasons = [(owner[v.name], _reason(op, v, live)) for op in ops for v in saved_values(op, program.sizes, live)]
+    differentiable = set(differentiated(program, live))
+    passed = [op for op in ops if op in differentiable]
+    reasons = [(owner[v.name], _reason(op, v, live)) for op in passed for v in saved_values(op, program.sizes, live)]
     inside = [
         Saved(f"of {op.out.name}", (), kept, (f"{_INSIDE[type(op)]}, for {_gradients(op, live)}",))
-        for op in ops
-        if any(v.name in live for v in operands(op)) and (kept := saved_inside_bytes(op, program.sizes, item, live))
+        for op in passed
+        if (kept := saved_inside_bytes(op, program.sizes, item, live))
     ]
     return (*_collected(program, ops, item, reasons), *inside)
 
