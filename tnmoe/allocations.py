@@ -105,8 +105,9 @@ def backward_scripts(
     """What the backward of `op` allocates and frees; `stored` are the names of parameters and buffers.
 
     One script for each node of torch's graph (or for some nodes in a row); after each the gradient that came in is
-    given back, and after the first one the values that were saved. What stays of the last one are the gradients of the
-    operands in `needing`, but for those that are the incoming gradient itself: see `passes_on`.
+    given back, and after the first one the values that were saved (those of a `TopK` after the last). What stays of the
+    last one are the gradients of the operands in `needing`, but for those that are the incoming gradient itself: see
+    `passes_on`.
     """
     wanted = [v for v in operands(op) if v.name in needing]
     match op:

@@ -12,7 +12,7 @@ from tnmoe.dims import Dim
 from tnmoe.heap import Heap
 from tnmoe.ops import Add, Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands, results
 from tnmoe.program import Program
-from tnmoe.routing_ops import CapacitySlots, Unsort
+from tnmoe.routing_ops import CapacitySlots, TopK, Unsort
 from tnmoe.scripts import size
 
 SEED = "∂"
@@ -156,15 +156,21 @@ class Backward:
         if not incoming.dense and _is_viewed(op, sizes):
             heap.step("backward", op.out.name, (self.bytes(op.out),))
             incoming = replaced(self.bytes(op.out))
+
+        def release() -> None:
+            for name in read:
+                heap.free(name)
+
+        late = isinstance(op, TopK)  # which needs no order to undo a slice
         *before, script = backward_scripts(op, sizes, self.item, self.needing, self.stored)
         for number, stage in enumerate(before):
             heap.step("backward", op.out.name, stage)
-            for name in () if number else read:
-                heap.free(name)
+            if number == 0 and not late:
+                release()
             incoming = replaced(sum(stage))
         heap.step("backward", op.out.name, script)
-        for name in () if before else read:
-            heap.free(name)
+        if late or not before:
+            release()
         found: list[tuple[Value, Gradient]] = []
         for v in operands(op):
             if v.name not in self.needing:
