@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from tnmoe.ops import GroupedContract
 from tnmoe.plan import Plan
@@ -40,6 +42,45 @@ def spread_evenly(module: nn.Module, plan: Plan) -> None:
         return sort(positions, *rest)
 
     names["sort_slots"] = sorted_evenly
+
+
+class Storages(TorchDispatchMode):
+    """Bytes of all storages that an op has made, of sparse tensors those of their positions and entries."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.peak = 0
+        for t in known:
+            self.see(t)
+
+    def see(self, t: Tensor) -> None:
+        """Count a tensor's storage until it is gone."""
+        with _disable_current_modes():
+            for part in (t._indices(), t._values()) if t.is_sparse else (t,):
+                storage = part.untyped_storage()
+                key = storage._cdata
+                if key not in self.live:
+                    self.live[key] = storage.nbytes()
+                    weakref.finalize(storage, self.live.pop, key)
+        self.peak = max(self.peak, sum(self.live.values()))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, Tensor):
+                self.see(t)
+        return out
+
+
+def track_sparse(module: nn.Module, inputs: list[Tensor]) -> tuple[Tracked, ...]:
+    """As `track` with gradients, which may be sparse."""
+    with Storages([*module.parameters(), *module.buffers(), *inputs]) as found:
+        y: Tensor = module.forward(*inputs)
+        forward = Tracked(found.peak, sum(found.live.values()))
+        gradient = torch.empty_like(y)
+        y.backward(gradient)
+        return forward, Tracked(found.peak, sum(found.live.values()))
 
 
 def track(module: nn.Module, inputs: list[Tensor], *, grad: bool) -> tuple[Tracked, ...]:

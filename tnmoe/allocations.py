@@ -41,6 +41,7 @@ from tnmoe.ops import (
     matmul_groups,
     operands,
 )
+from tnmoe.routing_ops import Gather
 from tnmoe.scripts import Script, entries, lines, size, whole
 
 SCRATCH = (
@@ -150,6 +151,8 @@ def passes_on(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
             return True
         case Noise(_, x):
             return value == x
+        case Gather():  # the rows of a sparse gradient, beside their positions
+            return op.sparse
         case Split() | Merge():
             return not op.padded
         case Add():

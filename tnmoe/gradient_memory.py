@@ -12,7 +12,7 @@ from tnmoe.dims import Dim
 from tnmoe.heap import Heap
 from tnmoe.ops import Add, Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands, results
 from tnmoe.program import Program
-from tnmoe.routing_ops import CapacitySlots, TopK, Unsort
+from tnmoe.routing_ops import CapacitySlots, Gather, TopK, Unsort
 from tnmoe.scripts import size
 
 SEED = "∂"
@@ -107,10 +107,11 @@ class Backward:
     def accumulate(self, leaf: Value) -> None:
         """A leaf takes its gradient; it copies one that somebody else holds, or that is laid out in another way.
 
-        A view of what somebody else holds is a tensor of its own, by torch's count, and is taken as it is.
+        A view of what somebody else holds is a tensor of its own, by torch's count, and is taken as it is; so are the
+        rows of a sparse gradient.
         """
         gradient, count = self.gradients.pop(leaf.name), self.bytes(leaf)
-        if self.holders[gradient.storage] > 1 and gradient.dense and gradient.view:
+        if gradient.dense and gradient.view:
             self.heap.reclassify(gradient.storage, "gradients")
             return
         if self.holders[gradient.storage] > 1 or not gradient.dense:
@@ -129,13 +130,15 @@ class Backward:
         }
         leaves = {v.name for v in self.program.leaves if v.name in needing}
         first_use = {v.name: op.out.name for op in reversed(order) for v in operands(op) if v.name in leaves}
+        listed = {owner[op.positions.name] for op in order if isinstance(op, Gather) and op.sparse}  # by gradients
         made = {v.name for op in self.program.ops for v in results(op)} - {owner[self.program.output.name]}
         for op in reversed(order):
             incoming = self.gradients.pop(op.out.name, None)
             if incoming is None:
                 continue  # nothing that needs a gradient depends on it
             kept = {owner[v.name] for v in saved_values(op, self.program.sizes, needing)} & made
-            found = self._gradients_of(op, incoming, [name for name in kept if last_read[name] == op.out.name])
+            read = [name for name in kept - listed if last_read[name] == op.out.name]
+            found = self._gradients_of(op, incoming, read)
             heap.free(inside(op))
             heap.done()
             self.hand_on(op.out.name, found)
@@ -160,6 +163,8 @@ class Backward:
         def release() -> None:
             for name in read:
                 heap.free(name)
+            if isinstance(op, Gather) and op.sparse:
+                heap.reclassify(self.owner[op.positions.name], "gradients")
 
         late = isinstance(op, TopK)  # which needs no order to undo a slice
         *before, script = backward_scripts(op, sizes, self.item, self.needing, self.stored)
@@ -179,7 +184,7 @@ class Backward:
                 self.holders[incoming.storage] += 1
                 moved = isinstance(op, Permute) and not _alike(v.indices, op.out.indices, sizes)
                 dense = incoming.dense and not moved and not isinstance(op, Reduce)
-                view = isinstance(op, Add) and v.indices != op.out.indices
+                view = _is_sparse(op) or (isinstance(op, Add) and v.indices != op.out.indices)
                 found.append((v, Gradient(incoming.storage, dense, incoming.view or view)))
             else:
                 gradient = self.made(v.name, self.bytes(v))
@@ -207,8 +212,14 @@ def _is_dense(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
     return _alike(value.indices, straight, sizes)
 
 
+def _is_sparse(op: Op) -> bool:
+    return isinstance(op, Gather) and op.sparse
+
+
 def _is_viewed(op: Op, sizes: Mapping[str, Dim]) -> bool:
     """Whether the axes of what is emitted are split, which needs a gradient that can be viewed merged."""
+    if _is_sparse(op):
+        return True
     if isinstance(op, Unsort):
         return all(sizes[i] != 1 for i in op.out.indices[:2])
     if not isinstance(op, Contract | ContractAdd):

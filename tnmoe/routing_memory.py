@@ -97,7 +97,9 @@ def backward(op: RoutingOp, sizes: Sizes, item: int, needing: Set[str], stored: 
             return (item, out, -item), (-places, full, full, -full, -out, -INT * places)
         case Gather(_, x, _, _, sparse):
             full = size(x, sizes, item)
-            embedded = sparse or (len(x.indices) == 2 and x.name in stored)
+            if sparse:
+                return ((),)
+            embedded = len(x.indices) == 2 and x.name in stored
             return ((full,),) if embedded else ((full, full, -full),)  # else a sum into zeros, out of place
         case Unsort(_, x):  # a sum into zeros, out of place
             full = size(x, sizes, item)
