@@ -107,7 +107,7 @@ def track(module: nn.Module, inputs: list[Tensor], *, grad: bool) -> tuple[Track
         return forward, now()
 
 
-def ready(module: nn.Module, plan: Plan, *, grad: bool, frozen: Collection[str] = ()) -> nn.Module:
+def ready(module: nn.Module, *, grad: bool, frozen: Collection[str] = ()) -> nn.Module:
     """The module in its mode, with the parameters `frozen` that get no gradient."""
     for name, p in module.train(grad).named_parameters():
         p.requires_grad_(p.requires_grad and name not in frozen)
