@@ -32,7 +32,8 @@ from tnmoe.values import Value
 
 LOAD = (
     "Products of sorted rows are counted as the loop over experts makes them, with all experts chosen alike and no "
-    "null one chosen; any other load needs as much in the forward pass, and in the backward pass that much at most. "
+    "null one chosen; any other load needs as much in the forward pass, and in the backward pass no more (but for "
+    "matrices of a few entries, of which fewer rows than experts choose the same). "
     "The kernel for all experts at once (bfloat16 on CUDA) needs less."
 )
 
@@ -43,7 +44,7 @@ INT = INTEGER_BYTES
 def forward(op: RoutingOp, sizes: Sizes, item: int, needing: Set[str], *, evaluation: bool) -> Script:
     """As `tnmoe.allocations.forward_script`."""
     out = size(op.out, sizes, item)
-    kept = bool(needing.intersection(v.name for v in _read(op)))
+    kept = any(v.name in needing for v in _read(op))
     match op:
         case TopK(_, positions, x):
             full, ints = size(x, sizes, item), INT * entries(x.indices, sizes)

@@ -78,7 +78,7 @@ def best(op: ProductTopK, side: Value, sizes: Sizes) -> Dim:
     """Entries of the best of one side: never more a row than it has."""
     slots, width = sizes[op.out.indices[-1]], sizes[side.indices[-1]]
     fewer = min(slots, width) if isinstance(slots, int) and isinstance(width, int) else slots
-    return cast(Dim, elements(side, sizes, side.indices[:-1]) * fewer)
+    return elements(side, sizes, side.indices[:-1]) * fewer
 
 
 def sorted_in_place(op: TopK, sizes: Sizes) -> bool:
