@@ -175,7 +175,7 @@ class Adjoint:
             _root(v.name, views) for op in self.before for v in saved_values(op, self.program.sizes, self.needing)
         }
         own = [elements(v.indices, self.program.sizes) for v in self.saved if _root(v.name, views) not in there]
-        return sum(own, start=saved_elements(replace(self.program, ops=self.before), self.needing))
+        return sum(own, start=saved_elements(self.program, self.needing, self.before))
 
 
 def adjoint(

@@ -7,7 +7,7 @@ Conventions are those of `tnmoe.cost`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from typing import cast
 
 from tnmoe import routing_cost, routing_saved
@@ -161,21 +161,24 @@ def saved_inside(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Dim:
     return 0
 
 
-def saved_elements(program: Program, needing: Set[str]) -> Dim:
+def saved_elements(program: Program, needing: Set[str], among: Collection[Op] | None = None) -> Dim:
     """Elements kept for the backward pass, parameters, buffers and inputs aside (they exist anyway).
 
     Args:
         program: laid out.
         needing: as `gradient_names` returns them.
+        among: the ops that autograd differentiates; by default all.
     """
-    inside = [saved_inside(op, program.sizes, needing) for op in differentiated(program, needing)]
-    kept = [elements(v.indices, program.sizes) for v in _kept(program, needing) if not v.integer]
+    live = [op for op in differentiated(program, needing) if among is None or op in among]
+    inside = [saved_inside(op, program.sizes, needing) for op in live]
+    kept = [elements(v.indices, program.sizes) for v in _kept(program, live, needing) if not v.integer]
     return sum(kept + inside, start=cast(Dim, 0))
 
 
 def saved_integers(program: Program, needing: Set[str]) -> Dim:
     """Positions and counts (64 bits each) kept for the backward pass; arguments as in `saved_elements`."""
-    kept = [elements(v.indices, program.sizes) for v in _kept(program, needing) if v.integer]
+    live = differentiated(program, needing)
+    kept = [elements(v.indices, program.sizes) for v in _kept(program, live, needing) if v.integer]
     return sum(kept + [i.integers for i in _inside_routing(program, needing)], start=cast(Dim, 0))
 
 
@@ -189,14 +192,13 @@ def _inside_routing(program: Program, needing: Set[str]) -> list[routing_saved.I
     return [routing_saved.inside(op, program.sizes, needing) for op in live]
 
 
-def _kept(program: Program, needing: Set[str]) -> tuple[Value, ...]:
-    """Values kept for the backward pass that are no leaves; a view is kept as what it is a view of."""
+def _kept(program: Program, live: Iterable[Op], needing: Set[str]) -> tuple[Value, ...]:
+    """Values that the backward of some ops reads and that are no leaves; a view is kept as what it is a view of."""
     source: dict[str, Value] = {}
     for op in program.ops:
         if is_view(op):
             (x,) = operands(op)
             source[op.out.name] = source.get(x.name, x)
-    live = differentiated(program, needing)
     values = (source.get(v.name, v) for op in live for v in saved_values(op, program.sizes, needing))
     held = storages(program)
     leaves = {v.name for v in program.leaves}

@@ -34,7 +34,7 @@ LOAD = (
     "Products of sorted rows are counted as the loop over experts makes them, with all experts chosen alike and no "
     "null one chosen; any other load needs as much in the forward pass, and in the backward pass no more (but for "
     "matrices of a few entries, of which fewer rows than experts choose the same). "
-    "The kernel for all experts at once (bfloat16 on CUDA) needs less."
+    "Not counted: what compiled modules, and the kernel for all experts at once (bfloat16 on CUDA), allocate instead."
 )
 
 Sizes = Mapping[str, Dim]
