@@ -3,7 +3,8 @@
 The rules, checked against torch's `MemTracker` (torch.distributed._tools.mem_tracker):
 
 * A value lives until the function that computes it returns (the gates have one of their own), or until `del`.
-* With autograd, what the backward of an op reads lives on until that backward has run.
+* With autograd, what the backward of an op reads lives on until that backward has run; if the output does not depend
+  on the op through numbers (it only chooses positions), until the function returns.
 * Backward visits the ops in reverse order. A gradient lives from the op that makes it until the op that takes it; the
   second gradient of a value that is used twice is added out of place, so that three are alive for a moment.
 * Weights, inputs, the result and its gradient are the caller's, and stay.
