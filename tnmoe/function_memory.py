@@ -194,7 +194,7 @@ class FunctionMemory:
     def _whole(self, program: Program) -> Program:
         """The program, which gives up what is the function's own alone."""
         own = {op.out.name for op in self.adjoint.ops} - self.adjoint.kept
-        drops = {at: tuple(name for name in names if name in own) for at, names in program.drops.items()}
+        drops = {at: tuple(name for name in names if self.owner[name] in own) for at, names in program.drops.items()}
         return replace(program, drops=drops)
 
     # ---- backward --------------------------------------------------------------------------------------------
