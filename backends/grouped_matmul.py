@@ -47,9 +47,9 @@ def expert_loop(x: Tensor, weight: Tensor, counts: Tensor, bias: Tensor | None =
         owners = [n for n, count in enumerate(sizes) if count]
         groups = torch.split(x, [sizes[n] for n in owners])
     # All slices are taken at once for the sake of their gradients: each by itself would have one of the whole.
-    trained = torch.is_grad_enabled() and weight.requires_grad
-    matrices = weight.unbind() if trained else weight
-    biases = bias.unbind() if trained and bias is not None else bias
+    trained = torch.is_grad_enabled()
+    matrices = weight.unbind() if trained and weight.requires_grad else weight
+    biases = bias.unbind() if trained and bias is not None and bias.requires_grad else bias
     true = [(n, rows) for n, rows in zip(owners, groups, strict=True) if n < len(matrices)]
     parts = [rows @ matrices[n] if biases is None else torch.addmm(biases[n], rows, matrices[n]) for n, rows in true]
     parts = parts or [x[:0] @ matrices[0]]  # so that the weights have a gradient, of zeros

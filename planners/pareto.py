@@ -140,7 +140,7 @@ def _front(
             other = subset ^ part
             ops, operand[subset] = lower_step(operand[other], operand[part], keep, f"_{subset}")
             gradients = propagate(ops, live)
-            kept = {v.name: v for op in ops for v in saved_values(op, gradients) if v.name not in leaves}
+            kept = {v.name: v for op in ops for v in saved_values(op, sizes, gradients) if v.name not in leaves}
             sides = tuple(_side(s, operand[s], kept, sizes, leaves) for s in (other, part))
             inner = _total((v for v in kept.values() if v.name not in _names(operand[other], operand[part])), sizes)
             steps.append(_Step(ops, sizes, live, leaves, sides, inner, tuple(prices.of(ops) for prices in further)))

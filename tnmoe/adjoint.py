@@ -183,10 +183,12 @@ class Adjoint:
         """Elements kept by autograd and by the function, parameters, buffers and inputs aside."""
         views = _views(self.before)
         there = {v.name for v in self.program.leaves}
-        there |= {_root(v.name, views) for op in self.before for v in saved_values(op, self.needing)}
+        there |= {
+            _root(v.name, views) for op in self.before for v in saved_values(op, self.program.sizes, self.needing)
+        }
         kept = self.saved if self.differentiated else ()
         own = [elements(v.indices, self.program.sizes) for v in kept if _root(v.name, views) not in there]
-        return sum(own, start=saved_elements(replace(self.program, ops=self.before), self.needing))
+        return sum(own, start=saved_elements(self.program, self.needing, self.before))
 
 
 def adjoint(

@@ -1,19 +1,19 @@
 """Which bytes one op takes and gives back while it runs, forward and backward, as torch's tracker sees them.
 
-A *script* is a list of signed numbers of bytes in order of time: + what is allocated, - what is freed. Its largest
-running sum is the room that the op needs; its sum is what stays. The scripts of the gates follow the statements of
-`backends/activations.py` one by one. What a kernel allocates inside itself (packed matrices of a BLAS, buckets of a
-sort) is no tensor, is invisible to torch's own tracker, and is not counted: see `SCRATCH`.
+The scripts of the gates follow the statements of `backends/activations.py` one by one, those of the routing primitives
+(`tnmoe.routing_memory`) those of `backends/routing_functions.py`. What a kernel allocates inside itself (packed
+matrices of a BLAS, buckets of a sort) is no tensor, is invisible to torch's own tracker, and is not counted: see
+`SCRATCH`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from itertools import accumulate
 
+from tnmoe import routing_memory, routing_saved
 from tnmoe.backward import saved_inside
-from tnmoe.cost import elements, is_view
+from tnmoe.cost import INTEGER_BYTES, is_view
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
 from tnmoe.ops import (
@@ -28,9 +28,11 @@ from tnmoe.ops import (
     LayerNorm,
     Merge,
     Multiply,
+    Noise,
     Op,
     Permute,
     Reduce,
+    RoutingOp,
     Sigmoid,
     Softmax,
     Sparsemax,
@@ -39,50 +41,40 @@ from tnmoe.ops import (
     matmul_groups,
     operands,
 )
+from tnmoe.routing_ops import Gather
+from tnmoe.scripts import Script, entries, lines, size, whole
 
 SCRATCH = (
     "Left out: what kernels allocate inside themselves, which is no tensor (packed operands of a matrix product, "
     "buffers of a sort or a reduction)."
 )
 
-COUNT = 8
-"""Bytes of torch's integers: positions of a sort, counts of entries."""
 
-Script = tuple[int, ...]
-
-
-def room(script: Script) -> int:
-    """The most bytes that a script holds at once."""
-    return max(accumulate(script, initial=0))
-
-
-def size(value: Value, sizes: Mapping[str, Dim], item: int) -> int:
-    """Bytes of a value whose elements take `item` bytes each."""
-    return item * _count(value.indices, sizes)
-
-
-def forward_script(op: Op, sizes: Mapping[str, Dim], item: int, *, kept: bool, evaluation: bool) -> Script:
-    """What the forward of `op` allocates and frees; what stays is its result, and what it keeps besides, if `kept`.
+def forward_script(
+    op: Op, sizes: Mapping[str, Dim], item: int, needing: Set[str] = frozenset(), *, evaluation: bool
+) -> Script:
+    """What the forward of `op` allocates and frees; what stays is its results, and what it keeps for a backward pass.
 
     Args:
         op, sizes: bound.
         item: bytes of an element.
-        kept: whether there will be a backward pass through this op.
+        needing: names of the values that need a gradient.
         evaluation: the module's mode, in which batch norm uses its running statistics.
 
     Raises:
         CostError: an op that is not emitted.
     """
     out = size(op.out, sizes, item)
+    kept = any(v.name in needing for v in operands(op))
     match op:
         case Entmax15(_, x, index):
-            root = _entmax15(_count(x.indices, sizes), _whole(sizes[index]), item)
+            root = _entmax15(entries(x.indices, sizes), whole(sizes[index]), item)
             return (*root, out) if kept else (*root, out, -out)
         case Sparsemax(_, x, index):
-            return _sparsemax(_count(x.indices, sizes), _whole(sizes[index]), item)
+            return _sparsemax(entries(x.indices, sizes), whole(sizes[index]), item)
         case LayerNorm() | BatchNorm():
             own_statistics = isinstance(op, LayerNorm) or not evaluation
-            inside = saved_inside_bytes(op, sizes, item) if own_statistics else 0
+            inside = saved_inside_bytes(op, sizes, item, {op.x.name}) if own_statistics else 0
             return (out + inside,) if kept else (out + inside, -inside)
         case Contract() | ContractAdd() | Multiply() | Add() | Reduce() | Permute() | Softmax() | Sigmoid() | Gelu():
             return (out,)
@@ -92,21 +84,31 @@ def forward_script(op: Op, sizes: Mapping[str, Dim], item: int, *, kept: bool, e
             return (out,)
         case Split() | Merge():
             return () if is_view(op) else (out,)
+        case _ if isinstance(op, RoutingOp):
+            return routing_memory.forward(op, sizes, item, needing, evaluation=evaluation)
     raise CostError(f"op {type(op).__name__} has no allocations; add them to tnmoe/allocations.py")
 
 
-def saved_inside_bytes(op: Op, sizes: Mapping[str, Dim], item: int) -> int:
-    """Bytes that the backward of `op` keeps and that are no value of the program."""
-    if isinstance(op, BatchNorm) and _rows(op.x, op.index, sizes) == 1:
-        return 0  # one row has no statistics of its own
-    return item * _whole(saved_inside(op, sizes, {v.name for v in operands(op)}))
+def saved_inside_bytes(op: Op, sizes: Mapping[str, Dim], item: int, needing: Set[str]) -> int:
+    """Bytes that the backward of `op` keeps and that are no value of the program, if some operand is in `needing`."""
+    if not any(v.name in needing for v in operands(op)):
+        return 0
+    kept = item * whole(saved_inside(op, sizes, needing))
+    if not isinstance(op, RoutingOp):
+        return kept
+    inside = routing_saved.inside(op, sizes, needing)
+    return kept + INTEGER_BYTES * whole(inside.integers) + whole(inside.flags)
 
 
-def backward_scripts(op: Op, sizes: Mapping[str, Dim], item: int, needing: Set[str]) -> tuple[Script, ...]:
-    """What the backward of `op` allocates and frees, one script for each node of torch's graph.
+def backward_scripts(
+    op: Op, sizes: Mapping[str, Dim], item: int, needing: Set[str], stored: Set[str] = frozenset()
+) -> tuple[Script, ...]:
+    """What the backward of `op` allocates and frees; `stored` are the names of parameters and buffers.
 
-    After each the gradient that came in is given back. What stays of the last one are the gradients of the operands
-    in `needing`, but for those that are the incoming gradient itself: see `passes_on`.
+    One script for each node of torch's graph (or for some nodes in a row); after each the gradient that came in is
+    given back, and after the first one the values that were saved (those of a `TopK` after the last). What stays of the
+    last one are the gradients of the operands in `needing`, but for those that are the incoming gradient itself: see
+    `passes_on`.
     """
     wanted = [v for v in operands(op) if v.name in needing]
     match op:
@@ -128,15 +130,17 @@ def backward_scripts(op: Op, sizes: Mapping[str, Dim], item: int, needing: Set[s
         case LayerNorm() | BatchNorm():
             return ((sum(size(v, sizes, item) for v in wanted),),)
         case Entmax15(out, _, index):
-            full, rows, count = size(out, sizes, item), item * _rows(out, index, sizes), _count(out.indices, sizes)
+            full, rows, count = size(out, sizes, item), item * lines(out, index, sizes), entries(out.indices, sizes)
             square = (full, full, full, -2 * full)
             # mask, product; two sums, their quotient; product, difference, half
             root = (count, full, -count, rows, rows, rows, -2 * rows, full, full, -full, full, -2 * full - rows)
             return square, root
         case Sparsemax(out, _, index):
-            full, rows, count = size(out, sizes, item), item * _rows(out, index, sizes), _count(out.indices, sizes)
-            counts = COUNT * _rows(out, index, sizes)
+            full, rows, count = size(out, sizes, item), item * lines(out, index, sizes), entries(out.indices, sizes)
+            counts = INTEGER_BYTES * lines(out, index, sizes)
             return ((count, full, rows, counts, rows, -rows - counts, full, -rows, full, -2 * full - count),)
+        case _ if isinstance(op, RoutingOp):
+            return routing_memory.backward(op, sizes, item, needing, stored)
     raise CostError(f"op {type(op).__name__} has no allocations; add them to tnmoe/allocations.py")
 
 
@@ -145,6 +149,10 @@ def passes_on(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
     match op:
         case Reduce() | Permute():
             return True
+        case Noise(_, x):
+            return value == x
+        case Gather():  # the rows of a sparse gradient, beside their positions
+            return op.sparse
         case Split() | Merge():
             return not op.padded
         case Add():
@@ -160,20 +168,6 @@ def _is_summed(value: Value, out: Value, sizes: Mapping[str, Dim]) -> bool:
     """Whether torch sums the gradient over axes that the value lacks: all in front of its own, else those beyond 1."""
     first = next((k for k, i in enumerate(out.indices) if i in value.indices), len(out.indices))
     return first > 0 or any(i not in value.indices and sizes[i] != 1 for i in out.indices)
-
-
-def _count(indices: tuple[str, ...], sizes: Mapping[str, Dim]) -> int:
-    return _whole(elements(indices, sizes))
-
-
-def _rows(value: Value, index: str, sizes: Mapping[str, Dim]) -> int:
-    return _count(tuple(i for i in value.indices if i != index), sizes)
-
-
-def _whole(dim: Dim) -> int:
-    if not isinstance(dim, int):
-        raise CostError(f"memory is counted for given sizes only, not for {dim}")
-    return dim
 
 
 # ---- gates, statement by statement ---------------------------------------------------------------------------
@@ -206,7 +200,7 @@ class _Logits:
 
     @property
     def counts(self) -> int:
-        return COUNT * (self.count // self.width)
+        return INTEGER_BYTES * (self.count // self.width)
 
     @property
     def digits(self) -> int:
@@ -231,7 +225,7 @@ class _Logits:
 
     def ordered(self) -> Script:
         """Sorted entries (their positions are given back) and `count`."""
-        return self.full, COUNT * self.count, -COUNT * self.count, self.wide * self.width
+        return self.full, INTEGER_BYTES * self.count, -INTEGER_BYTES * self.count, self.wide * self.width
 
 
 def _entmax15(count: int, width: int, item: int) -> Script:

@@ -7,10 +7,10 @@ Conventions are those of `tnmoe.cost`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from typing import cast
 
-from tnmoe import routing_cost
+from tnmoe import routing_cost, routing_saved
 from tnmoe.cost import GELU_BACKWARD, Cost, elements, is_view, joint_indices, op_cost
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
@@ -110,7 +110,21 @@ def training_cost(ops: Iterable[Op], sizes: Mapping[str, Dim], needing: Set[str]
     return total
 
 
-def saved_values(op: Op, needing: Set[str]) -> tuple[Value, ...]:
+def differentiated(program: Program, needing: Set[str]) -> tuple[Op, ...]:
+    """The ops that a gradient passes: what they read needs one, and the output depends on them through numbers.
+
+    What autograd has kept for other ops, e.g. those that only choose positions, is gone when their function returns.
+    """
+    reached, found = {program.output.name}, list[Op]()
+    for op in reversed(program.ops):
+        wanted = [v for v in operands(op) if v.name in needing and not v.integer]
+        if wanted and any(v.name in reached for v in results(op)):
+            reached |= {v.name for v in wanted}
+            found.append(op)
+    return tuple(reversed(found))
+
+
+def saved_values(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> tuple[Value, ...]:
     """Operands and results of `op` that its backward reads, and that are therefore kept until then."""
     if not any(v.name in needing for v in operands(op)):
         return ()
@@ -124,7 +138,7 @@ def saved_values(op: Op, needing: Set[str]) -> tuple[Value, ...]:
         case Gelu(_, x) | LayerNorm(_, x) | BatchNorm(_, x):
             return (x,)
         case _ if isinstance(op, RoutingOp):
-            return routing_cost.saved(op, needing)
+            return routing_saved.saved(op, sizes, needing)
         case Entmax15():
             return ()  # its root, which is no value of the program: see `saved_inside`
     raise CostError(f"op {type(op).__name__} has no rule for what it saves; add one to tnmoe/backward.py")
@@ -139,38 +153,62 @@ def saved_inside(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Dim:
             return elements(x.indices, sizes)
         case LayerNorm(_, x, index):  # mean and 1/σ of each row
             return 2 * elements(tuple(i for i in x.indices if i != index), sizes)
-        case BatchNorm(_, _, index):  # mean and 1/σ of each column, in training
-            return 2 * sizes[index]
+        case BatchNorm(_, x, index):  # mean and 1/σ of each column, in training; one row has no statistics of its own
+            alone = elements(tuple(i for i in x.indices if i != index), sizes) == 1
+            return 0 if alone else 2 * sizes[index]
+        case _ if isinstance(op, RoutingOp):
+            return routing_saved.inside(op, sizes, needing).elements
     return 0
 
 
-def saved_elements(program: Program, needing: Set[str]) -> Dim:
+def saved_elements(program: Program, needing: Set[str], among: Collection[Op] | None = None) -> Dim:
     """Elements kept for the backward pass, parameters, buffers and inputs aside (they exist anyway).
 
     Args:
         program: laid out.
         needing: as `gradient_names` returns them.
+        among: the ops that autograd differentiates; by default all.
     """
-    inside = [saved_inside(op, program.sizes, needing) for op in program.ops]
-    kept = [elements(v.indices, program.sizes) for v in _kept(program, needing) if not v.integer]
+    live = [op for op in differentiated(program, needing) if among is None or op in among]
+    inside = [saved_inside(op, program.sizes, needing) for op in live]
+    kept = [elements(v.indices, program.sizes) for v in _kept(program, live, needing) if not v.integer]
     return sum(kept + inside, start=cast(Dim, 0))
 
 
 def saved_integers(program: Program, needing: Set[str]) -> Dim:
     """Positions and counts (64 bits each) kept for the backward pass; arguments as in `saved_elements`."""
-    kept = [elements(v.indices, program.sizes) for v in _kept(program, needing) if v.integer]
-    live = [op for op in program.ops if isinstance(op, RoutingOp) and any(v.name in needing for v in operands(op))]
-    inside = [routing_cost.saved_integers(op, program.sizes) for op in live]
-    return sum(kept + inside, start=cast(Dim, 0))
+    live = differentiated(program, needing)
+    kept = [elements(v.indices, program.sizes) for v in _kept(program, live, needing) if v.integer]
+    return sum(kept + [i.integers for i in _inside_routing(program, needing)], start=cast(Dim, 0))
 
 
-def _kept(program: Program, needing: Set[str]) -> tuple[Value, ...]:
-    """Values kept for the backward pass that are no leaves; a view is kept as what it is a view of."""
+def saved_flags(program: Program, needing: Set[str]) -> Dim:
+    """Truth values (a byte each) kept for the backward pass; arguments as in `saved_elements`."""
+    return sum([i.flags for i in _inside_routing(program, needing)], start=cast(Dim, 0))
+
+
+def _inside_routing(program: Program, needing: Set[str]) -> list[routing_saved.Inside]:
+    live = (op for op in differentiated(program, needing) if isinstance(op, RoutingOp))
+    return [routing_saved.inside(op, program.sizes, needing) for op in live]
+
+
+def _kept(program: Program, live: Iterable[Op], needing: Set[str]) -> tuple[Value, ...]:
+    """Values that the backward of some ops reads and that are no leaves; a view is kept as what it is a view of."""
     source: dict[str, Value] = {}
     for op in program.ops:
         if is_view(op):
             (x,) = operands(op)
             source[op.out.name] = source.get(x.name, x)
-    values = (source.get(v.name, v) for op in program.ops for v in saved_values(op, needing))
+    values = (source.get(v.name, v) for op in live for v in saved_values(op, program.sizes, needing))
+    held = storages(program)
     leaves = {v.name for v in program.leaves}
-    return tuple({v.name: v for v in values if v.name not in leaves}.values())
+    return tuple({v.name: held.get(v.name, v) for v in values if v.name not in leaves}.values())
+
+
+def storages(program: Program) -> dict[str, Value]:
+    """Results that are views of something larger, which is no value of the program: its shape, by their names."""
+    found: dict[str, Value] = {}
+    for op in program.ops:
+        if isinstance(op, RoutingOp):
+            found |= routing_saved.storages(op, program.sizes)
+    return found

@@ -9,7 +9,7 @@ from typing import Any, Self, overload
 
 import sympy
 
-from tnmoe.backward import saved_integers
+from tnmoe.backward import saved_flags, saved_integers
 from tnmoe.cost import DTYPE_BYTES, INTEGER_BYTES, Estimate
 from tnmoe.counted import Counted
 from tnmoe.dims import Dim
@@ -130,9 +130,12 @@ class Figures:
     )
     saved_bytes = Figure(
         "saved bytes",
-        "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see. "
-        "Of T = 1 it counts the statistics of batch norms as of more rows, though one row has none.",
-        lambda c: c.width * c.saved + INTEGER_BYTES * saved_integers(c.program, c.needing),
+        "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see, and "
+        "is there when the forward pass is done. "
+        "The formula is for T > 1: one row has no statistics of a batch norm, and needs no copies of what it chooses.",
+        lambda c: (
+            c.width * c.saved + INTEGER_BYTES * saved_integers(c.program, c.needing) + saved_flags(c.program, c.needing)
+        ),
     )
     gradient_bytes = Figure("gradient bytes", "Bytes of the trained weights' gradients.", lambda c: c.width * c.trained)
 

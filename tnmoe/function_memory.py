@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tnmoe.adjoint import Adjoint
-from tnmoe.allocations import size
 from tnmoe.backward import saved_values
 from tnmoe.cost import is_view
-from tnmoe.gradient_memory import SEED, Backward, Gradient
+from tnmoe.gradient_memory import SEED, Backward, Gradient, inside
 from tnmoe.heap import Heap, Moment
 from tnmoe.memory import leave, leaves, memory_owners, run_ops
 from tnmoe.ops import Merge, Op, Value, operands, propagate, results
 from tnmoe.program import Program, gate_ops
+from tnmoe.scripts import size
 from tnmoe.stream import Pass, backward_pass, forward_pass, listed_values
 
 
@@ -104,7 +104,8 @@ class FunctionMemory:
     def _forward(self, heap: Heap, phase: str, *, train: bool) -> None:
         program, live = self.program, self.live if train else frozenset[str]()
         differentiated = train and self.differentiated
-        kept = {self.owner[v.name] for op in self.before for v in saved_values(op, live)}
+        kept = {self.owner[v.name] for op in self.before for v in saved_values(op, program.sizes, live)}
+        kept |= {inside(op) for op in self.before}
         if differentiated:
             kept |= {self.owner[v.name] for v in self.adjoint.saved if v in self.adjoint.inputs}
         gates = gate_ops(program)
@@ -213,7 +214,7 @@ class FunctionMemory:
     def _whole(self, program: Program) -> Program:
         """The program, which gives up what is the function's own alone."""
         own = {op.out.name for op in self.adjoint.ops} - self.adjoint.kept
-        drops = {at: tuple(name for name in names if name in own) for at, names in program.drops.items()}
+        drops = {at: tuple(name for name in names if self.owner[name] in own) for at, names in program.drops.items()}
         return replace(program, drops=drops)
 
     # ---- backward --------------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ class FunctionMemory:
     def _release(self, walk: Backward) -> None:
         """Values made before the function that nothing but the function had saved."""
         made = {op.out.name for op in self.before}
-        others = {self.owner[v.name] for op in self.before for v in saved_values(op, self.live)}
+        others = {self.owner[v.name] for op in self.before for v in saved_values(op, self.program.sizes, self.live)}
         for name in {self.owner[v.name] for v in self.adjoint.saved} & made - others:
             walk.heap.free(name)
 

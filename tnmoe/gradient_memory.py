@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from tnmoe.allocations import backward_scripts, passes_on, size
-from tnmoe.backward import saved_values
+from tnmoe.allocations import backward_scripts, passes_on
+from tnmoe.backward import differentiated, saved_values
 from tnmoe.dims import Dim
 from tnmoe.heap import Heap
-from tnmoe.ops import Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands
+from tnmoe.ops import Add, Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands, results
 from tnmoe.program import Program
+from tnmoe.routing_ops import CapacitySlots, Gather, TopK, Unsort
+from tnmoe.scripts import size
 
 SEED = "∂"
 """The gradient of the result, as a storage."""
@@ -24,10 +26,11 @@ def inside(op: Op) -> str:
 
 @dataclass(slots=True)
 class Gradient:
-    """The gradient of a value: its storage, and whether that is laid out as the value is."""
+    """The gradient of a value: its storage, whether that is laid out as the value is, and whether it is a view."""
 
     storage: str
     dense: bool = True
+    view: bool = False
 
 
 @dataclass
@@ -57,6 +60,11 @@ class Backward:
         self.heap.hold(SEED, self.bytes(out), "gradients")
         self.gradients[out.name] = Gradient(SEED)
         self.holders[SEED] = 2
+
+    @property
+    def stored(self) -> frozenset[str]:
+        """Names of parameters and buffers."""
+        return frozenset(p.name for p in (*self.program.parameters, *self.program.buffers))
 
     def bytes(self, value: Value) -> int:
         """Bytes of a value, or of its gradient."""
@@ -97,8 +105,15 @@ class Backward:
         self.heap.done()
 
     def accumulate(self, leaf: Value) -> None:
-        """A leaf takes its gradient; it copies one that somebody else holds, or that is laid out in another way."""
+        """A leaf takes its gradient; it copies one that somebody else holds, or that is laid out in another way.
+
+        A view of what somebody else holds is a tensor of its own, by torch's count, and is taken as it is; so are the
+        rows of a sparse gradient.
+        """
         gradient, count = self.gradients.pop(leaf.name), self.bytes(leaf)
+        if gradient.dense and gradient.view:
+            self.heap.reclassify(gradient.storage, "gradients")
+            return
         if self.holders[gradient.storage] > 1 or not gradient.dense:
             self.heap.step("backward", leaf.name, (count,))
         self.give_up(gradient)
@@ -108,28 +123,31 @@ class Backward:
     def run(self, ops: Sequence[Op]) -> None:
         """Run the backward of ops, which are given in the order of the forward pass."""
         heap, needing, owner = self.heap, self.needing, self.owner
-        order = [op for op in ops if any(v.name in needing for v in operands(op))]
-        last_read = {owner[v.name]: op.out.name for op in reversed(order) for v in saved_values(op, needing)}
+        passed = set(differentiated(self.program, needing))
+        order = [op for op in ops if op in passed]
+        last_read = {
+            owner[v.name]: op.out.name for op in reversed(order) for v in saved_values(op, self.program.sizes, needing)
+        }
         leaves = {v.name for v in self.program.leaves if v.name in needing}
         first_use = {v.name: op.out.name for op in reversed(order) for v in operands(op) if v.name in leaves}
-        made = {op.out.name for op in self.program.ops} - {owner[self.program.output.name]}
+        listed = {owner[op.positions.name] for op in order if isinstance(op, Gather) and op.sparse}  # by gradients
+        made = {v.name for op in self.program.ops for v in results(op)} - {owner[self.program.output.name]}
         for op in reversed(order):
             incoming = self.gradients.pop(op.out.name, None)
             if incoming is None:
                 continue  # nothing that needs a gradient depends on it
-            found = self._gradients_of(op, incoming)
+            kept = {owner[v.name] for v in saved_values(op, self.program.sizes, needing)} & made
+            read = [name for name in kept - listed if last_read[name] == op.out.name]
+            found = self._gradients_of(op, incoming, read)
             heap.free(inside(op))
-            for name in {owner[v.name] for v in saved_values(op, needing)} & made:
-                if last_read[name] == op.out.name:
-                    heap.free(name)
             heap.done()
             self.hand_on(op.out.name, found)
             for v in operands(op):
                 if first_use.get(v.name) == op.out.name and v.name in self.gradients:
                     self.accumulate(v)
 
-    def _gradients_of(self, op: Op, incoming: Gradient) -> list[tuple[Value, Gradient]]:
-        """The gradients of the operands of an op, which gives up that of its result."""
+    def _gradients_of(self, op: Op, incoming: Gradient, read: Collection[str]) -> list[tuple[Value, Gradient]]:
+        """The gradients of the operands of an op, which gives up that of its result, and what it `read` last."""
         heap, sizes = self.heap, self.program.sizes
 
         def replaced(count: int) -> Gradient:
@@ -141,11 +159,23 @@ class Backward:
         if not incoming.dense and _is_viewed(op, sizes):
             heap.step("backward", op.out.name, (self.bytes(op.out),))
             incoming = replaced(self.bytes(op.out))
-        *before, script = backward_scripts(op, sizes, self.item, self.needing)
-        for stage in before:
+
+        def release() -> None:
+            for name in read:
+                heap.free(name)
+            if isinstance(op, Gather) and op.sparse:
+                heap.reclassify(self.owner[op.positions.name], "gradients")
+
+        late = isinstance(op, TopK)  # which needs no order to undo a slice
+        *before, script = backward_scripts(op, sizes, self.item, self.needing, self.stored)
+        for number, stage in enumerate(before):
             heap.step("backward", op.out.name, stage)
+            if number == 0 and not late:
+                release()
             incoming = replaced(sum(stage))
         heap.step("backward", op.out.name, script)
+        if late or not before:
+            release()
         found: list[tuple[Value, Gradient]] = []
         for v in operands(op):
             if v.name not in self.needing:
@@ -154,7 +184,8 @@ class Backward:
                 self.holders[incoming.storage] += 1
                 moved = isinstance(op, Permute) and not _alike(v.indices, op.out.indices, sizes)
                 dense = incoming.dense and not moved and not isinstance(op, Reduce)
-                found.append((v, Gradient(incoming.storage, dense)))
+                view = _is_sparse(op) or (isinstance(op, Add) and v.indices != op.out.indices)
+                found.append((v, Gradient(incoming.storage, dense, incoming.view or view)))
             else:
                 gradient = self.made(v.name, self.bytes(v))
                 gradient.dense = _is_dense(op, v, sizes)
@@ -170,6 +201,8 @@ def _alike(order: tuple[str, ...], other: tuple[str, ...], sizes: Mapping[str, D
 
 def _is_dense(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
     """False if torch makes the gradient of an operand transposed: a batched product takes it as it was read."""
+    if isinstance(op, CapacitySlots):  # that of a transpose
+        return 1 in (sizes[i] for i in value.indices)
     if not isinstance(op, Contract | ContractAdd):
         return True
     g = matmul_groups(op)
@@ -179,8 +212,16 @@ def _is_dense(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
     return _alike(value.indices, straight, sizes)
 
 
+def _is_sparse(op: Op) -> bool:
+    return isinstance(op, Gather) and op.sparse
+
+
 def _is_viewed(op: Op, sizes: Mapping[str, Dim]) -> bool:
-    """Whether the emitted product's axes are split, which needs a gradient that can be viewed merged."""
+    """Whether the axes of what is emitted are split, which needs a gradient that can be viewed merged."""
+    if _is_sparse(op):
+        return True
+    if isinstance(op, Unsort):
+        return all(sizes[i] != 1 for i in op.out.indices[:2])
     if not isinstance(op, Contract | ContractAdd):
         return False
     g = matmul_groups(op)

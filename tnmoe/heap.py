@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tnmoe.allocations import Script, room
+from tnmoe.scripts import Script, room
 
 CLASSES = ("weights", "inputs", "saved", "temporaries", "gradients")
 """Parameters and buffers; the input; kept for the backward pass; other results and scratch; gradients of weights and
@@ -53,6 +53,13 @@ class Heap:
         """Give back what `hold` took."""
         kind, count = self.held.pop(name)
         self.live[kind] -= count
+
+    def reclassify(self, name: str, kind: str) -> None:
+        """Move what `hold` took to another class."""
+        was, count = self.held[name]
+        self.live[was] -= count
+        self.live[kind] += count
+        self.held[name] = kind, count
 
     def rename(self, name: str, new: str) -> None:
         """Call what `hold` took by another name."""

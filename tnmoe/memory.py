@@ -3,7 +3,8 @@
 The rules, checked against torch's `MemTracker` (torch.distributed._tools.mem_tracker):
 
 * A value lives until the function that computes it returns (the gates have one of their own), or until `del`.
-* With autograd, what the backward of an op reads lives on until that backward has run.
+* With autograd, what the backward of an op reads lives on until that backward has run; if the output does not depend
+  on the op through numbers (it only chooses positions), until the function returns.
 * Backward visits the ops in reverse order. A gradient lives from the op that makes it until the op that takes it; the
   second gradient of a value that is used twice is added out of place, so that three are alive for a moment.
 * Weights, inputs, the result and its gradient are the caller's, and stay.
@@ -16,13 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from tnmoe.allocations import forward_script, saved_inside_bytes, size
-from tnmoe.backward import saved_values
+from tnmoe.allocations import forward_script, saved_inside_bytes
+from tnmoe.backward import differentiated, saved_values, storages
 from tnmoe.cost import is_view
 from tnmoe.gradient_memory import Backward, inside
 from tnmoe.heap import Heap, Moment
 from tnmoe.ops import Op, operands, propagate, results
 from tnmoe.program import Program, gate_ops
+from tnmoe.routing_ops import Noise
+from tnmoe.scripts import size
 
 
 def execution_order(program: Program) -> tuple[Op, ...]:
@@ -31,11 +34,12 @@ def execution_order(program: Program) -> tuple[Op, ...]:
     return first + tuple(op for op in program.ops if op not in first)
 
 
-def memory_owners(program: Program) -> dict[str, str]:
-    """The value whose memory each value is: its own, but for views."""
+def memory_owners(program: Program, *, evaluation: bool = False) -> dict[str, str]:
+    """The value whose memory each value is: its own, but for views; in evaluation noise leaves its operand as it is."""
     found = {v.name: v.name for v in program.leaves}
     for op in program.ops:
-        found |= {v.name: found[operands(op)[0].name] if is_view(op) else v.name for v in results(op)}
+        view = is_view(op) or (evaluation and isinstance(op, Noise))
+        found |= {v.name: found[operands(op)[0].name] if view else v.name for v in results(op)}
     return found
 
 
@@ -55,7 +59,7 @@ def training(program: Program, item: int, needing: Set[str]) -> list[Moment]:
         needing: the leaves that need a gradient.
     """
     heap = leaves(program, item)
-    live = propagate(program.ops, needing)
+    live = propagate(program.ops, needing, integers=False)
     run_forward(program, heap, item, "forward", live)
     if program.output.name in live:
         walk = Backward(program, heap, item, live, memory_owners(program))
@@ -75,8 +79,10 @@ def leaves(program: Program, item: int) -> Heap:
 
 def run_forward(program: Program, heap: Heap, item: int, phase: str, needing: Set[str] = frozenset()) -> None:
     """Run the forward pass on a heap that holds the leaves; without `needing`, nothing is kept for a backward pass."""
-    owner = memory_owners(program)
-    kept = {owner[v.name] for op in program.ops for v in saved_values(op, needing)}
+    owner = memory_owners(program, evaluation=phase == "inference")
+    passed = differentiated(program, needing)
+    kept = {owner[v.name] for op in passed for v in saved_values(op, program.sizes, needing)}
+    kept |= {inside(op) for op in passed}
     gates = gate_ops(program)
     run_ops(program, gates, heap, item, phase, kept, needing)
     leave(heap, gates, kept.union(owner[v.name] for op in gates for v in results(op) if v.name in program.coefficients))
@@ -103,29 +109,32 @@ def run_ops(
         needing: names of the values that need a gradient.
         skipped: ops that do not run; what is dropped before them is.
     """
-    owner = memory_owners(program)
+    owner, held = memory_owners(program, evaluation=phase == "inference"), storages(program)
+    read_back = {owner[v.name] for op in ops for v in saved_values(op, program.sizes, needing)}  # while they are alive
     for op in ops:
         for name in program.drops.get(op.out.name, ()):
-            if name in heap.held and name not in kept:  # a view holds nothing of its own
-                heap.free(name)
+            storage = owner[name]
+            if storage in heap.held and storage not in kept | read_back:  # all names of a memory are dropped at once
+                heap.free(storage)
         if op in skipped:
             continue
-        keeps = any(v.name in needing for v in operands(op))
-        script = forward_script(op, program.sizes, item, kept=keeps, evaluation=phase == "inference")
+        script = forward_script(op, program.sizes, item, needing, evaluation=phase == "inference")
         heap.step(phase, op.out.name, script)
         for v in results(op):
             if owner[v.name] == v.name:
-                heap.hold(v.name, size(v, program.sizes, item), "saved" if v.name in kept else "temporaries")
-        if keeps:
-            heap.hold(inside(op), saved_inside_bytes(op, program.sizes, item), "saved")
+                room = size(held.get(v.name, v), program.sizes, item)
+                heap.hold(v.name, room, "saved" if v.name in kept else "temporaries")
+        if any(v.name in needing for v in operands(op)):
+            room = saved_inside_bytes(op, program.sizes, item, needing)
+            heap.hold(inside(op), room, "saved" if inside(op) in kept else "temporaries")
         heap.done()
 
 
 def leave(heap: Heap, ops: Sequence[Op], but: Set[str]) -> None:
     """A function returns: its values go, unless somebody else holds them."""
     for op in ops:
-        for v in results(op):
-            if v.name in heap.held and v.name not in but:
-                heap.free(v.name)
+        for name in (*(v.name for v in results(op)), inside(op)):
+            if name in heap.held and name not in but:
+                heap.free(name)
     if heap.moments:
         heap.done()

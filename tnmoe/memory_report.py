@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
-from tnmoe.allocations import SCRATCH, size
+from tnmoe.allocations import SCRATCH
 from tnmoe.cost import DTYPE_BYTES, is_view
 from tnmoe.errors import CostError, unknown
 from tnmoe.function_memory import FunctionMemory
@@ -16,7 +16,10 @@ from tnmoe.network import Role
 from tnmoe.ops import Value, results
 from tnmoe.plan import Plan
 from tnmoe.report import Cell, Table
+from tnmoe.routing_memory import LOAD
+from tnmoe.routing_ops import Gather, GroupedContract
 from tnmoe.saved import Saved, merged, saved_by_autograd, saved_by_function
+from tnmoe.scripts import size
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,12 @@ class MemoryReport:
 
     @property
     def gradient_bytes(self) -> int:
-        """Gradients of weights and inputs, after a training step."""
-        return self._leaves(lambda v: v.name in self.needing)
+        """Gradients of weights and inputs, after a training step; of sparse ones what they hold, positions once."""
+        program, sizes = self.plan.bound, self.plan.bound.sizes
+        sparse = [op for op in program.ops if isinstance(op, Gather) and op.sparse and op.x.name in self.needing]
+        dense = self._leaves(lambda v: v.name in self.needing and v not in [op.x for op in sparse])
+        lists = {op.positions.name: size(op.positions, sizes, self.item) for op in sparse}
+        return dense + sum(size(op.out, sizes, self.item) for op in sparse) + sum(lists.values())
 
     @property
     def saved_bytes(self) -> int:
@@ -162,10 +169,12 @@ class MemoryReport:
             ("peak of backward", self.backward_peak, at(backward)),
         )
         columns = (("figure", "figure"), ("bytes", "bytes"), ("where", "where"))
+        sorted_rows = any(isinstance(op, GroupedContract) for op in self.plan.bound.ops)
         notes = (
             "Peaks include weights and inputs; in training also the gradients, the result and its gradient, which the "
             "caller holds; no states of an optimizer.",
             SCRATCH,
+            *((LOAD,) if sorted_rows else ()),
         )
         return Table(f"Memory of {self._title}", columns, rows, notes)
 

@@ -59,7 +59,7 @@ def _figure(
             return training_cost(ops, sizes, needing).flops
         case "saved":
             live = propagate(ops, needing)
-            kept = {v.name: v for op in ops for v in saved_values(op, live) if v.name not in leaves}
+            kept = {v.name: v for op in ops for v in saved_values(op, sizes, live) if v.name not in leaves}
             values = [elements(v.indices, sizes) for v in kept.values()]
             return sum(values + [saved_inside(op, sizes, live) for op in ops])
         case "traffic":

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tnmoe.allocations import size
 from tnmoe.cost import DTYPE_BYTES
 from tnmoe.errors import PlanError, unknown
 from tnmoe.goals import ALONE, PEAK
 from tnmoe.layer import Contraction, Node
 from tnmoe.memory import inference, memory_owners
-from tnmoe.ops import operands
+from tnmoe.ops import operands, results
 from tnmoe.path import ContractionPath
 from tnmoe.plan import Plan
 from tnmoe.planners import greedy, peak
 from tnmoe.question import Question
 from tnmoe.release import eager
+from tnmoe.scripts import size
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,9 @@ def _parts(asked: Question, price: str, item: int) -> tuple[dict[str, _Part], in
     program = eager(Plan(asked.layer, first, asked.values).bound)
     nodes = asked.layer.nodes
     owner = memory_owners(program)
-    values = {v.name: v for v in program.leaves} | {op.out.name: op.out for op in program.ops}
+    values = {v.name: v for v in program.leaves} | {v.name: v for op in program.ops for v in results(op)}
     always = sum(size(v, program.sizes, item) for v in program.leaves)
-    made = {node.out.name for node in nodes}
+    made = {name for node in nodes for name in _makes(node)}
     read = [_reads(node) for node in nodes]
     # The coefficients live until the function that makes them returns, and every one of them is read after that.
     parts: dict[str, _Part] = {}
@@ -90,7 +90,7 @@ def _parts(asked: Question, price: str, item: int) -> tuple[dict[str, _Part], in
         if not isinstance(node, Contraction):
             continue
         later = {owner[name] for names in read[k + 1 :] for name in names} | {owner[program.output.name]}
-        before = {owner[n.out.name] for n in nodes[:k]} & made
+        before = {owner[name] for n in nodes[:k] for name in _makes(n)} & made
         besides = always + sum(size(values[name], program.sizes, item) for name in before & later)
         dying = {name for name in read[k] if owner[name] in before - later}
         space = peak.Space(node.network, asked.sizes, price, dying)
@@ -98,6 +98,10 @@ def _parts(asked: Question, price: str, item: int) -> tuple[dict[str, _Part], in
     single = {node.out.name for node in nodes if not isinstance(node, Contraction)}
     rest = [m.peak for m in inference(program, item) if m.step in single]
     return parts, max(rest, default=always)
+
+
+def _makes(node: Node) -> set[str]:
+    return {node.out.name} if isinstance(node, Contraction) else {v.name for v in results(node)}
 
 
 def _reads(node: Node) -> set[str]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from tnmoe.errors import CostError
 from tnmoe.memory import execution_order, inference, memory_owners
-from tnmoe.ops import operands
+from tnmoe.ops import operands, results
 from tnmoe.program import Program, bind, gate_ops
 
 ITEM = 4
@@ -63,18 +63,21 @@ def _released(program: Program, returned: Collection[str]) -> Program:
 def _dead(program: Program, returned: Collection[str]) -> dict[str, tuple[str, ...]]:
     """For each op, by the name of its result: the values that the op before it, in the same function, read last."""
     order, gates = execution_order(program), len(gate_ops(program))
-    owner = memory_owners(program)
+    owner = memory_owners(program, evaluation=True)  # where more values share one
     names: dict[str, list[str]] = {}  # that a function may call a memory by
-    for op in program.ops:
-        names.setdefault(owner[op.out.name], []).append(op.out.name)
-    made = {op.out.name for op in program.ops} - {owner[name] for name in (program.output.name, *returned)}
+    every = [v.name for op in program.ops for v in results(op)]
+    for name in every:
+        names.setdefault(owner[name], []).append(name)
+    made = set(every) - {owner[name] for name in (program.output.name, *returned)}
     last = {owner[v.name]: k for k, op in enumerate(order) for v in operands(op)}
-    inside = {op.out.name for op in order[:gates]} - {owner[name] for name in program.coefficients if gates}
+    local = {v.name for op in order[:gates] for v in results(op)} - set(program.coefficients)
+    inside = local - {owner[name] for name in program.coefficients if gates}
     found: dict[str, tuple[str, ...]] = {}
     for k, op in enumerate(order):
         dead = [name for name, end in last.items() if end == k - 1 and name in made]
         if 0 < k < gates or k == gates:
             dead = [name for name in dead if (name in inside) == (k < gates)]
         if dead:
-            found[op.out.name] = tuple(n for name in dead for n in names[name])
+            known = {n for name in dead for n in names[name]} - (local if k >= gates else set())
+            found[op.out.name] = tuple(n for name in dead for n in names[name] if n in known)
     return found

@@ -99,29 +99,3 @@ def backward(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> tuple[Dim, Dim, 
             return 0, 0, 4 * out
         case _:  # the transpose moves what it is given
             return 0, 0, 0
-
-
-def saved(op: RoutingOp, needing: Set[str]) -> tuple[Value, ...]:
-    """Operands and results that the backward of `op` reads."""
-    match op:
-        case GroupedContract(_, lhs, rhs):
-            return tuple(v for v, other in ((lhs, rhs), (rhs, lhs)) if other.name in needing)
-        case Spread(x=None):
-            return ()
-        case Spread() | Gather() | ScatterAdd():
-            return (op.positions,)
-        case Unsort(_, _, slots):
-            return (slots,)
-        case Normalise(_, x):
-            return (x,)
-    return ()
-
-
-def saved_integers(op: RoutingOp, sizes: Sizes) -> Dim:
-    """Positions that the backward of `op` keeps and that are no value of the program."""
-    match op:
-        case TopK(_, _, x):  # the whole order of its sort
-            return _elements(x, sizes)
-        case ProductTopK(out):  # of either side, and of their pairs
-            return 3 * _elements(out, sizes)
-    return 0

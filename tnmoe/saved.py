@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from tnmoe.adjoint import Adjoint
-from tnmoe.allocations import saved_inside_bytes, size
-from tnmoe.backward import saved_values
+from tnmoe.allocations import saved_inside_bytes
+from tnmoe.backward import differentiated, saved_values, storages
 from tnmoe.memory import memory_owners
 from tnmoe.ops import (
     BatchNorm,
     Contract,
     ContractAdd,
     Entmax15,
+    GroupedContract,
     LayerNorm,
     Multiply,
     Op,
@@ -23,8 +24,19 @@ from tnmoe.ops import (
     results,
 )
 from tnmoe.program import Program
+from tnmoe.routing_ops import CapacitySlots, Noise, Normalise, ProductTopK, ScatterAdd, TopK
+from tnmoe.scripts import size
 
-_INSIDE = {Entmax15: "root of the result", LayerNorm: "mean and 1/σ of rows", BatchNorm: "mean and 1/σ of columns"}
+_INSIDE: Mapping[type, str] = {
+    Entmax15: "root of the result",
+    LayerNorm: "mean and 1/σ of rows",
+    BatchNorm: "mean and 1/σ of columns",
+    TopK: "order of the sort",
+    ProductTopK: "positions of the best of either side, and of their pairs",
+    Noise: "what was drawn",
+    Normalise: "what is divided by, and whether it was 0; of null experts also what counts, and the products with that",
+    CapacitySlots: "the choice in each slot, and whether there is one",
+}
 """What an op keeps that is no value of the program."""
 
 
@@ -54,12 +66,14 @@ def saved_by_autograd(program: Program, ops: Sequence[Op], item: int, needing: S
         item: bytes of an element.
         needing: the leaves that need a gradient.
     """
-    live, owner = propagate(program.ops, needing), memory_owners(program)
-    reasons = [(owner[v.name], _reason(op, v, live)) for op in ops for v in saved_values(op, live)]
+    live, owner = propagate(program.ops, needing, integers=False), memory_owners(program)
+    differentiable = set(differentiated(program, live))
+    passed = [op for op in ops if op in differentiable]
+    reasons = [(owner[v.name], _reason(op, v, live)) for op in passed for v in saved_values(op, program.sizes, live)]
     inside = [
         Saved(f"of {op.out.name}", (), kept, (f"{_INSIDE[type(op)]}, for {_gradients(op, live)}",))
-        for op in ops
-        if any(v.name in live for v in operands(op)) and (kept := saved_inside_bytes(op, program.sizes, item))
+        for op in passed
+        if (kept := saved_inside_bytes(op, program.sizes, item, live))
     ]
     return (*_collected(program, ops, item, reasons), *inside)
 
@@ -93,7 +107,7 @@ def _collected(program: Program, ops: Sequence[Op], item: int, reasons: Iterable
     for name, reason in reasons:
         if name not in leaves:
             found.setdefault(name, {})[reason] = None
-    values: Mapping[str, Value] = {v.name: v for op in program.ops for v in results(op)}
+    values: Mapping[str, Value] = {v.name: v for op in program.ops for v in results(op)} | storages(program)
     order = [v.name for op in ops for v in results(op) if v.name in found]
     return tuple(
         Saved(name, values[name].indices, size(values[name], program.sizes, item), tuple(found[name])) for name in order
@@ -106,9 +120,16 @@ def _gradients(op: Op, live: frozenset[str]) -> str:
 
 def _reason(op: Op, value: Value, live: frozenset[str]) -> str:
     """Why the backward of `op` reads a value."""
+    if isinstance(op, GroupedContract):
+        other = op.rhs if value == op.lhs else op.lhs
+        return f"factor of {op.out.name}, for ∂{other.name}"
     if isinstance(op, Contract | ContractAdd | Multiply):
         (other,) = [v for v in (op.lhs, op.rhs) if v != value] or [value]
         return f"factor of {op.out.name}, for ∂{other.name}"
+    if value.integer:
+        return f"positions of {op.out.name}, for {_gradients(op, live)}"
+    if isinstance(op, ScatterAdd):
+        return f"addend of {op.out.name}, of which torch keeps more than its shape"
     role = "result" if value == op.out else "input"
     return f"{role} of {_KINDS.get(type(op).__name__, type(op).__name__)}, for {_gradients(op, live)}"
 

@@ -17,7 +17,7 @@ from tnmoe.cost import elements, is_view
 from tnmoe.dims import Dim
 from tnmoe.ops import Op, Value, operands, results
 from tnmoe.program import Program
-from tnmoe.routing_ops import Gather, GroupedContract
+from tnmoe.routing_ops import Gather, GroupedContract, ScatterAdd
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,9 @@ def gradient_traffic(op: Op, operand: Value, sizes: Mapping[str, Dim]) -> Traffi
     if is_view(op):
         return Traffic()
     alone = {operand.name}
-    saved = total(elements(v.indices, sizes) for v in _distinct(saved_values(op, alone)))
+    kept = _distinct(saved_values(op, sizes, alone))
+    read_again = (v for v in kept if not (isinstance(op, ScatterAdd) and v == op.x))  # which is kept for its shape
+    saved = total(elements(v.indices, sizes) for v in read_again)
     read = elements(op.out.indices, sizes) + saved + saved_inside(op, sizes, alone)
     return Traffic(read, elements(operand.indices, sizes))
 

@@ -62,6 +62,7 @@ what to name:
 examples:
   tnmoe table gpt2 mixer clip               the paper's layers side by side
   tnmoe table gpt2 --format latex           the same for a paper
+  tnmoe table moe --memory                  every family of mixtures, with what it keeps and its peaks
   tnmoe plan gpt2-tr                        the contraction order, step by step
   tnmoe cost gpt2-cp --formulas             every figure as a formula and a number
   tnmoe emit gpt2 -o gpt2_blocks.py         a standalone torch file, one class a layer
@@ -154,6 +155,7 @@ def parser() -> argparse.ArgumentParser:
     formatted(table, list(FORMATS))
     table.add_argument("--dtype", choices=list(DTYPE_BYTES), default="float32", help="for bytes; default: float32")
     table.add_argument("--profile", metavar="DEVICE|FILE", help=f"a column of predicted times: {DEVICES}")
+    table.add_argument("--memory", action="store_true", help="columns of what is saved for backward, and of the peaks")
     table.add_argument(
         "--columns",
         metavar="KEY,…",

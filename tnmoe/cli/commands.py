@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from tnmoe.cli.printing import deliver, print_tables, with_progress
 from tnmoe.cost_report import COMPARED, CostReport, comparison
 from tnmoe.datasheet import datasheet, datasheet_names
 from tnmoe.device_profile import DeviceProfile, default_path
-from tnmoe.errors import CostError, DeclarationError, FileError
+from tnmoe.errors import DeclarationError, FileError
 from tnmoe.explain import explain
 from tnmoe.fit_ranks import fit_ranks
 from tnmoe.fit_table import published
@@ -43,6 +42,7 @@ def run_table(options: argparse.Namespace) -> int:
         title, rows = named_rows(what, options)
         reports = {row.label: report_of(row, options) for row in with_progress(rows, "costing")}
         table = comparison(reports, f"{title}, {options.dtype}", figures=figures, beside=not data)
+        table = table if not options.memory else _with_memory(table, rows, options.dtype)
         tables.append(table if profile is None else _with_times(table, reports.values(), profile, options.dtype))
     if data:  # one document
         tables = [replace(tables[0], rows=tuple(row for t in tables for row in t.rows))]
@@ -50,6 +50,16 @@ def run_table(options: argparse.Namespace) -> int:
         tables = [table.si() for table in tables]
     print_tables(tables if options.sort is None else [table.sorted(options.sort) for table in tables], options.format)
     return 0
+
+
+def _with_memory(table: Table, rows: Sequence[Row], dtype: str) -> Table:
+    """The table with columns of what is saved for the backward pass, and of both peaks."""
+    found = [memory(row.planned, dtype=dtype) for row in rows]
+    named = (("saved_bytes", "saved bytes"), ("inference_peak", "peak of inference"), ("training_peak", "of training"))
+    added = tuple(column for column in named if column not in table.columns)
+    cells = tuple((*row, *(getattr(m, key) for key, _ in added)) for row, m in zip(table.rows, found, strict=True))
+    notes = dict.fromkeys(note for m in found for note in m.summary().notes)
+    return replace(table, columns=(*table.columns, *added), rows=cells, notes=(*table.notes, *notes))
 
 
 def _with_times(table: Table, reports: Iterable[CostReport], profile: Device, dtype: str) -> Table:
@@ -92,11 +102,10 @@ def run_cost(options: argparse.Namespace) -> int:
                 tables += _times(row, profile, options)
                 continue
             if options.memory:
-                tables += _memory(row, options)
+                found = memory(row.planned, dtype=options.dtype)
+                tables += [found.timeline()] if options.format in ("csv", "json") else found.tables()
                 continue
             tables.append(_view(report, options))
-    if not tables:
-        raise DeclarationError("there is no layer whose memory is counted")
     if len(tables) > 1 and options.format in ("csv", "json"):  # one document, which then says which layer a row is of
         labels = [t.title for t in tables]
         rows = tuple((label, *row) for label, t in zip(labels, tables, strict=True) for row in t.rows)
@@ -124,16 +133,6 @@ def _times(row: Row, profile: Device, options: argparse.Namespace) -> Sequence[T
         )
         found += [] if training is None else [training.table(row.label)]
     return found
-
-
-def _memory(row: Row, options: argparse.Namespace) -> Sequence[Table]:
-    """The memory report of a row; of a layer whose memory is not counted yet, a line about it."""
-    found = memory(row.planned, dtype=options.dtype)
-    try:
-        return [found.timeline()] if options.format in ("csv", "json") else found.tables()
-    except CostError as error:
-        print(f"left out: {row.label}: {error}", file=sys.stderr)
-        return []
 
 
 def _view(report: CostReport, options: argparse.Namespace) -> Table:
