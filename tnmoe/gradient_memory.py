@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from tnmoe.allocations import backward_scripts, passes_on, size
+from tnmoe.allocations import backward_scripts, gradient_bytes, passes_on, size
 from tnmoe.backward import saved_values
 from tnmoe.dims import Dim
 from tnmoe.heap import Heap
@@ -113,6 +113,12 @@ class Backward:
         leaves = {v.name for v in self.program.leaves if v.name in needing}
         first_use = {v.name: op.out.name for op in reversed(order) for v in operands(op) if v.name in leaves}
         made = {op.out.name for op in self.program.ops} - {owner[self.program.output.name]}
+
+        def take(op: Op) -> None:
+            for v in operands(op):
+                if first_use.get(v.name) == op.out.name and v.name in self.gradients:
+                    self.accumulate(v)
+
         for op in reversed(order):
             incoming = self.gradients.pop(op.out.name, None)
             if incoming is None:
@@ -123,10 +129,21 @@ class Backward:
                 if last_read[name] == op.out.name:
                     heap.free(name)
             heap.done()
-            self.hand_on(op.out.name, found)
-            for v in operands(op):
-                if first_use.get(v.name) == op.out.name and v.name in self.gradients:
-                    self.accumulate(v)
+            broadcast = [(v, g) for v, g in found if _is_broadcast(op, v)]
+            self.hand_on(op.out.name, [pair for pair in found if pair not in broadcast])
+            take(op)
+            for v, items in broadcast:
+                self.hand_on(op.out.name, [(v, self._summed(op, v, items))])
+                take(op)
+
+    def _summed(self, op: Op, value: Value, items: Gradient) -> Gradient:
+        """The gradient of a broadcast matrix, by the node that expanded it; that of each item is given up."""
+        self.heap.step("backward", op.out.name, (self.bytes(value),))
+        total = self.made(value.name, self.bytes(value))
+        total.dense = items.dense
+        self.give_up(items)
+        self.heap.done()
+        return total
 
     def _gradients_of(self, op: Op, incoming: Gradient) -> list[tuple[Value, Gradient]]:
         """The gradients of the operands of an op, which gives up that of its result."""
@@ -156,11 +173,15 @@ class Backward:
                 dense = incoming.dense and not moved and not isinstance(op, Reduce)
                 found.append((v, Gradient(incoming.storage, dense)))
             else:
-                gradient = self.made(v.name, self.bytes(v))
+                gradient = self.made(v.name, gradient_bytes(op, v, sizes, self.item))
                 gradient.dense = _is_dense(op, v, sizes)
                 found.append((v, gradient))
         self.give_up(incoming)
         return found
+
+
+def _is_broadcast(op: Op, value: Value) -> bool:
+    return isinstance(op, Contract) and value == op.lhs and bool(matmul_groups(op).outer)
 
 
 def _alike(order: tuple[str, ...], other: tuple[str, ...], sizes: Mapping[str, Dim]) -> bool:
@@ -169,12 +190,14 @@ def _alike(order: tuple[str, ...], other: tuple[str, ...], sizes: Mapping[str, D
 
 
 def _is_dense(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
-    """False if torch makes the gradient of an operand transposed: a batched product takes it as it was read."""
+    """False if torch makes the gradient of an operand transposed: products of batches take it as it was read."""
     if not isinstance(op, Contract | ContractAdd):
         return True
     g = matmul_groups(op)
-    if not g.batch:
+    if not g.batch and not g.outer:
         return True
+    if g.outer:
+        return value != op.lhs or _alike(value.indices, g.rows + g.inner, sizes)
     straight = (*g.batch, *g.rows, *g.inner) if value == op.lhs else (*g.batch, *g.inner, *g.cols)
     return _alike(value.indices, straight, sizes)
 
@@ -184,4 +207,4 @@ def _is_viewed(op: Op, sizes: Mapping[str, Dim]) -> bool:
     if not isinstance(op, Contract | ContractAdd):
         return False
     g = matmul_groups(op)
-    return any(sum(sizes[i] != 1 for i in group) > 1 for group in (g.rows, g.cols))
+    return any(sum(sizes[i] != 1 for i in group) > 1 for group in (g.outer, g.rows, g.cols))

@@ -102,11 +102,12 @@ def _alone(op: Op, sizes: Mapping[str, Dim], rates: Rates, width: int, moved: in
         case Contract() | ContractAdd():
             cost = op_cost(op, sizes)
             groups = matmul_groups(op)
+            batched = groups.batch + groups.outer
             batch, rows, inner, cols = (
-                int(elements(g, sizes)) for g in (groups.batch, groups.rows, groups.inner, groups.cols)
+                int(elements(g, sizes)) for g in (batched, groups.rows, groups.inner, groups.cols)
             )
             point: tuple[int, ...]
-            if groups.batch:
+            if batched:
                 grid, point, overhead = rates.batched, (batch, rows, inner, cols), rates.overhead["batched"]
             else:
                 grid, point, overhead = rates.gemm, (rows, inner, cols), rates.overhead["matmul"]
@@ -175,8 +176,10 @@ def _view_seconds(groups: MatmulGroups, overhead: Mapping[str, float]) -> float:
     def odd(*found: tuple[str, ...]) -> int:
         return sum(len(g) != 1 for g in found)
 
-    merges = odd(groups.rows, groups.inner) + odd(groups.inner, groups.cols)
-    return merges * overhead["merge"] + odd(groups.rows, groups.cols) * overhead["split"]
+    outer = (groups.outer,) if groups.outer else ()
+    merges = odd(groups.rows, groups.inner) + odd(*outer, groups.inner, groups.cols)
+    merges += len(outer)  # the matrix is expanded
+    return merges * overhead["merge"] + odd(*outer, groups.rows, groups.cols) * overhead["split"]
 
 
 @dataclass(frozen=True, slots=True)
