@@ -390,4 +390,11 @@ def conditional(writer: Writer, op: Op, condition: str) -> list[str]:
     inside = f"{value} if {condition} else None"
     if len(inside) + 12 <= WIDTH:
         return [f"{target} = (", f"    {inside}", f"){comment}"]
-    return [f"{target} = (", f"    {value}", f"    if {condition}", "    else None", f"){comment}"]
+    ending = [f"    if {condition}", "    else None"]
+    if len(value) + 12 <= WIDTH:
+        return [f"{target} = (", f"    {value}", *ending, f"){comment}"]
+    expression, views = writer.expression(op)
+    if not views:
+        return [f"{target} = (", *nested(broken(value, margin=12)), *ending, f"){comment}"]
+    lines = [f"{target} = (", *nested(broken(expression, margin=12)), *ending, ")"]
+    return [*lines, *broken(f"{target} = {target}{views} if {condition} else None", comment)]

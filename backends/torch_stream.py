@@ -89,6 +89,10 @@ class StreamWriter(Writer):
         name = self.whole(holder.name) if self.token in holder.indices else self.ref(holder.name)
         return f"{name}.shape[{holder.indices.index(index)}]"
 
+    def _sizes(self, group: tuple[str, ...]) -> list[str]:
+        first = next((i for i in group if i in self.program.dynamic), "")
+        return ["-1" if i == first else self.length(i) for i in group]
+
     def allocation(
         self, target: str, like: str, first: str, axes: Sequence[str], *, fill: str = "empty", condition: str = ""
     ) -> list[str]:
