@@ -43,10 +43,10 @@ def pays(groups: MatmulGroups, sizes: Mapping[str, int]) -> bool:
     return cols >= LEAST_COLUMNS and 2 * rows * inner <= cols * (rows + inner)
 
 
-def broadcast(op: Contract | ContractAdd, sizes: Mapping[str, int]) -> tuple[Value, MatmulGroups] | None:
-    """The matrix to broadcast and the groups of the product, if the other operand lies so and it pays."""
+def broadcast(op: Contract | ContractAdd, sizes: Mapping[str, int]) -> tuple[Value, Value, MatmulGroups] | None:
+    """The matrix to broadcast, the tensor, and the groups of their product; None unless that lies so and it pays."""
+    g = index_groups(op)
     for small, tensor in ((op.lhs, op.rhs), (op.rhs, op.lhs)):
-        g = index_groups(op)
         inner = tuple(i for i in tensor.indices if i in g.inner)
         start = tensor.indices.index(inner[0])
         outer, cols = tensor.indices[:start], tensor.indices[start + len(inner) :]
@@ -54,7 +54,7 @@ def broadcast(op: Contract | ContractAdd, sizes: Mapping[str, int]) -> tuple[Val
             rows = tuple(i for i in small.indices if i not in inner)
             groups = MatmulGroups((), rows, inner, cols, outer)
             if pays(groups, sizes):
-                return small, groups
+                return small, tensor, groups
     return None
 
 

@@ -221,11 +221,10 @@ def _as_matmul(
 ) -> Contract | ContractAdd:
     """The contraction with operands placed, and copied where unavoidable, so that it is a matrix product."""
     if found := broadcast(op, sizes):
-        small, groups = found
+        small, tensor, groups = found
         if not _fits(small, (), groups.rows, groups.inner):
             small = permuted(small, (*groups.rows, *groups.inner))
-        rhs = op.rhs if small.name == op.lhs.name else op.lhs
-        return Contract(replace(op.out, indices=(*groups.outer, *groups.rows, *groups.cols)), small, rhs)
+        return Contract(replace(op.out, indices=(*groups.outer, *groups.rows, *groups.cols)), small, tensor)
     lhs, rhs = _sides(op, want)
     op = replace(op, lhs=lhs, rhs=rhs)
     g = index_groups(op)
