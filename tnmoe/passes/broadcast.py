@@ -18,29 +18,36 @@ LEAST_COLUMNS = 16
 
 
 def pays(groups: MatmulGroups, sizes: Mapping[str, int]) -> bool:
-    """Whether the broadcast product is faster than a copy and one large product; False where a size is unknown.
+    """Whether the broadcast product is faster than copies and one large product; False where a size is unknown.
 
-    A batched product reads the matrix again for each item, so that has to be small against the item's data, and rows
-    have to be long. Measured on tensors of a million elements, float32, two threads of an AMD EPYC, time of the copy
-    and the large product over that of the broadcast one (forward; forward and backward):
+    A batched product reads the matrix again for each item, so that may be no larger than what it reads and writes of
+    the item, and rows have to be long. Measured on tensors of a million elements, float32, one thread of an AMD EPYC
+    with MKL: how many times as fast the broadcast product is as a large one with a copy before it, and with another
+    one after it; forward, and forward and backward. Share: the matrix over the item.
 
-    ======== ============ ============ ============ ============
-    matrix   4 columns    16 columns   64 columns   192 columns
-    ======== ============ ============ ============ ============
-    8×12     0.46; 0.26   1.61; 1.52   16.8; 1.68   5.41; 1.74
-    16×16    1.42; 0.29   4.36; 1.16   1.79; 0.74   20.7; 1.05
-    64×64    0.54; 0.10   1.41; 0.67   2.00; 0.98   1.94; 1.32
-    64×256   0.14; 0.08   1.59; 0.81   1.65; 1.30   1.79; 1.14
-    256×256  0.13; 0.06   1.08; 0.31   1.50; 0.93   1.49; 1.09
-    768×768  0.08; 0.06   1.00; 0.27   0.93; 0.65   1.02; 0.94
-    ======== ============ ============ ============ ============
-
-    That leaves out the second copy, which a large product needs where its result is wanted in the tensor's order.
+    ======== ======= ===== ========== ==========
+    matrix   columns share forward    training
+    ======== ======= ===== ========== ==========
+    3×4      8       0.21  0.62; 0.81 0.66; 0.73
+    3×4      192     0.01  3.16; 3.81 2.24; 2.48
+    8×12     4       1.20  0.25; 0.31 0.21; 0.21
+    8×12     8       0.60  1.28; 1.54 1.16; 1.04
+    8×12     16      0.30  2.64; 3.26 1.81; 1.97
+    16×16    8       1.00  0.63; 0.80 0.50; 0.52
+    16×16    16      0.50  1.44; 1.98 1.32; 1.61
+    24×24    16      0.75  1.88; 2.56 1.92; 2.80
+    64×64    16      2.00  1.02; 1.26 0.74; 0.82
+    64×64    32      1.00  1.44; 1.95 1.01; 1.13
+    64×64    192     0.17  1.53; 1.93 1.22; 1.38
+    256×64   64      0.80  1.23; 1.90 1.21; 1.35
+    256×256  64      2.00  1.29; 1.48 0.96; 1.01
+    768×768  192     2.00  1.05; 1.12 0.98; 1.01
+    ======== ======= ===== ========== ==========
     """
     if not all(i in sizes for group in (groups.rows, groups.inner, groups.cols) for i in group):
         return False
     rows, inner, cols = (math.prod(sizes[i] for i in group) for group in (groups.rows, groups.inner, groups.cols))
-    return cols >= LEAST_COLUMNS and 2 * rows * inner <= cols * (rows + inner)
+    return cols >= LEAST_COLUMNS and rows * inner <= cols * (rows + inner)
 
 
 def broadcast(op: Contract | ContractAdd, sizes: Mapping[str, int]) -> tuple[Value, Value, MatmulGroups] | None:
