@@ -197,13 +197,13 @@ def test_sums_of_items_are_counted() -> None:
 @pytest.mark.parametrize("terms", [1, 4])
 def test_kronecker_layers_are_not_copied(terms: int) -> None:
     """Axes split in two, one product and a sum of several; values as NumPy has them."""
-    spec = tnmoe.FactorizedLinear(24 * 16, 24 * 16, tnmoe.Kronecker((24, 24), terms))
+    spec = tnmoe.FactorizedLinear(24 * 32, 24 * 32, tnmoe.Kronecker((24, 24), terms))
     plan = tnmoe.plan(spec, tokens=8)
     assert broadcasts(plan.program)
     assert plan.copied == 0
     module = tnmoe.build(plan, dtype=torch.float64)
     weights = {name: p.detach().numpy() for name, p in module.named_parameters()}
-    x = np.random.default_rng(0).normal(size=(8, 24 * 16))
+    x = np.random.default_rng(0).normal(size=(8, 24 * 32))
     result = execute(plan.program, {**weights, "x": x})[plan.program.output.name]
     np.testing.assert_allclose(module(torch.from_numpy(x)).detach().numpy(), result, rtol=1e-9, atol=1e-10)
 
