@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_function_memory import reported, tracked
 from test_training import saved_bytes
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
@@ -20,6 +21,9 @@ from tnmoe.plan import Plan
 from tnmoe.program import Program
 
 TUCKER = "befg,hijklm,ah,ci,dj,ek,fl,gm->bacd"
+FULL = dict(zip("befgacdhijklm", (2048, 4, 12, 16, 4, 12, 16, 3, 8, 11, 3, 8, 11), strict=True))
+"""A Tucker layer 768 → 768 of tensorly-torch, at 10 % of the dense parameters."""
+
 NETWORKS = {
     "tucker": TUCKER,
     "tucker, 2 modes": "bef,hikl,ah,ci,ek,fl->bac",
@@ -82,12 +86,11 @@ def test_groups() -> None:
 
 
 def test_three_modes_are_not_copied() -> None:
-    """tensorly-torch's Tucker layer 768 → 768 at 10 %: seven copies of a plan that lays out large products alone."""
-    sizes = dict(zip("befgacdhijklm", (2048, 4, 12, 16, 4, 12, 16, 3, 8, 11, 3, 8, 11), strict=True))
-    plan = plan_of(TUCKER, sizes, objective="training")
+    """A layout for large products alone makes seven copies; backward there are none either."""
+    plan = plan_of(TUCKER, FULL, objective="training")
     assert copies(plan.program) == plan.copied == 0
     assert broadcasts(plan.program) == 4
-    assert copies(plan_of(TUCKER, sizes, memory="save").adjoint.as_program()) == 0  # type: ignore[union-attr]
+    assert copies(plan_of(TUCKER, FULL, memory="save").adjoint.as_program()) == 0  # type: ignore[union-attr]
     source = tnmoe.emit(plan)
     assert "self.ek.expand(befg.shape[0], -1, -1), befg.flatten(2)" in source
     assert "permute" not in source
@@ -183,6 +186,15 @@ def check(expression: str, plan: Plan, rng: random.Random) -> None:
     saved, _ = saved_bytes(lambda: module(*inputs), [*module.parameters(), *module.buffers(), *inputs])
     assert saved == report.saved_bytes
     assert reported(plan, torch.float64, frozen) == tracked(plan, torch.float64, frozen)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_full_size_takes_the_memory_predicted(way: str) -> None:
+    """Peaks and remains in float32, without allocating any of it."""
+    options = WAYS[way] | ({"chunk": 500} if "chunk" in WAYS[way] else {})
+    plan = plan_of(TUCKER, FULL, objective="training", **options)
+    with FakeTensorMode():
+        assert reported(plan, torch.float32, set()) == tracked(plan, torch.float32, set())
 
 
 def test_sums_of_items_are_counted() -> None:
