@@ -83,8 +83,10 @@ def backward_cost(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Cost:
 
 def broadcast_elements(op: Op, sizes: Mapping[str, Dim]) -> Dim:
     """Elements of the gradient of a matrix that is broadcast, before it is summed over the items; else 0."""
-    outer = matmul_groups(op).outer if isinstance(op, Contract) else ()
-    return elements(outer + op.lhs.indices, sizes) if isinstance(op, Contract) and outer else 0
+    if not isinstance(op, Contract) or op.out.indices[:1] != op.rhs.indices[:1]:  # planners ask often
+        return 0
+    outer = matmul_groups(op).outer
+    return elements(outer + op.lhs.indices, sizes) if outer else 0
 
 
 def _special_per_element(op: Op, needing: Set[str]) -> int:

@@ -194,10 +194,8 @@ def _is_dense(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
     if not isinstance(op, Contract | ContractAdd):
         return True
     g = matmul_groups(op)
-    if not g.batch and not g.outer:
+    if (g.outer and value == op.rhs) or not (g.batch or g.outer):
         return True
-    if g.outer:
-        return value != op.lhs or _alike(value.indices, g.rows + g.inner, sizes)
     straight = (*g.batch, *g.rows, *g.inner) if value == op.lhs else (*g.batch, *g.inner, *g.cols)
     return _alike(value.indices, straight, sizes)
 
