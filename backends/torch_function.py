@@ -111,8 +111,10 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
         lines.append("call = function.apply if torch.is_grad_enabled() else function.forward")
         return [*lines, f"{target} = call(*operands)[0]{comment}"]
     writer.margin = 12
+    sizes = [f"{name} = {where}" for name, where in writer.runtime_sizes(a.ops).items()]
     return [
         "if _traced():",
+        *nested(sizes),
         *nested([line for op in a.ops for line in writer.statement(op)]),
         f"else:  # {unit.chunk} tokens at a time",
         *nested(wrapped("operands = _autocast(", arguments, ")", margin=12)),

@@ -180,7 +180,7 @@ class Writer:
         for op in ops:
             if isinstance(op, Contract | ContractAdd | FusedOp):
                 g = _product_groups(op)
-                for group in (g.rows, g.cols):
+                for group in (g.outer, g.rows, g.cols):
                     free = [i for i in group if i in self.program.dynamic]
                     if len(group) > 1 and len(free) > 1:
                         needed.update(free[1:])
@@ -231,7 +231,7 @@ class Writer:
     def viewed(self, op: Op) -> str:
         """What the op computes, with the axes of its result."""
         expression, views = self.expression(op)
-        operator = isinstance(op, Contract) and not expression.startswith(f"{self.product}(")
+        operator = isinstance(op, Contract) and not expression.startswith((f"{self.product}(", "torch."))
         return f"({expression}){views}" if views and operator else f"{expression}{views}"
 
     def _elementwise(self, op: Op) -> str:
@@ -284,8 +284,9 @@ class Writer:
 
     def _product(self, op: Contract | ContractAdd) -> str:
         g = matmul_groups(op)
-        lhs = self._matrix(op.lhs, g.batch, g.rows, g.inner)
-        rhs = self._matrix(op.rhs, g.batch, g.inner, g.cols)
+        lhs, rhs = self.factors(op, g)
+        if g.outer:  # not `@`, which copies the tensor if the matrix needs a gradient
+            return f"torch.bmm({lhs}, {rhs})"
         if isinstance(op, ContractAdd):
             groups = (g.cols,) if set(op.bias.indices) == set(g.cols) else (g.rows, g.cols)
             bias = self._view(op.bias, groups)
@@ -295,6 +296,16 @@ class Writer:
         if self.product != "@" and not g.batch:
             return f"{self.product}({lhs}, {rhs})"
         return f"{lhs} @ {rhs}"
+
+    def factors(self, op: Contract | ContractAdd, g: MatmulGroups) -> tuple[str, str]:
+        """Both operands of a product as matrices, with axes for its batch; of a broadcast one with a common batch."""
+        if not g.outer:
+            return self._matrix(op.lhs, g.batch, g.rows, g.inner), self._matrix(op.rhs, g.batch, g.inner, g.cols)
+        free = [f"{self.ref(op.rhs.name)}.shape[{k}]" for k, i in enumerate(g.outer) if i in self.program.dynamic]
+        fixed = math.prod(int(self.program.sizes[i]) for i in g.outer if i not in self.program.dynamic)
+        items = " * ".join([*free, *([str(fixed)] if fixed != 1 or not free else [])])
+        lhs = f"{self._matrix(op.lhs, (), g.rows, g.inner)}.expand({items}, -1, -1)"
+        return lhs, self._view(op.rhs, (g.outer, g.inner, g.cols))
 
     def _call(self, op: FusedOp) -> str:
         """The function of a fused op, with its operands as matrices and each bias as a row."""
@@ -318,7 +329,8 @@ class Writer:
     def _result_view(self, op: Contract | ContractAdd | FusedOp) -> str:
         g = _product_groups(op)
         text = ""
-        for group, axis in ((g.rows, len(g.batch)), (g.cols, -1)):
+        groups = [(g.rows, len(g.batch) + bool(g.outer)), (g.cols, -1), *([(g.outer, 0)] if g.outer else [])]
+        for group, axis in groups:
             if len(group) > 1:
                 text += f".unflatten({axis}, ({', '.join(self._sizes(group))}))"
             elif not group:
@@ -329,7 +341,7 @@ class Writer:
         """The axes of the product before its view, e.g. `t (r1 r2)`."""
         assert isinstance(op, Contract | ContractAdd | FusedOp)
         g = _product_groups(op)
-        groups = [(i,) for i in g.batch] + [g.rows, g.cols]
+        groups = [(i,) for i in g.batch] + [g.outer] * bool(g.outer) + [g.rows, g.cols]
         return " ".join(f"({' '.join(group)})" if len(group) > 1 else group[0] if group else "1" for group in groups)
 
     def _matrix(self, value: Value, batch: tuple[str, ...], rows: tuple[str, ...], cols: tuple[str, ...]) -> str:
@@ -378,4 +390,11 @@ def conditional(writer: Writer, op: Op, condition: str) -> list[str]:
     inside = f"{value} if {condition} else None"
     if len(inside) + 12 <= WIDTH:
         return [f"{target} = (", f"    {inside}", f"){comment}"]
-    return [f"{target} = (", f"    {value}", f"    if {condition}", "    else None", f"){comment}"]
+    ending = [f"    if {condition}", "    else None"]
+    if len(value) + 12 <= WIDTH:
+        return [f"{target} = (", f"    {value}", *ending, f"){comment}"]
+    expression, views = writer.expression(op)
+    if not views:
+        return [f"{target} = (", *nested(broken(value, margin=12)), *ending, f"){comment}"]
+    lines = [f"{target} = (", *nested(broken(expression, margin=12)), *ending, ")"]
+    return [*lines, *broken(f"{target} = {target}{views} if {condition} else None", comment)]

@@ -87,6 +87,10 @@ class StreamWriter(Writer):
         name = self.whole(holder.name) if self.token in holder.indices else self.ref(holder.name)
         return f"{name}.shape[{holder.indices.index(index)}]"
 
+    def _sizes(self, group: tuple[str, ...]) -> list[str]:
+        first = next((i for i in group if i in self.program.dynamic), "")
+        return ["-1" if i == first else self.length(i) for i in group]
+
     def allocation(
         self, target: str, like: str, first: str, axes: Sequence[str], *, fill: str = "empty", condition: str = ""
     ) -> list[str]:
@@ -117,13 +121,12 @@ class StreamWriter(Writer):
             case Contract() | ContractAdd():
                 g = matmul_groups(op)
                 single = tuple((i,) for i in g.batch)
-                lhs = self._matrix(op.lhs, g.batch, g.rows, g.inner)
-                rhs = self._matrix(op.rhs, g.batch, g.inner, g.cols)
-                into = self._view(op.out, (*single, g.rows, g.cols))
+                lhs, rhs = self.factors(op, g)
+                into = self._view(op.out, (*single, *([g.outer] * bool(g.outer)), g.rows, g.cols))
                 if isinstance(op, ContractAdd):
                     groups = (g.cols,) if set(op.bias.indices) == set(g.cols) else (g.rows, g.cols)
                     return f"torch.addmm({self._view(op.bias, groups)}, {lhs}, {rhs}, out={into})"
-                return f"torch.{'bmm' if g.batch else 'mm'}({lhs}, {rhs}, out={into})"
+                return f"torch.{'bmm' if g.batch or g.outer else 'mm'}({lhs}, {rhs}, out={into})"
             case Multiply(out, lhs, rhs) | Add(out, lhs, rhs):
                 call = "mul" if isinstance(op, Multiply) else "add"
                 return f"torch.{call}({self._spread(lhs, out)}, {self._spread(rhs, out)}, out={target})"

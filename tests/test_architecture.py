@@ -33,7 +33,7 @@ ALLOWED = {
     "network": {"dims", "drawing", "errors"},
     "layer": {"dims", "errors", "initialise", "network", "ops"},
     "program": {"dims", "errors", "initialise", "layer", "ops", "report", "routing_ops", "unfused"},
-    "passes": {"fused_ops", "initialise", "layer", "network", "ops", "program", "unfused"},
+    "passes": {"fused_ops", "initialise", "layer", "network", "ops", "passes", "program", "unfused"},
     "formulas": {"dims"},
     "integer_ranges": {"dims", "errors", "vectorised"},
     "goals": {"dims", "errors"},

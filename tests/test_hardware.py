@@ -234,6 +234,9 @@ def test_batched_products_have_their_own_rate_and_views_their_own_time() -> None
     batched = ops.Contract(Value("y", ("t", "a", "o")), Value("x", ("t", "a", "b")), Value("w", ("t", "b", "o")))
     seconds = op_seconds(batched, SIZES, by_hand(), "float32")
     assert seconds == pytest.approx(2 * 32 * 4 * 2 * 8 / 5e8 + OVERHEAD["batched"])
+    broadcast = ops.Contract(Value("y", ("t", "a", "o")), Value("w", ("a", "b")), Value("x", ("t", "b", "o")))
+    seconds = op_seconds(broadcast, SIZES, by_hand(), "float32")
+    assert seconds == pytest.approx(2 * 32 * 4 * 2 * 8 / 5e8 + OVERHEAD["batched"] + OVERHEAD["merge"])  # its expansion
     # (a b) is merged in the weight, and split again in the result
     viewed = ops.Contract(Value("y", ("t", "a", "b")), X, Value("w", ("i", "a", "b")))
     seconds = op_seconds(viewed, SIZES, by_hand(), "float32")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from tnmoe import routing_memory, routing_saved
-from tnmoe.backward import saved_inside
+from tnmoe.backward import broadcast_elements, saved_inside
 from tnmoe.cost import INTEGER_BYTES, is_view
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
@@ -113,7 +113,8 @@ def backward_scripts(
     wanted = [v for v in operands(op) if v.name in needing]
     match op:
         case Contract() | ContractAdd():
-            return (tuple(size(v, sizes, item) for v in wanted if not passes_on(op, v, sizes)),)
+            made = [v for v in wanted if not passes_on(op, v, sizes)]
+            return (tuple(gradient_bytes(op, v, sizes, item) for v in made),)
         case Multiply(out):
             # Both products first, then the sums over what was broadcast.
             full = size(out, sizes, item)
@@ -142,6 +143,13 @@ def backward_scripts(
         case _ if isinstance(op, RoutingOp):
             return routing_memory.backward(op, sizes, item, needing, stored)
     raise CostError(f"op {type(op).__name__} has no allocations; add them to tnmoe/allocations.py")
+
+
+def gradient_bytes(op: Op, value: Value, sizes: Mapping[str, Dim], item: int) -> int:
+    """Bytes of the gradient of an operand as the op's own node makes it: of a broadcast matrix for each item."""
+    if isinstance(op, Contract) and value == op.lhs and (items := broadcast_elements(op, sizes)):
+        return item * whole(items)
+    return size(value, sizes, item)
 
 
 def passes_on(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:

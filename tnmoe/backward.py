@@ -34,6 +34,7 @@ from tnmoe.ops import (
     Sparsemax,
     Split,
     Value,
+    matmul_groups,
     operands,
     propagate,
     results,
@@ -62,8 +63,10 @@ def backward_cost(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Cost:
             # The gradient of either factor is a matrix product of the same extent; that of a bias sums over rows.
             products = sum(v in (lhs, rhs) for v in wanted)
             macs = products * elements(joint_indices(lhs, rhs), sizes)
-            sums = sum(len(v.indices) < len(op.out.indices) for v in wanted if v not in (lhs, rhs))
-            return Cost(macs=macs, matmul_flops=2 * macs, elementwise_flops=sums * written)
+            sums = written * sum(len(v.indices) < len(op.out.indices) for v in wanted if v not in (lhs, rhs))
+            if lhs in wanted:
+                sums += broadcast_elements(op, sizes)
+            return Cost(macs=macs, matmul_flops=2 * macs, elementwise_flops=sums)
         case Multiply():  # one product an element, then a sum over what was broadcast
             sums = sum(len(v.indices) < len(op.out.indices) for v in wanted)
             return Cost(macs=len(wanted) * written, elementwise_flops=(len(wanted) + sums) * written)
@@ -76,6 +79,14 @@ def backward_cost(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Cost:
             return Cost(macs, 2 * macs, elementwise, special)
         case _:
             return Cost(special_flops=_special_per_element(op, needing) * written)
+
+
+def broadcast_elements(op: Op, sizes: Mapping[str, Dim]) -> Dim:
+    """Elements of the gradient of a matrix that is broadcast, before it is summed over the items; else 0."""
+    if not isinstance(op, Contract) or op.out.indices[:1] != op.rhs.indices[:1]:  # planners ask often
+        return 0
+    outer = matmul_groups(op).outer
+    return elements(outer + op.lhs.indices, sizes) if outer else 0
 
 
 def _special_per_element(op: Op, needing: Set[str]) -> int:

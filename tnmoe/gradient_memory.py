@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from tnmoe.allocations import backward_scripts, passes_on
+from tnmoe.allocations import backward_scripts, gradient_bytes, passes_on
 from tnmoe.backward import differentiated, saved_values
 from tnmoe.dims import Dim
 from tnmoe.heap import Heap
@@ -132,6 +132,12 @@ class Backward:
         first_use = {v.name: op.out.name for op in reversed(order) for v in operands(op) if v.name in leaves}
         listed = {owner[op.positions.name] for op in order if isinstance(op, Gather) and op.sparse}  # by gradients
         made = {v.name for op in self.program.ops for v in results(op)} - {owner[self.program.output.name]}
+
+        def take(op: Op) -> None:
+            for v in operands(op):
+                if first_use.get(v.name) == op.out.name and v.name in self.gradients:
+                    self.accumulate(v)
+
         for op in reversed(order):
             incoming = self.gradients.pop(op.out.name, None)
             if incoming is None:
@@ -141,10 +147,21 @@ class Backward:
             found = self._gradients_of(op, incoming, read)
             heap.free(inside(op))
             heap.done()
-            self.hand_on(op.out.name, found)
-            for v in operands(op):
-                if first_use.get(v.name) == op.out.name and v.name in self.gradients:
-                    self.accumulate(v)
+            broadcast = [(v, g) for v, g in found if _is_broadcast(op, v)]
+            self.hand_on(op.out.name, [pair for pair in found if pair not in broadcast])
+            take(op)
+            for v, items in broadcast:
+                self.hand_on(op.out.name, [(v, self._summed(op, v, items))])
+                take(op)
+
+    def _summed(self, op: Op, value: Value, items: Gradient) -> Gradient:
+        """The gradient of a broadcast matrix, by the node that expanded it; that of each item is given up."""
+        self.heap.step("backward", op.out.name, (self.bytes(value),))
+        total = self.made(value.name, self.bytes(value))
+        total.dense = items.dense
+        self.give_up(items)
+        self.heap.done()
+        return total
 
     def _gradients_of(self, op: Op, incoming: Gradient, read: Collection[str]) -> list[tuple[Value, Gradient]]:
         """The gradients of the operands of an op, which gives up that of its result, and what it `read` last."""
@@ -187,11 +204,15 @@ class Backward:
                 view = _is_sparse(op) or (isinstance(op, Add) and v.indices != op.out.indices)
                 found.append((v, Gradient(incoming.storage, dense, incoming.view or view)))
             else:
-                gradient = self.made(v.name, self.bytes(v))
+                gradient = self.made(v.name, gradient_bytes(op, v, sizes, self.item))
                 gradient.dense = _is_dense(op, v, sizes)
                 found.append((v, gradient))
         self.give_up(incoming)
         return found
+
+
+def _is_broadcast(op: Op, value: Value) -> bool:
+    return isinstance(op, Contract) and value == op.lhs and bool(matmul_groups(op).outer)
 
 
 def _alike(order: tuple[str, ...], other: tuple[str, ...], sizes: Mapping[str, Dim]) -> bool:
@@ -200,13 +221,13 @@ def _alike(order: tuple[str, ...], other: tuple[str, ...], sizes: Mapping[str, D
 
 
 def _is_dense(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
-    """False if torch makes the gradient of an operand transposed: a batched product takes it as it was read."""
+    """False if torch makes the gradient of an operand transposed: products of batches take it as it was read."""
     if isinstance(op, CapacitySlots):  # that of a transpose
         return 1 in (sizes[i] for i in value.indices)
     if not isinstance(op, Contract | ContractAdd):
         return True
     g = matmul_groups(op)
-    if not g.batch:
+    if (g.outer and value == op.rhs) or not (g.batch or g.outer):
         return True
     straight = (*g.batch, *g.rows, *g.inner) if value == op.lhs else (*g.batch, *g.inner, *g.cols)
     return _alike(value.indices, straight, sizes)
@@ -225,4 +246,4 @@ def _is_viewed(op: Op, sizes: Mapping[str, Dim]) -> bool:
     if not isinstance(op, Contract | ContractAdd):
         return False
     g = matmul_groups(op)
-    return any(sum(sizes[i] != 1 for i in group) > 1 for group in (g.rows, g.cols))
+    return any(sum(sizes[i] != 1 for i in group) > 1 for group in (g.outer, g.rows, g.cols))

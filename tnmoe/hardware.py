@@ -127,14 +127,15 @@ def _alone(
         case Contract() | ContractAdd():
             cost = op_cost(op, sizes)
             groups = matmul_groups(op)
+            batched = groups.batch + groups.outer
             batch, rows, inner, cols = (
-                int(elements(g, sizes)) for g in (groups.batch, groups.rows, groups.inner, groups.cols)
+                int(elements(g, sizes)) for g in (batched, groups.rows, groups.inner, groups.cols)
             )
             point: tuple[int, ...]
             # A batched product, or one with a bias for each entry, is the public one in every flavour.
-            public = bool(groups.batch) or (isinstance(op, ContractAdd) and set(op.bias.indices) != set(groups.cols))
+            public = bool(batched) or (isinstance(op, ContractAdd) and set(op.bias.indices) != set(groups.cols))
             products = None if public else fast
-            if groups.batch:
+            if batched:
                 grid, point, overhead = rates.batched, (batch, rows, inner, cols), rates.overhead["batched"]
             elif products is not None:
                 grid, point, overhead = products.gemm, (rows, inner, cols), products.overhead
@@ -207,7 +208,10 @@ def _views(groups: MatmulGroups) -> tuple[int, int]:
     def odd(*found: tuple[str, ...]) -> int:
         return sum(len(g) != 1 for g in found)
 
-    return odd(groups.rows, groups.inner) + odd(groups.inner, groups.cols), odd(groups.rows, groups.cols)
+    outer = (groups.outer,) if groups.outer else ()
+    merges = odd(groups.rows, groups.inner) + odd(*outer, groups.inner, groups.cols)
+    merges += len(outer)  # the matrix is expanded
+    return merges, odd(*outer, groups.rows, groups.cols)
 
 
 def view_count(op: Contract | ContractAdd) -> int:

@@ -148,7 +148,8 @@ def lower(
     Args:
         layer: what to compute.
         paths: each network's order, by the name of the value it defines.
-        sizes: an integer for every index, by which the layout of weights is chosen; it changes no op.
+        sizes: an integer for every index, by which layouts are chosen: how weights are stored, and whether a small
+            matrix is broadcast instead of a tensor copied. No other op depends on it.
         turned: names of the weights that are stored (columns, inner); by default the sizes decide.
 
     Raises:
@@ -199,7 +200,7 @@ def run_passes(
     program = then("prune", prune(program))
     program = then("fuse_bias", fuse_bias(program))
     program = _together(program)
-    program = assign_layouts(program)
+    program = assign_layouts(program, sizes)
     then("assign_layouts", _apart(program), laid_out=True)
     then("orient", _apart(orient(program, sizes, turned)), laid_out=True)
     return tuple(found)

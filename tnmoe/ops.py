@@ -258,16 +258,38 @@ def merged_order(order: tuple[str, ...], op: Split | Merge) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class MatmulGroups:
-    """Index groups of a contraction: `out[batch, rows, cols] = lhs[batch, rows, inner] @ rhs[batch, inner, cols]`."""
+    """Index groups of a contraction: `out[batch, rows, cols] = lhs[batch, rows, inner] @ rhs[batch, inner, cols]`.
+
+    With `outer`, and then without `batch`, `lhs` is broadcast: `out[outer, rows, cols] = lhs[rows, inner] @
+    rhs[outer, inner, cols]`, one product for each item of the axes in front. So a mode in the middle of a tensor is
+    multiplied by a matrix where it lies.
+    """
 
     batch: tuple[str, ...]
     rows: tuple[str, ...]
     inner: tuple[str, ...]
     cols: tuple[str, ...]
+    outer: tuple[str, ...] = ()
 
 
 def matmul_groups(op: Contract | ContractAdd) -> MatmulGroups:
-    """The groups of a contraction, each in the order of `lhs` (columns: of `rhs`)."""
+    """The groups of a contraction, each in the order of `lhs` (columns: of `rhs`); `outer` if it is laid out so."""
+    g = index_groups(op)
+    if isinstance(op, ContractAdd) or g.batch or not g.rows or not g.inner:
+        return g
+    start = min(map(op.rhs.indices.index, g.inner))
+    outer, cols = g.cols[:start], g.cols[start:]
+    broadcast = (
+        bool(outer and cols)
+        and op.lhs.indices in (g.rows + g.inner, g.inner + g.rows)
+        and op.rhs.indices == outer + g.inner + cols
+        and op.out.indices == outer + g.rows + cols
+    )
+    return replace(g, outer=outer, cols=cols) if broadcast else g
+
+
+def index_groups(op: Contract | ContractAdd) -> MatmulGroups:
+    """The groups of a contraction, laid out or not; `outer` is empty."""
     lhs, rhs, out = op.lhs.indices, op.rhs.indices, op.out.indices
     return MatmulGroups(
         batch=tuple(i for i in lhs if i in rhs and i in out),
@@ -280,7 +302,7 @@ def matmul_groups(op: Contract | ContractAdd) -> MatmulGroups:
 def is_matmul(op: Contract | ContractAdd) -> bool:
     """True if the layouts allow one matrix product over views: nothing has to be copied."""
     g = matmul_groups(op)
-    return (
+    return bool(g.outer) or (
         op.lhs.indices in (g.batch + g.rows + g.inner, g.batch + g.inner + g.rows)
         and op.rhs.indices in (g.batch + g.inner + g.cols, g.batch + g.cols + g.inner)
         and op.out.indices == g.batch + g.rows + g.cols

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 
 from tnmoe.errors import ProgramError
 from tnmoe.ops import (
@@ -26,6 +27,7 @@ from tnmoe.ops import (
     Split,
     Value,
     is_matmul,
+    matmul_groups,
     operands,
 )
 from tnmoe.program import Program
@@ -73,7 +75,7 @@ def _contributions(op: Op, grad: Value) -> Iterator[tuple[Value, Make]]:
     """Each operand, and how its gradient is made from that of the result."""
     match op:
         case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
-            yield lhs, partial(_product, grad, rhs)
+            yield lhs, partial(_item_by_item if matmul_groups(op).outer else _product, grad, rhs)
             yield rhs, partial(_product, lhs, grad)
             if isinstance(op, ContractAdd):
                 yield op.bias, partial(_summed, grad)
@@ -104,6 +106,14 @@ def _product(lhs: Value, rhs: Value, out: Value) -> tuple[tuple[Op, ...], Value]
         return (Multiply(out, lhs, rhs),), out
     op = Contract(out, lhs, rhs)
     return (op if is_matmul(op) else Contract(out, rhs, lhs),), out
+
+
+def _item_by_item(grad: Value, tensor: Value, out: Value) -> tuple[tuple[Op, ...], Value]:
+    """The gradient of a matrix that was broadcast: that of each item of the tensor, then their sum."""
+    outer = takewhile(grad.indices.__contains__, tensor.indices)
+    items = Value(f"{out.name}_items", (*outer, *out.indices), out.part)
+    op = Contract(items, grad, tensor)
+    return (op if is_matmul(op) else Contract(items, tensor, grad), Reduce(out, items)), out
 
 
 def _hadamard(grad: Value, other: Value, out: Value) -> tuple[tuple[Op, ...], Value]:

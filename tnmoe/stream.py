@@ -71,7 +71,10 @@ class Pass:
 
     def added_in_place(self, op: Op) -> bool:
         """Whether the product of a chunk is added to its sum as it is made."""
-        return self.placing and isinstance(op, Contract) and not matmul_groups(op).batch
+        if not self.placing or not isinstance(op, Contract):
+            return False
+        g = matmul_groups(op)
+        return not g.batch and not g.outer
 
 
 def kept_values(a: Adjoint) -> tuple[Value, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from tnmoe.fused_ops import ContractMix, ContractMultiply, DualContract, FusedOp
-from tnmoe.ops import Contract, ContractAdd, Multiply, Op, Value, operands
+from tnmoe.ops import Contract, ContractAdd, Multiply, Op, Value, matmul_groups, operands
 from tnmoe.program import Program
 from tnmoe.unfused import fault
 
@@ -55,7 +55,10 @@ def fuse_products(ops: Sequence[Op], unwritten: Set[str]) -> tuple[Op, ...]:
     products = {
         op.out.name: op
         for op in ops
-        if isinstance(op, Contract | ContractAdd) and op.out.name in unwritten and uses[op.out.name] == 1
+        if isinstance(op, Contract | ContractAdd)
+        and op.out.name in unwritten
+        and uses[op.out.name] == 1
+        and not matmul_groups(op).outer
     }
     gone: set[str] = set()
     found: list[Op] = []

@@ -2,11 +2,14 @@
 
 Weights are free: each is stored the way its matrix product wants it, so that none is transposed or copied at run
 time (but for one that two products want in different orders). Data comes as it comes; where two demands on an
-intermediate conflict, an explicit `Permute` (a copy, which the cost model sees) is inserted.
+intermediate conflict, an explicit `Permute` (a copy, which the cost model sees) is inserted. A program that would be
+left with copies is laid out a second time, with small matrices broadcast to a mode in the middle of a tensor (see
+`tnmoe.passes.broadcast`), and stays so if that copies less.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -29,15 +32,16 @@ from tnmoe.ops import (
     Sparsemax,
     Split,
     Value,
+    index_groups,
     is_matmul,
     is_subsequence,
-    matmul_groups,
     merged_order,
     operands,
     rename,
     results,
     split_order,
 )
+from tnmoe.passes.broadcast import broadcast, broadcast_demand
 from tnmoe.program import Program
 
 Order = tuple[str, ...]
@@ -49,9 +53,28 @@ ROWWISE = (LayerNorm, BatchNorm, Softmax, Entmax15, Sparsemax)
 """Ops over one index, which has to be the last in memory."""
 
 
-def assign_layouts(program: Program) -> Program:
-    """Store weights and order intermediates by what their consumers want, from the output backwards."""
-    demands = _demands(program)
+def assign_layouts(program: Program, sizes: Mapping[str, int]) -> Program:
+    """Store weights and order intermediates by what their consumers want, from the output backwards.
+
+    Args:
+        program: not laid out.
+        sizes: an integer for every index, by which it is decided what is broadcast; without them nothing is.
+    """
+    plain = _laid_out(program, {})
+    if not _copied(plain, sizes):
+        return plain
+    other = _laid_out(program, sizes)
+    return other if _copied(other, sizes) < _copied(plain, sizes) else plain
+
+
+def _copied(program: Program, sizes: Mapping[str, int]) -> int:
+    """Elements that the program copies, as far as the sizes are known."""
+    copies = [op.out for op in program.ops if isinstance(op, Permute)]
+    return sum(math.prod(sizes.get(i, 1) for i in v.indices) for v in copies)
+
+
+def _laid_out(program: Program, sizes: Mapping[str, int]) -> Program:
+    demands = _demands(program, sizes)
     parameters = tuple(replace(p, indices=demands.get(p.name, p.indices)) for p in program.parameters)
     known = {v.name: v for v in replace(program, parameters=parameters).leaves}
     ops: list[Op] = []
@@ -75,7 +98,7 @@ def assign_layouts(program: Program) -> Program:
         want = demands.get(op.out.name, op.out.indices)
         match op:
             case Contract() | ContractAdd():
-                op = _as_matmul(op, want, permuted)
+                op = _as_matmul(op, want, permuted, sizes)
             case Multiply(out, lhs, rhs) | Add(out, lhs, rhs):
                 order = (
                     want
@@ -134,7 +157,7 @@ def _restored(program: Program) -> Program:
     )
 
 
-def _demands(program: Program) -> dict[str, Order]:
+def _demands(program: Program, sizes: Mapping[str, int]) -> dict[str, Order]:
     """The memory order that the consumer of each value would like best, by name."""
     fixed = {v.name: v.indices for v in program.inputs}
     demands: dict[str, Order] = {program.output.name: program.output.indices}
@@ -143,6 +166,10 @@ def _demands(program: Program) -> dict[str, Order]:
         want = demands.setdefault(op.out.name, op.out.indices)
         match op:
             case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
+                if found := broadcast_demand(op, want, sizes, {**demands, **fixed}):
+                    for value, order in found:
+                        demands.setdefault(value.name, order)
+                    continue
                 first, second = _sides(op, want)
                 batch = _in_order([i for i in first.indices if i in second.indices and i in want], want)
                 inner: Collection[str] = [i for i in first.indices if i in second.indices and i not in want]
@@ -190,14 +217,19 @@ def _sides(op: Contract | ContractAdd, want: Order) -> tuple[Value, Value]:
 
 
 def _as_matmul(
-    op: Contract | ContractAdd, want: Order, permuted: Callable[[Value, Order], Value]
+    op: Contract | ContractAdd, want: Order, permuted: Callable[[Value, Order], Value], sizes: Mapping[str, int]
 ) -> Contract | ContractAdd:
     """The contraction with operands placed, and copied where unavoidable, so that it is a matrix product."""
+    if found := broadcast(op, sizes):
+        small, tensor, groups = found
+        if not _fits(small, (), groups.rows, groups.inner):
+            small = permuted(small, (*groups.rows, *groups.inner))
+        return Contract(replace(op.out, indices=(*groups.outer, *groups.rows, *groups.cols)), small, tensor)
     lhs, rhs = _sides(op, want)
     op = replace(op, lhs=lhs, rhs=rhs)
-    g = matmul_groups(op)
+    g = index_groups(op)
     if not _fits(lhs, g.batch, g.rows, g.inner) or not _fits(rhs, g.batch, g.cols, g.inner):
-        mirrored = matmul_groups(replace(op, lhs=rhs, rhs=lhs))
+        mirrored = index_groups(replace(op, lhs=rhs, rhs=lhs))
         if not _fits(lhs, g.batch, g.rows, g.inner) and _fits(rhs, mirrored.batch, mirrored.rows, mirrored.inner):
             lhs = permuted(lhs, (*mirrored.batch, *g.rows, *mirrored.inner))
         else:
@@ -208,7 +240,7 @@ def _as_matmul(
                 batch = g.batch
             rhs = permuted(rhs, (*batch, *g.inner, *g.cols))
         op = replace(op, lhs=lhs, rhs=rhs)
-        g = matmul_groups(op)
+        g = index_groups(op)
     op = replace(op, out=replace(op.out, indices=(*g.batch, *g.rows, *g.cols)))
     if isinstance(op, ContractAdd):
         op = replace(op, bias=permuted(op.bias, _in_order(op.bias.indices, op.out.indices)))

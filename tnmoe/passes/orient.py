@@ -37,7 +37,7 @@ class Stored:
 def turnable(program: Program) -> dict[str, Stored]:
     """The weights that a program, laid out, could as well read in the other order, by name.
 
-    Each is the right operand of one product without a batch, and used nowhere else.
+    Each is the right operand of one product that is neither batched nor broadcast, and used nowhere else.
     """
     uses = Counter(v.name for op in program.ops for v in operands(op))
     uses[program.output.name] += 1
@@ -46,7 +46,7 @@ def turnable(program: Program) -> dict[str, Stored]:
     for op in program.ops:
         if isinstance(op, Contract | ContractAdd) and op.rhs.name in stored:
             groups = matmul_groups(op)
-            if not groups.batch:
+            if not groups.batch and not groups.outer:
                 found[op.rhs.name] = Stored(op.rhs, groups.inner, groups.cols)
     return found
 
