@@ -273,7 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="of each table, at most (default: 15)")
     parser.add_argument(
-        "--seconds", type=float, default=30, help="of forward rounds; twice that of training (default: 30)"
+        "--seconds", type=float, default=20, help="of forward rounds; twice that of training (default: 20)"
     )
     parser.add_argument("--tuning", type=float, default=15, help="seconds of each tnmoe.tune; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=2)

@@ -51,6 +51,15 @@ def assert_equal(got: Tensor, want: Tensor, what: str) -> None:
         assert error <= TOLERANCE, f"{what}: error {error:.1e}"
 
 
+def check_compiled(spec: tnmoe.layers.Spec) -> None:
+    """One graph gives what the module gives, for several numbers of tokens."""
+    plan, module = built(spec, 12)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count in (12, 6):
+        x = rows(plan, count)
+        assert_equal(compiled(x), module(x), f"compiled, {count} tokens")
+
+
 def check_family(
     spec: tnmoe.layers.Spec, oracle: Oracle, tokens: int = 12, seed: int = 0, apart: tuple[str, ...] = ()
 ) -> tnmoe.CostReport:

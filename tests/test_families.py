@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from families import built, canonical, check_family, rows, softmax
+from families import built, canonical, check_compiled, check_family, rows, softmax
 from straight_line import straight_line
 
 import tnmoe
@@ -188,11 +188,7 @@ def test_checks_round_trip_and_empty_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_compiles_whole(name: str) -> None:
-    plan, module = built(EVERY[name], 12)
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
-    for count in (12, 6):
-        x = rows(plan, count)
-        assert torch.allclose(compiled(x), module(x), rtol=0, atol=1e-12)
+    check_compiled(EVERY[name])
 
 
 @pytest.mark.parametrize("name", [name for name, spec in EVERY.items() if spec.layer().couples_tokens])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import built, canonical, rows
+from families import built, canonical, check_compiled, rows
 from test_families import held, macs
 
 import tnmoe
@@ -174,8 +174,4 @@ def test_contract(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_compiles_whole(name: str) -> None:
-    plan, module = built(EVERY[name], 12)
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
-    for count in (12, 6):
-        x = rows(plan, count)
-        assert torch.allclose(compiled(x), module(x), rtol=0, atol=1e-12)
+    check_compiled(EVERY[name])
