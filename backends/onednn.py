@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def _find_onednn():  # type: ignore[no-untyped-def]
@@ -24,16 +27,39 @@ def _find_onednn():  # type: ignore[no-untyped-def]
 _onednn = _find_onednn()  # type: ignore[no-untyped-call]
 
 
+class _Product(torch.autograd.Function):
+    """a @ b, which `_mm` multiplies forward and backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return _mm(a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        (a, b), (of_a, of_b) = inputs, ctx.needs_input_grad
+        ctx.save_for_backward(a if of_b else None, b if of_a else None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        return None if b is None else _mm(grad, b.mT), None if a is None else _mm(a.mT, grad)
+
+
 def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a @ b, plus a bias if given: by oneDNN for float32 on a CPU, else by public products.
 
-    oneDNN's has no autograd, and for a single row it is slower.
+    oneDNN's is slower for a single row, and autograd does not know it.
     """
     tensors = [t for t in (a, b, bias) if t is not None]
-    if _onednn is not None and not torch.compiler.is_compiling():
+    if _onednn is not None and not torch.compiler.is_compiling() and min(a.shape) > 1:
         asked = torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")
         float32 = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
         learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if asked and float32 and not learns and min(a.shape) > 1:
+        if asked and float32 and learns and bias is None:
+            return _Product.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
+        if asked and float32 and not learns:
             return _onednn(a, b.mT, bias, "none", [], "")  # type: ignore[no-any-return]
     return a @ b if bias is None else torch.addmm(bias, a, b)

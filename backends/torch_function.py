@@ -33,11 +33,15 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)'''
 """Helper of every emitted function."""
 
-FAST = re.sub(
-    r"  # type: ignore\[[a-z-]*\]",
-    "",
-    Path(__file__).with_name("onednn.py").read_text(encoding="utf-8").partition("import Tensor\n")[2],
-).strip()
+FAST = (
+    re.sub(
+        r"  # type: ignore\[[a-z, -]*\]",
+        "",
+        Path(__file__).with_name("onednn.py").read_text(encoding="utf-8").partition("import once_differentiable\n")[2],
+    )
+    .strip()
+    .replace("ctx: Any", "ctx")
+)
 """Matrix product of the flavour `fast`."""
 
 PRODUCTS = {"portable": "@", "fast": "_mm", "triton": "@"}
