@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from tnmoe.backends.copied import as_emitted
 from tnmoe.backends.torch_freeze import freeze_method, frozen_init
 from tnmoe.backends.torch_function import function_source
 from tnmoe.backends.torch_kernels import IMPORT, kernel_sources
@@ -84,7 +85,7 @@ def _gate_source(name: str, *, called: bool) -> str:
         ast.get_source_segment(text, found[n]) or ""
         for n in (f"_{name}_threshold", function, *([name] if called else []))
     ]
-    return re.sub(r"  # type: ignore\[.*\]", "", "\n\n\n".join(parts)).replace("ctx: Any", "ctx")
+    return as_emitted("\n\n\n".join(parts))
 
 
 _STARTS = "Draw fresh weights; the layer starts with the variance of nn.Linear."

@@ -5,12 +5,12 @@ The forward and the backward pass are the ops of `tnmoe.adjoint`, one statement 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tnmoe.adjoint import Adjoint
+from tnmoe.backends.copied import as_emitted
 from tnmoe.backends.torch_adjoint import described, restored
 from tnmoe.backends.torch_statements import (
     Writer,
@@ -33,15 +33,8 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)'''
 """Helper of every emitted function."""
 
-FAST = (
-    re.sub(
-        r"  # type: ignore\[[a-z, -]*\]",
-        "",
-        Path(__file__).with_name("onednn.py").read_text(encoding="utf-8").partition("import once_differentiable\n")[2],
-    )
-    .strip()
-    .replace("ctx: Any", "ctx")
-)
+_PRODUCT = Path(__file__).with_name("onednn.py").read_text(encoding="utf-8")
+FAST = as_emitted(_PRODUCT.partition("import once_differentiable\n")[2]).strip()
 """Matrix product of the flavour `fast`."""
 
 PRODUCTS = {"portable": "@", "fast": "_mm", "triton": "@"}

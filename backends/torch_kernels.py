@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from tnmoe.backends.copied import as_emitted
 from tnmoe.fused_ops import ContractMix, ContractMultiply, DualContract
 from tnmoe.ops import Entmax15, Op
 
@@ -60,7 +61,7 @@ def _definitions() -> tuple[dict[str, str], dict[str, str]]:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
                 source = textwrap.dedent("\n".join(lines[first - 1 : node.end_lineno]))
-                found[node.name] = source.replace("ctx: Any", "ctx")
+                found[node.name] = as_emitted(source)
         return found
 
     return sources(body), sources(guarded.body)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import sympy
 
+from tnmoe.backends.copied import as_emitted
 from tnmoe.dims import Dim
 from tnmoe.errors import EmitError
 from tnmoe.ops import Op
@@ -66,14 +66,14 @@ def _grouped_sources() -> list[str]:
     """Everything below the imports of `grouped_matmul.py`."""
     text = Path(__file__).with_name("grouped_matmul.py").read_text(encoding="utf-8")
     body = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef | ast.Expr)][1:]
-    return [(ast.get_source_segment(text, n) or "").replace("ctx: Any", "ctx") for n in body]
+    return [as_emitted(ast.get_source_segment(text, n) or "") for n in body]
 
 
 @cache
 def _sources() -> dict[str, str]:
     text = Path(__file__).with_name("routing_functions.py").read_text(encoding="utf-8")
     return {
-        n.name: re.sub(r"  # type: ignore\[.*\]", "", ast.get_source_segment(text, n) or "")
+        n.name: as_emitted(ast.get_source_segment(text, n) or "")
         for n in ast.parse(text).body
         if isinstance(n, ast.FunctionDef)
     }

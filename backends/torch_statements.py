@@ -324,7 +324,7 @@ class Writer:
         assert isinstance(product, Contract | ContractAdd)
         g = matmul_groups(product)
         bias = self._view(product.bias, (g.cols,)) if isinstance(product, ContractAdd) else "None"
-        return self._matrix(product.lhs, (), g.rows, g.inner), self._matrix(product.rhs, (), g.inner, g.cols), bias
+        return *self.factors(product, g), bias
 
     def _result_view(self, op: Contract | ContractAdd | FusedOp) -> str:
         g = _product_groups(op)
@@ -341,8 +341,7 @@ class Writer:
         """The axes of the product before its view, e.g. `t (r1 r2)`."""
         assert isinstance(op, Contract | ContractAdd | FusedOp)
         g = _product_groups(op)
-        groups = [(i,) for i in g.batch] + [g.outer] * bool(g.outer) + [g.rows, g.cols]
-        return " ".join(f"({' '.join(group)})" if len(group) > 1 else group[0] if group else "1" for group in groups)
+        return " ".join(f"({' '.join(group)})" if len(group) > 1 else group[0] if group else "1" for group in g.axes)
 
     def _matrix(self, value: Value, batch: tuple[str, ...], rows: tuple[str, ...], cols: tuple[str, ...]) -> str:
         """`value` viewed as (batch…, rows, cols)."""

@@ -120,9 +120,8 @@ class StreamWriter(Writer):
         match op:
             case Contract() | ContractAdd():
                 g = matmul_groups(op)
-                single = tuple((i,) for i in g.batch)
                 lhs, rhs = self.factors(op, g)
-                into = self._view(op.out, (*single, *([g.outer] * bool(g.outer)), g.rows, g.cols))
+                into = self._view(op.out, g.axes)
                 if isinstance(op, ContractAdd):
                     groups = (g.cols,) if set(op.bias.indices) == set(g.cols) else (g.rows, g.cols)
                     return f"torch.addmm({self._view(op.bias, groups)}, {lhs}, {rhs}, out={into})"
@@ -146,9 +145,8 @@ class StreamWriter(Writer):
         target = self.ref(op.out.name)
         if isinstance(op, Contract) and self.at_work.added_in_place(op):
             g = matmul_groups(op)
-            lhs = self._matrix(op.lhs, g.batch, g.rows, g.inner)
-            rhs = self._matrix(op.rhs, g.batch, g.inner, g.cols)
-            into = self._view(op.out, (g.rows, g.cols))
+            lhs, rhs = self.factors(op, g)
+            into = self._view(op.out, g.axes)
             return broken(f"torch.addmm({into}, {lhs}, {rhs}, out={into})", axes_comment(op.out.indices), self.margin)
         return broken(f"{target} += {self.viewed(op)}", axes_comment(op.out.indices), self.margin)
 

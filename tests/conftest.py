@@ -1,6 +1,7 @@
 """Options and settings of the whole suite."""
 
 import os
+from collections.abc import Iterator
 
 # Small tensors gain nothing from threads; it must be set before torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """True if golden files are to be rewritten instead of compared."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(scope="module")
+def any_processor() -> Iterator[None]:
+    """Modules of the flavour `fast` call oneDNN on this machine, whatever its processor can do."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+        yield

@@ -5,7 +5,7 @@ The ways: products of each flavour, what is kept for the backward pass, chunks, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -18,6 +18,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import tnmoe
 from tnmoe.plan import Plan
+
+pytestmark = pytest.mark.usefixtures("any_processor")
 
 BATCHES = (7, 12, 9)
 """None of them is the size of another axis, which compilers would take to be the same one."""
@@ -33,14 +35,6 @@ ways = st.fixed_dictionaries(
     }
 )
 seeds = st.integers(0, 2**32)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def any_processor() -> Iterator[None]:
-    """Modules of the flavour `fast` call oneDNN on this machine, whatever its processor can do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-        yield
 
 
 def planned(spec: Spec, seed: int, way: Way) -> Plan:

@@ -41,6 +41,8 @@ from tnmoe.rematerialise import front
 
 GOLDEN = Path(__file__).with_name("golden")
 
+pytestmark = pytest.mark.usefixtures("any_processor")
+
 every = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 some = pytest.mark.parametrize("name", ["cp", "tr_block", "tr_batch_norm", "mlp"])
 ways = pytest.mark.parametrize(
@@ -53,14 +55,6 @@ ways = pytest.mark.parametrize(
     ],
     ids=lambda w: "-".join(map(str, w.values())),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def any_processor():
-    """Modules of the flavour `fast` call oneDNN on this machine, whatever its processor can do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-        yield
 
 
 def pair(plan: Plan, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[nn.Module, nn.Module]:

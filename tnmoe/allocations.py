@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tnmoe import routing_memory, routing_saved
 from tnmoe.backward import broadcast_elements, saved_inside
-from tnmoe.cost import INTEGER_BYTES, is_view
+from tnmoe.cost import INTEGER_BYTES, entmax15_steps, is_view, sparsemax_steps
 from tnmoe.dims import Dim
 from tnmoe.errors import CostError
 from tnmoe.ops import (
@@ -254,7 +254,7 @@ def _entmax15(count: int, width: int, item: int) -> Script:
     # difference, product, sum, quotient, sum; the threshold before
     tau = (row, row, -row, row, row, -2 * row, row, -row, -row)
     first, later = (e, row, *tau), (e, -e, row, -row, *tau)
-    steps = 3 + z.digits // 2 + (item == 8)
+    steps = whole(entmax15_steps(z.digits)) + (item == 8)
     return z.gate((row, *first, *later * (steps - 1), -(e + row)), halved=True)
 
 
@@ -273,5 +273,5 @@ def _sparsemax(count: int, width: int, item: int) -> Script:
         return z.gate(threshold, halved=False)
     tau = (row, row, row, -2 * row, row, -row, -row)  # difference, sum, quotient, sum; the one before
     first, later = (e, row, *tau), (e, -e, row, -row, *tau)
-    steps = 3 + z.digits - z.digits // 4 + 2 * (item == 8)
+    steps = whole(sparsemax_steps(z.digits)) + 2 * (item == 8)
     return z.gate((row, *first, *later * (steps - 1), -(e + row)), halved=False)

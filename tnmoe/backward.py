@@ -190,17 +190,17 @@ def saved_integers(program: Program, needing: Set[str]) -> Dim:
     """Positions and counts (64 bits each) kept for the backward pass; arguments as in `saved_elements`."""
     live = differentiated(program, needing)
     kept = [elements(v.indices, program.sizes) for v in _kept(program, live, needing) if v.integer]
-    return sum(kept + [i.integers for i in _inside_routing(program, needing)], start=cast(Dim, 0))
+    return sum(kept + [i.integers for i in _inside_routing(program, live, needing)], start=cast(Dim, 0))
 
 
 def saved_flags(program: Program, needing: Set[str]) -> Dim:
     """Truth values (a byte each) kept for the backward pass; arguments as in `saved_elements`."""
-    return sum([i.flags for i in _inside_routing(program, needing)], start=cast(Dim, 0))
+    live = differentiated(program, needing)
+    return sum([i.flags for i in _inside_routing(program, live, needing)], start=cast(Dim, 0))
 
 
-def _inside_routing(program: Program, needing: Set[str]) -> list[routing_saved.Inside]:
-    live = (op for op in differentiated(program, needing) if isinstance(op, RoutingOp))
-    return [routing_saved.inside(op, program.sizes, needing) for op in live]
+def _inside_routing(program: Program, live: Iterable[Op], needing: Set[str]) -> list[routing_saved.Inside]:
+    return [routing_saved.inside(op, program.sizes, needing) for op in live if isinstance(op, RoutingOp)]
 
 
 def _kept(program: Program, live: Iterable[Op], needing: Set[str]) -> tuple[Value, ...]:

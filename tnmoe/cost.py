@@ -140,12 +140,10 @@ def _special(op: Op, sizes: Mapping[str, Dim]) -> Dim:
             return 5 * elements(x.indices, sizes)
         case Entmax15(_, x, index):
             # maximum, difference, half, clamp; a step: difference, clamp, square, sum, sum; difference, clamp, square
-            steps = 3 + ceil_log2(sizes[index]) // 2
-            return elements(x.indices, sizes) * (7 + 5 * steps)
+            return elements(x.indices, sizes) * (7 + 5 * entmax15_steps(ceil_log2(sizes[index])))
         case Sparsemax(_, x, index):
             # maximum, difference, clamp; a step: difference, clamp, sum, sign, sum; difference, clamp
-            digits = ceil_log2(sizes[index])
-            return elements(x.indices, sizes) * (5 + 5 * (3 + digits - digits // 4))
+            return elements(x.indices, sizes) * (5 + 5 * sparsemax_steps(ceil_log2(sizes[index])))
         case Sigmoid(_, x):  # minus, exponential, 1 +, reciprocal
             return 4 * elements(x.indices, sizes)
         case Gelu(_, x):  # over √2, erf, 1 +, half, times x
@@ -159,6 +157,16 @@ def _special(op: Op, sizes: Mapping[str, Dim]) -> Dim:
             return 5 * elements(x.indices, sizes)
         case _:
             raise CostError(f"op {type(op).__name__} has no cost formula; add one to tnmoe/cost.py")
+
+
+def entmax15_steps(digits: Dim) -> Dim:
+    """Steps to the threshold of ⌈log2 of the experts⌉ `digits`, for types of up to 32 bits, as emitted."""
+    return cast(Dim, 3 + digits // 2)
+
+
+def sparsemax_steps(digits: Dim) -> Dim:
+    """As `entmax15_steps`."""
+    return cast(Dim, 3 + digits - digits // 4)
 
 
 @dataclass(frozen=True, slots=True)

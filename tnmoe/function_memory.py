@@ -166,17 +166,14 @@ class FunctionMemory:
             take(f"room {number}", Value(f"room_{number + 1}", shape), self.most)
         summed = {v.name for v in place.sums}
         listed = {v.name for v in place.listed} & kept
-        for number, count in enumerate(
-            self._chunks if listed else self._chunks[:2]
-        ):  # all later ones are as the second
+        counts = self._chunks if listed else self._chunks[:2]  # all later ones are as the second
+        for number, count in enumerate(counts):
             for op in place.ops:
                 if op in skipped or is_view(op) or (place.placed(op) and op.out.name not in summed):
                     continue
                 if op.out.name in listed:
-                    made_of = size(op.out, {**program.sizes, place.token: count}, self.item)
-                    heap.step(phase, op.out.name, (made_of,))
-                    heap.hold(_of_chunk(op.out.name, number), made_of, "saved")
-                    heap.done()
+                    take(_of_chunk(op.out.name, number), op.out, count, "saved")
+                    made.discard(_of_chunk(op.out.name, number))
                 elif op.out.name not in summed:
                     take(f"{op.out.name} of a chunk", op.out, count)
                 elif not place.added_in_place(op):

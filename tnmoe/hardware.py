@@ -142,9 +142,8 @@ def _alone(
             else:
                 grid, point, overhead = rates.gemm, (rows, inner, cols), rates.overhead["matmul"]
             seconds = max(int(cost.matmul_flops) / grid.at(*point), least) + overhead
-            if (
-                isinstance(op, ContractAdd) and products is None
-            ):  # the bias is first spread over the result, to which the product is added
+            # The public one spreads the bias over the result first, to which the product is added.
+            if isinstance(op, ContractAdd) and products is None:
                 spread = width * int(cost.elementwise_flops)
                 seconds += spread / rates.streams["Add"].at(3 * spread) + rates.overhead["bias"]
             # Beyond the grid the rate is that of its edge, whose result was smaller and its memory at hand.

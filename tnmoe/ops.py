@@ -271,6 +271,11 @@ class MatmulGroups:
     cols: tuple[str, ...]
     outer: tuple[str, ...] = ()
 
+    @property
+    def axes(self) -> tuple[tuple[str, ...], ...]:
+        """The groups of indices that are one axis each in the product."""
+        return (*((i,) for i in self.batch), *((self.outer,) if self.outer else ()), self.rows, self.cols)
+
 
 def matmul_groups(op: Contract | ContractAdd) -> MatmulGroups:
     """The groups of a contraction, each in the order of `lhs` (columns: of `rhs`); `outer` if it is laid out so."""
