@@ -96,8 +96,9 @@ def test_autocast(spec: Spec, seed: int, way: Way) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         got, (x_grad, *got_grads) = gradients(module, x)
         want, (_, *want_grads) = gradients(plain, x)
-    assert got.dtype == want.dtype
-    torch.testing.assert_close(got, want, rtol=0.1, atol=0.1 * float(want.abs().max()))
+    # A function is of one type; autograd's product with a float32 weight, entry by entry, is float32.
+    assert got.dtype == (want.dtype if plan.function is None else torch.bfloat16)
+    torch.testing.assert_close(got.float(), want.float(), rtol=0.1, atol=0.1 * float(want.abs().max()))
     assert bool(x_grad.isfinite().all())
     names = [name for name, _ in module.named_parameters()]
     largest = max(float(g.abs().max()) for g in want_grads)
