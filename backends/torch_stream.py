@@ -115,6 +115,15 @@ class StreamWriter(Writer):
         lines = self.statement(op)
         return [*lines, f"{self.at(out, part)} = {self.ref(out.name)}"] if part else lines
 
+    def given_up(self, names: Sequence[str]) -> list[str]:
+        """`del` of some names."""
+        refs = [self.ref(name) for name in names]
+        return (
+            wrapped("del ", refs, "", parenthesised=True, margin=self.margin)
+            if refs[1:]
+            else [f"del {r}" for r in refs]
+        )
+
     def _out(self, op: Op, target: str) -> str:
         """The call that writes the op's result into `target`."""
         match op:
@@ -194,6 +203,7 @@ def _forward(a: Adjoint, chunk: int, product: str) -> list[str]:
     if listed:
         names = [writer.ref(v.name) for v in listed]
         inner += ["if keep:", *nested(wrapped("kept += ", names, "", parenthesised=True, margin=16))]
+        inner += writer.given_up(place.ends)
     body += nested(inner)
     saved = _saved_names(writer, a, listed)
     if kept:
@@ -312,5 +322,6 @@ def _chunk_statements(
         condition = asked
         writer.margin = 16 if asked else 12
         found = writer.streamed(op, parts.get(op.out.name, ""))
+        found += writer.given_up(writer.at_work.drops.get(op.out.name, ()))
         lines += nested(found) if asked else found
     return lines

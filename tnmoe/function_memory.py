@@ -7,15 +7,15 @@ The rules, besides those of `tnmoe.memory`, checked against torch's `MemTracker`
 * Without autograd, what would be kept is gone when the function returns.
 * Its backward pass holds all that was kept until it returns, and hands the gradients on in the order of its inputs.
 * In chunks of tokens, `tnmoe.stream` says what has an array, a room or a sum, all there before the first chunk, and
-  what of each chunk is kept as it is. What a chunk makes besides lives until the next one, or what follows, makes it
-  anew.
+  what of each chunk is kept as it is. What a chunk makes besides lives until the op that gives it up; if that is left
+  out, until the next chunk, or what follows, makes it anew.
 
 Autocast's copies are not counted: the module is of one dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,6 +29,9 @@ from tnmoe.ops import Merge, Op, Value, operands, propagate, results
 from tnmoe.program import Program, gate_ops
 from tnmoe.scripts import size
 from tnmoe.stream import Pass, backward_pass, forward_pass, listed_values
+
+PART = " of a chunk"
+"""What is appended to the name of a value that each chunk makes anew."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class FunctionMemory:
     ) -> None:
         """Run a pass in chunks; its arrays (of so many `rows`), sums and what is kept stay held, all else is gone."""
         program, made = place.program, set[str]()
+        owner, names = memory_owners(program), dict[str, set[str]]()  # of what a chunk makes
 
         def take(name: str, value: Value, count: int, kind: str = "temporaries") -> None:
             sizes = {**program.sizes, place.token: count}
@@ -153,6 +157,17 @@ class FunctionMemory:
             heap.hold(name, size(value, sizes, self.item), kind)
             heap.done()
             made.add(name)
+
+        def give_up(dropped: Sequence[str]) -> None:
+            for name in dropped:
+                storage = owner[name] + PART
+                if storage in names:
+                    names[storage].discard(name)
+                    if not names[storage]:
+                        del names[storage]
+                        made.discard(storage)
+                        heap.free(storage)
+            heap.done()
 
         asked = {op.out.name for op in place.ops if op not in skipped}
         for v in (*place.arrays, *place.sums):
@@ -169,16 +184,21 @@ class FunctionMemory:
         counts = self._chunks if listed else self._chunks[:2]  # all later ones are as the second
         for number, count in enumerate(counts):
             for op in place.ops:
-                if op in skipped or is_view(op) or (place.placed(op) and op.out.name not in summed):
+                if op in skipped:
                     continue
                 if op.out.name in listed:
                     take(_of_chunk(op.out.name, number), op.out, count, "saved")
                     made.discard(_of_chunk(op.out.name, number))
-                elif op.out.name not in summed:
-                    take(f"{op.out.name} of a chunk", op.out, count)
-                elif not place.added_in_place(op):
+                elif is_view(op):
+                    names.get(owner[op.out.name] + PART, set()).add(op.out.name)
+                elif op.out.name not in summed and not place.placed(op):
+                    take(op.out.name + PART, op.out, count)
+                    names[op.out.name + PART] = {op.out.name}
+                elif op.out.name in summed and not place.added_in_place(op):
                     heap.step(phase, op.out.name, (size(op.out, program.sizes, self.item),))
                     heap.done()
+                give_up(place.drops.get(op.out.name, ()))
+            give_up(place.ends)
         for op in place.after:
             if not is_view(op) and op not in skipped:
                 take(op.out.name, op.out, self.most)

@@ -2,8 +2,9 @@
 
 What a chunk needs for a while lies in rooms that all chunks share, and what stays of it (the result, what is kept, the
 gradients of the inputs) in arrays over all tokens; gradients of weights are summed up. Where products do not write
-their result where they are told to, what is kept stays a tensor of each chunk, for an array would be a copy. The
-emitter writes what is decided here, and the memory report counts it.
+their result where they are told to, what is kept stays a tensor of each chunk, for an array would be a copy; and what
+a chunk makes besides is given up after its last use, so that the next product may take its memory, which is in the
+cache. The emitter writes what is decided here, and the memory report counts it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from tnmoe.adjoint import Adjoint
 from tnmoe.cost import is_view
+from tnmoe.memory import memory_owners
 from tnmoe.ops import (
     Add,
     Contract,
@@ -47,6 +49,8 @@ class Pass:
         placing: whether products write their result where they are told to; oneDNN's do not.
         rooms: the room of each other result that is written where it is told to be.
         shapes: the axes of each room.
+        drops: names that a chunk gives up after an op, by the name of its result.
+        ends: names that it gives up at its end, when what is kept is noted.
     """
 
     program: Program
@@ -59,6 +63,8 @@ class Pass:
     placing: bool
     rooms: Mapping[str, int]
     shapes: tuple[tuple[str, ...], ...]
+    drops: Mapping[str, tuple[str, ...]]
+    ends: tuple[str, ...]
 
     @property
     def sums(self) -> tuple[Value, ...]:
@@ -95,7 +101,8 @@ def forward_pass(a: Adjoint, *, placing: bool) -> Pass:
     once = tuple(op for op in ops if token not in op.out.indices)
     chunk = tuple(op for op in ops if token in op.out.indices)
     rooms, shapes = _furnish(program, token, chunk, {v.name for v in (*arrays, *listed)}, placing)
-    return Pass(program, token, once, chunk, (), arrays, listed, placing, rooms, shapes)
+    drops, ends = _drops(program, token, chunk, listed, placing)
+    return Pass(program, token, once, chunk, (), arrays, listed, placing, rooms, shapes, drops, ends)
 
 
 def backward_pass(a: Adjoint, *, placing: bool) -> Pass:
@@ -114,7 +121,8 @@ def backward_pass(a: Adjoint, *, placing: bool) -> Pass:
             (after if waits else once).append(op)
             late |= {op.out.name} if waits else set()
     rooms, shapes = _furnish(program, token, chunk, {v.name for v in arrays}, placing)
-    return Pass(program, token, tuple(once), chunk, tuple(after), arrays, (), placing, rooms, shapes)
+    drops, ends = _drops(program, token, chunk, (), placing)
+    return Pass(program, token, tuple(once), chunk, tuple(after), arrays, (), placing, rooms, shapes, drops, ends)
 
 
 def _placed(op: Op, token: str, placing: bool) -> bool:
@@ -125,13 +133,27 @@ def _placed(op: Op, token: str, placing: bool) -> bool:
     return isinstance(op, (Reduce, *ELEMENTWISE))
 
 
+def _drops(
+    program: Program, token: str, ops: Sequence[Op], listed: Sequence[Value], placing: bool
+) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """The names of tensors that a chunk makes: by the op that reads each last, and those of what is kept."""
+    owner = memory_owners(program)
+    own = {op.out.name for op in ops if token in op.out.indices and not is_view(op) and not _placed(op, token, placing)}
+    kept = {v.name for v in listed}
+    names = {op.out.name for op in ops if owner[op.out.name] in own}
+    last = {v.name: op for op in ops for v in (*operands(op), op.out) if v.name in names}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, op in last.items():
+        if owner[name] not in kept:
+            found[op.out.name] = (*found.get(op.out.name, ()), name)
+    return found, tuple(name for name in last if owner[name] in kept)
+
+
 def _furnish(
     program: Program, token: str, ops: Sequence[Op], elsewhere: Iterable[str], placing: bool
 ) -> tuple[dict[str, int], tuple[tuple[str, ...], ...]]:
     """A room for every placed result that lies nowhere else; values that never live together share one."""
-    owner = {v.name: v.name for v in program.leaves}
-    for op in program.ops:
-        owner[op.out.name] = owner[operands(op)[0].name] if is_view(op) else op.out.name
+    owner = memory_owners(program)
     last = {owner[v.name]: k for k, op in enumerate(ops) for v in (op.out, *operands(op))}
     elsewhere = frozenset(elsewhere)
     rooms: dict[str, int] = {}

@@ -170,16 +170,21 @@ class _CPMuMoEBlockFunction(torch.autograd.Function):
             up_experts = _mm(coefficients, up_expert_factor)  # t r
             up_projected = _mm(x_norm, up_input_factor, up_input_bias)  # t r
             torch.mul(up_experts, up_projected, out=up_gated)  # t r
+            del up_experts
             hidden = _mm(up_gated, up_output_factor)  # t h
             F.gelu(hidden, out=activated)  # t h
+            del hidden
 
             down_experts = _mm(coefficients, down_expert_factor)  # t r
             down_projected = _mm(activated, down_input_factor, down_input_bias)  # t r
             torch.mul(down_experts, down_projected, out=down_gated)  # t r
+            del down_experts
             y = _mm(down_gated, down_output_factor)  # t o
             y_all[at] = y
+            del y
             if keep:
                 kept += up_projected, down_projected
+            del up_projected, down_projected
         if keep:
             ctx.save_for_backward(
                 coefficients_all,
@@ -235,14 +240,14 @@ class _CPMuMoEBlockFunction(torch.autograd.Function):
             up_gated = up_experts_grad = room_3[room]
             activated = hidden_grad = room_4[room]
 
-            down_gated_grad = _mm(y_grad, down_output_factor.mT)  # t r
             down_experts = _mm(coefficients, down_expert_factor)  # t r
             if needs[9]:
                 torch.mul(down_experts, down_projected, out=down_gated)  # t r
                 down_output_factor_grad += _mm(down_gated.mT, y_grad)  # r o
+            down_gated_grad = _mm(y_grad, down_output_factor.mT)  # t r
             torch.mul(down_gated_grad, down_projected, out=down_experts_grad)  # t r
             torch.mul(down_gated_grad, down_experts, out=down_projected_grad)  # t r
-            activated_grad = _mm(down_projected_grad, down_input_factor.mT)  # t h
+            del down_experts, down_gated_grad
 
             up_experts = _mm(coefficients, up_expert_factor)  # t r
             torch.mul(up_experts, up_projected, out=up_gated)  # t r
@@ -254,32 +259,37 @@ class _CPMuMoEBlockFunction(torch.autograd.Function):
                 down_input_factor_grad += _mm(activated.mT, down_projected_grad)  # h r
             if needs[10]:
                 down_input_bias_grad += down_projected_grad.sum(0)  # r
-            if needs[1]:
-                coefficients_grad_1 = _mm(down_experts_grad, down_expert_factor.mT)  # t n
+            activated_grad = _mm(down_projected_grad, down_input_factor.mT)  # t h
             if needs[7]:
                 down_expert_factor_grad += _mm(coefficients.mT, down_experts_grad)  # n r
+            if needs[1]:
+                coefficients_grad_1 = _mm(down_experts_grad, down_expert_factor.mT)  # t n
 
             torch.ops.aten.gelu_backward.grad_input(
                 activated_grad, hidden, grad_input=hidden_grad
             )  # t h
-            up_gated_grad = _mm(hidden_grad, up_output_factor.mT)  # t r
+            del hidden, activated_grad
             if needs[5]:
                 up_output_factor_grad += _mm(up_gated.mT, hidden_grad)  # r h
+            up_gated_grad = _mm(hidden_grad, up_output_factor.mT)  # t r
             torch.mul(up_gated_grad, up_projected, out=up_experts_grad)  # t r
             torch.mul(up_gated_grad, up_experts, out=up_projected_grad)  # t r
-            if needs[2]:
-                x_norm_grad = _mm(up_projected_grad, up_input_factor.mT)  # t i
-                x_norm_grad_all[at] = x_norm_grad
+            del up_experts, up_gated_grad
             if needs[4]:
                 up_input_factor_grad += _mm(x_norm.mT, up_projected_grad)  # i r
             if needs[6]:
                 up_input_bias_grad += up_projected_grad.sum(0)  # r
+            if needs[2]:
+                x_norm_grad = _mm(up_projected_grad, up_input_factor.mT)  # t i
+                x_norm_grad_all[at] = x_norm_grad
+                del x_norm_grad
+            if needs[3]:
+                up_expert_factor_grad += _mm(coefficients.mT, up_experts_grad)  # n r
             if needs[1]:
                 coefficients_grad_2 = _mm(up_experts_grad, up_expert_factor.mT)  # t n
                 coefficients_grad = coefficients_grad_all[at]
                 torch.add(coefficients_grad_1, coefficients_grad_2, out=coefficients_grad)  # t n
-            if needs[3]:
-                up_expert_factor_grad += _mm(coefficients.mT, up_experts_grad)  # n r
+                del coefficients_grad_1, coefficients_grad_2
         return (
             None,
             coefficients_grad_all,
