@@ -270,8 +270,8 @@ class Writer:
                 return f"{'entmax15' if isinstance(op, Entmax15) else 'sparsemax'}({x})"
             case Sigmoid():
                 return f"torch.sigmoid({x})"
-            case Gelu():
-                return f"F.gelu({x})"
+            case Gelu(out):
+                return f"torch.ops.aten.gelu_({x})" if out.name in self.program.overwrites else f"F.gelu({x})"
             case GeluBackward(_, grad, value):
                 return f"torch.ops.aten.gelu_backward({self.ref(grad.name)}, {self.ref(value.name)})"
             case LayerNorm(_, _, index, weight, bias):

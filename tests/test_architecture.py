@@ -86,7 +86,7 @@ ALLOWED = {
         "routing_ops",
         "scripts",
     },
-    "stream": {"adjoint", "cost", "ops", "program"},
+    "stream": {"adjoint", "cost", "memory", "ops", "program"},
     "function_memory": {
         "adjoint",
         "backward",
@@ -191,6 +191,7 @@ ALLOWED = {
         "network",
         "ops",
         "plan",
+        "program",
         "report",
         "routing_memory",
         "routing_ops",

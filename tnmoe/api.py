@@ -24,10 +24,12 @@ from tnmoe.network import Role
 from tnmoe.padding import padded_splits
 from tnmoe.passes.fold_weights import fold_weights
 from tnmoe.passes.fuse_products import fuse_program
+from tnmoe.passes.overwrite import overwrite
 from tnmoe.plan import Plan
 from tnmoe.planning import for_inference, plan, with_tokens
 from tnmoe.program import Program, bind
 from tnmoe.question import DEFAULT_TOKENS, Planable
+from tnmoe.release import release
 from tnmoe.routing_ops import CapacitySlots, SortSlots, Spread
 
 if TYPE_CHECKING:
@@ -75,11 +77,11 @@ def cost(
 
 
 def _each_call(trained: Plan, planned: Plan) -> Program:
-    """What each call of the inference form runs: under the flavour `triton`, products fused where they can be."""
+    """What each call of the inference form runs: in place where it can be, and with products fused by `triton`."""
     each = planned.folded.each
-    if trained.function is None or trained.function.flavour != "triton":
-        return each
-    return fuse_program(each, {index: int(size) for index, size in bind(each, planned.values).sizes.items()})
+    if trained.function is not None and trained.function.flavour == "triton":
+        each = fuse_program(each, {index: int(size) for index, size in bind(each, planned.values).sizes.items()})
+    return overwrite(each)
 
 
 def _report(planned: Plan, dtype: str, frozen: Collection[str]) -> CostReport:
@@ -126,12 +128,17 @@ def _unpadded(layer: Layer) -> Layer:
 
 
 def memory(
-    what: Plan | Planable, *, tokens: int | None = None, dtype: str = "float32", frozen: Collection[str] = ()
+    what: Plan | Planable,
+    *,
+    tokens: int | None = None,
+    dtype: str = "float32",
+    inference: bool = False,
+    frozen: Collection[str] = (),
 ) -> MemoryReport:
     """What is alive when in the emitted module: peaks, what is saved for the backward pass and why, a timeline.
 
     Args:
-        what, tokens, dtype: as in `cost`.
+        what, tokens, dtype, inference: as in `cost`.
         frozen: names of parameters that get no gradient.
 
     Raises:
@@ -139,7 +146,8 @@ def memory(
     """
     planned = _planned(what, tokens)
     names = (frozen,) if isinstance(frozen, str) else tuple(frozen)
-    return MemoryReport(planned, dtype, names)
+    call = release(cost(planned, inference=True).bound) if inference else None
+    return MemoryReport(planned, dtype, names, call)
 
 
 def _planned(what: Plan | Planable, tokens: int | None) -> Plan:
@@ -223,7 +231,7 @@ def _frozen(trained: Plan, name: str, product: str) -> Frozen:
         f"    {planned.folding_flops:,} FLOPs once, when it is made; {report.parameters:,} numbers stored",
     ]
     unit = Unit(
-        report.bound,
+        release(report.bound),
         f"Frozen{name}",
         f"Inference form of {name}, made by its freeze(); it has no gradients.",
         planned.layer.summary,

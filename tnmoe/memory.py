@@ -35,10 +35,13 @@ def execution_order(program: Program) -> tuple[Op, ...]:
 
 
 def memory_owners(program: Program, *, evaluation: bool = False) -> dict[str, str]:
-    """The value whose memory each value is: its own, but for views; in evaluation noise leaves its operand as it is."""
+    """The value whose memory each value is: its own, but for views and what is written over an operand.
+
+    In evaluation noise leaves its operand as it is.
+    """
     found = {v.name: v.name for v in program.leaves}
     for op in program.ops:
-        view = is_view(op) or (evaluation and isinstance(op, Noise))
+        view = is_view(op) or op.out.name in program.overwrites or (evaluation and isinstance(op, Noise))
         found |= {v.name: found[operands(op)[0].name] if view else v.name for v in results(op)}
     return found
 
@@ -118,7 +121,8 @@ def run_ops(
                 heap.free(storage)
         if op in skipped:
             continue
-        script = forward_script(op, program.sizes, item, needing, evaluation=phase == "inference")
+        over = op.out.name in program.overwrites
+        script = () if over else forward_script(op, program.sizes, item, needing, evaluation=phase == "inference")
         heap.step(phase, op.out.name, script)
         for v in results(op):
             if owner[v.name] == v.name:

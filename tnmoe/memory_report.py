@@ -15,6 +15,7 @@ from tnmoe.memory import execution_order, inference, training
 from tnmoe.network import Role
 from tnmoe.ops import Value, results
 from tnmoe.plan import Plan
+from tnmoe.program import Program
 from tnmoe.report import Cell, Table
 from tnmoe.routing_memory import LOAD
 from tnmoe.routing_ops import Gather, GroupedContract
@@ -30,6 +31,7 @@ class MemoryReport:
         plan: what is reported on; it also says which inputs need a gradient.
         dtype: of weights and activations.
         frozen: names of parameters that need no gradient, besides those declared so.
+        call: what each call of the inference form runs, bound, if that is reported on: then there is no training.
 
     Raises:
         CostError: an unknown dtype or parameter, or a layer that cannot be emitted.
@@ -38,14 +40,20 @@ class MemoryReport:
     plan: Plan
     dtype: str = "float32"
     frozen: tuple[str, ...] = ()
+    call: Program | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
             raise CostError(f"unknown dtype {self.dtype!r}; there are {', '.join(DTYPE_BYTES)}")
-        names = [p.name for p in self.plan.bound.parameters]
+        names = [p.name for p in self.program.parameters]
         for name in self.frozen:
             if name not in names:
                 raise CostError(unknown("parameter", name, names))
+
+    @property
+    def program(self) -> Program:
+        """What is run, bound."""
+        return self.plan.bound if self.call is None else self.call
 
     @property
     def item(self) -> int:
@@ -55,7 +63,9 @@ class MemoryReport:
     @cached_property
     def needing(self) -> frozenset[str]:
         """Names of the leaves that need a gradient."""
-        program = self.plan.bound
+        program = self.program
+        if self.call is not None:
+            return frozenset()
         inputs = [v.name for v in program.inputs if v.name in self.plan.input_gradients]
         weights = {p.name for p in program.parameters if p.role is Role.WEIGHT} - set(self.frozen)
         return frozenset(weights.union(inputs))
@@ -64,7 +74,7 @@ class MemoryReport:
     def _function(self) -> FunctionMemory | None:
         """Of a backward pass of its own; None if autograd makes it."""
         adjoint, function = self.plan.adjoint, self.plan.function
-        if adjoint is None or function is None:
+        if adjoint is None or function is None or self.call is not None:
             return None
         return FunctionMemory(adjoint, function.chunk, self.item, self.needing, function.flavour != "fast")
 
@@ -72,18 +82,20 @@ class MemoryReport:
     def inference(self) -> tuple[Moment, ...]:
         """The timeline of a forward pass without grad, in evaluation mode."""
         own = self._function
-        return tuple(inference(self.plan.bound, self.item) if own is None else own.inference())
+        return tuple(inference(self.program, self.item) if own is None else own.inference())
 
     @cached_property
     def training(self) -> tuple[Moment, ...]:
         """The timeline of a forward pass with grad, and of `y.backward(gradient)`."""
         own = self._function
-        return tuple(training(self.plan.bound, self.item, self.needing) if own is None else own.training())
+        if self.call is not None:
+            return ()
+        return tuple(training(self.program, self.item, self.needing) if own is None else own.training())
 
     @cached_property
     def saved(self) -> tuple[Saved, ...]:
         """What is kept for the backward pass besides weights and inputs, with the reason, in order of the forward."""
-        program, own = self.plan.bound, self._function
+        program, own = self.program, self._function
         if own is None:
             return saved_by_autograd(program, execution_order(program), self.item, self.needing)
         by_autograd = saved_by_autograd(program, own.before, self.item, self.needing)
@@ -92,17 +104,17 @@ class MemoryReport:
     @property
     def weight_bytes(self) -> int:
         """Parameters and buffers."""
-        return self._leaves(lambda v: v.name not in {i.name for i in self.plan.bound.inputs})
+        return self._leaves(lambda v: v.name not in {i.name for i in self.program.inputs})
 
     @property
     def input_bytes(self) -> int:
         """Inputs, which are the caller's."""
-        return self._leaves(lambda v: v.name in {i.name for i in self.plan.bound.inputs})
+        return self._leaves(lambda v: v.name in {i.name for i in self.program.inputs})
 
     @property
     def gradient_bytes(self) -> int:
         """Gradients of weights and inputs, after a training step; of sparse ones what they hold, positions once."""
-        program, sizes = self.plan.bound, self.plan.bound.sizes
+        program, sizes = self.program, self.program.sizes
         sparse = [op for op in program.ops if isinstance(op, Gather) and op.sparse and op.x.name in self.needing]
         dense = self._leaves(lambda v: v.name in self.needing and v not in [op.x for op in sparse])
         lists = {op.positions.name: size(op.positions, sizes, self.item) for op in sparse}
@@ -136,14 +148,14 @@ class MemoryReport:
     @property
     def largest(self) -> tuple[str, int]:
         """Name and bytes of the largest intermediate."""
-        program = self.plan.bound
+        program = self.program
         found = [
             (v.name, size(v, program.sizes, self.item)) for op in program.ops if not is_view(op) for v in results(op)
         ]
         return max(found, key=lambda f: f[1], default=("none", 0))
 
     def _leaves(self, wanted: Callable[[Value], bool]) -> int:
-        program = self.plan.bound
+        program = self.program
         return sum(size(v, program.sizes, self.item) for v in program.leaves if wanted(v))
 
     # ---- tables ----------------------------------------------------------------------------------------------
@@ -158,25 +170,30 @@ class MemoryReport:
 
         forward = [m for m in self.training if m.phase == "forward"]
         backward = [m for m in self.training if m.phase == "backward"]
-        rows: tuple[tuple[Cell, ...], ...] = (
+        rows: list[tuple[Cell, ...]] = [
             ("weights", self.weight_bytes, "parameters and buffers"),
             ("inputs", self.input_bytes, "the caller's"),
-            ("gradients", self.gradient_bytes, "of weights and inputs"),
-            ("saved", self.saved_bytes, "kept for the backward pass"),
             ("largest intermediate", largest, name),
             ("peak of inference", self.inference_peak, at(self.inference)),
-            ("peak of forward", self.forward_peak, f"{at(forward)}, with autograd"),
-            ("peak of backward", self.backward_peak, at(backward)),
-        )
+        ]
+        if self.call is None:
+            rows[2:2] = [
+                ("gradients", self.gradient_bytes, "of weights and inputs"),
+                ("saved", self.saved_bytes, "kept for the backward pass"),
+            ]
+            rows += [
+                ("peak of forward", self.forward_peak, f"{at(forward)}, with autograd"),
+                ("peak of backward", self.backward_peak, at(backward)),
+            ]
         columns = (("figure", "figure"), ("bytes", "bytes"), ("where", "where"))
-        sorted_rows = any(isinstance(op, GroupedContract) for op in self.plan.bound.ops)
+        sorted_rows = any(isinstance(op, GroupedContract) for op in self.program.ops)
         notes = (
             "Peaks include weights and inputs; in training also the gradients, the result and its gradient, which the "
             "caller holds; no states of an optimizer.",
             SCRATCH,
             *((LOAD,) if sorted_rows else ()),
         )
-        return Table(f"Memory of {self._title}", columns, rows, notes)
+        return Table(f"Memory of {self._title}", columns, tuple(rows), notes)
 
     def saved_table(self) -> Table:
         """One row for each tensor that is kept for the backward pass, with the reason."""
@@ -201,14 +218,17 @@ class MemoryReport:
         return Table(f"Timeline of {self._title}", columns, tuple(rows), notes)
 
     def tables(self) -> tuple[Table, ...]:
-        """All three."""
+        """All three; of an inference form, for which nothing is saved, two."""
+        if self.call is not None:
+            return self.summary(), self.timeline()
         return self.summary(), self.saved_table(), self.timeline()
 
     @property
     def _title(self) -> str:
         layer = self.plan.layer
         tokens = f", {self.plan.values[layer.token_symbol]:,} tokens" if layer.batched else ""
-        return f"{layer.name} ({layer.summary}){tokens}, {self.dtype}"
+        form = "" if self.call is None else ", inference form"
+        return f"{layer.name} ({layer.summary}){tokens}, {self.dtype}{form}"
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self.tables()))

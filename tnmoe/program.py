@@ -55,6 +55,8 @@ class Program:
         lengths: sizes that only the data knows, as formulas in the inputs' sizes, also in a bound program.
         diagnostics: ops beside the forward pass, no part of any figure: of scalars, e.g. a load-balancing loss, and of
             coefficients that the forward pass has in another form.
+        overwrites: results that are written over an operand, and that operand, by name, in a program that nobody
+            differentiates. See `tnmoe.passes.overwrite`.
     """
 
     inputs: tuple[Value, ...]
@@ -67,6 +69,7 @@ class Program:
     drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lengths: Mapping[str, Dim] = field(default_factory=dict)
     diagnostics: tuple[Op, ...] = ()
+    overwrites: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def leaves(self) -> tuple[Value, ...]:
