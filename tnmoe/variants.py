@@ -9,7 +9,7 @@ from typing import Any
 
 from tnmoe.backward import gradient_names
 from tnmoe.errors import PlanError, unknown
-from tnmoe.function import FLAVOURS, Function, plan_function
+from tnmoe.function import FLAVOURS, FLOAT32_BYTES, Function, plan_function
 from tnmoe.layout import LAYOUTS
 from tnmoe.plan import Plan
 from tnmoe.rematerialise import Memory, check_memory
@@ -49,14 +49,16 @@ class Variant:
             PlanError: a name or number that is none, or a layer that cannot be emitted so.
         """
         planned = planned.store(self.layout)
+        memory = None if self.memory == PLANNED else self.memory
         if self.memory == PLANNED and planned.function is not None:
-            function: Function | None = replace(planned.function, flavour=self.flavour, chunk=self.chunk)
+            same = replace(planned, function=replace(planned.function, flavour=self.flavour, chunk=self.chunk))
             if self.chunk is not None:
-                _ = replace(planned, function=function).adjoint.token  # type: ignore[union-attr]  # raises without one
-        else:
-            needing = gradient_names(planned.bound, planned.input_gradients)
-            memory = None if self.memory == PLANNED else self.memory
-            function = plan_function(planned.bound, needing, memory, self.flavour, self.chunk)
+                _ = same.adjoint.token  # type: ignore[union-attr]  # raises without one
+            if same.saved <= planned.saved:
+                return same
+            memory = FLOAT32_BYTES * planned.saved  # in chunks, autograd keeps what weights alone make
+        needing = gradient_names(planned.bound, planned.input_gradients)
+        function = plan_function(planned.bound, needing, memory, self.flavour, self.chunk)
         return replace(planned, function=function)
 
 
