@@ -136,6 +136,20 @@ def test_time_takes_the_least_predicted() -> None:
         tnmoe.token_range(plan, "y")
 
 
+def test_time_also_looks_at_orders_that_move_little() -> None:
+    """Over tiny modes none of the orders with the fewest FLOPs merges small factors first; "time" sees some that do."""
+    network = tnmoe.Network.parse("befg,hijklm,ah,ci,dj,ek,fl,gm->bacd", weights="hijklm ah ci dj ek fl gm")
+    sizes = dict(zip("abcdefghijklm", (4, 512, 12, 16, 4, 12, 16, 3, 8, 11, 3, 8, 11), strict=True))
+    plan = tnmoe.plan(network, sizes=sizes, objective="time", profile=by_hand())
+    fewest = [c.plan.orders for c in tnmoe.shortlist(network, sizes=sizes, count=16)]
+    considered = [c.orders for c in plan.shortlist.considered]
+    assert considered[:16] == fewest
+    assert not any("(ek · fl)" in orders["result"] for orders in fewest)
+    assert any("(ek · fl)" in orders["result"] for orders in considered)
+    flops = [c.flops for c in plan.shortlist.considered]
+    assert flops == sorted(flops)
+
+
 def test_json_keeps_the_shortlist(tmp_path: Path) -> None:
     for objective, profile in (("time", by_hand()), ("layout", None)):
         plan = tnmoe.plan(DENSE, tokens=5, objective=objective, profile=profile)

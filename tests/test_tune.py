@@ -17,9 +17,10 @@ import torch
 
 import tnmoe
 from tnmoe import cli, race, trial
+from tnmoe.ops import operands
 from tnmoe.race import Race, Runner
 from tnmoe.tuned import Measured, Tuned, winner
-from tnmoe.variants import Variant, choices
+from tnmoe.variants import PLANNED, Variant, choices
 
 NETWORK = tnmoe.Network.parse("bn,nx,bi,iy,oz,xyt,tz->bo", weights="nx iy oz xyt tz")
 SIZES = {"b": 3, "n": 4, "x": 3, "i": 5, "y": 4, "o": 6, "z": 2, "t": 3}
@@ -83,6 +84,28 @@ def test_the_cheapest_orders_are_measured_and_the_winner_is_a_plan() -> None:
             getattr(module, p.name).copy_(data[p.name].permute(order))
     want = torch.einsum("bn,nx,bi,iy,oz,xyt,tz->bo", *data.values())
     torch.testing.assert_close(module(data["bn"], data["bi"]), want)
+
+
+def moved(plan: tnmoe.Plan) -> int:
+    """Elements that the steps of a forward pass read and write."""
+    values = [v for op in plan.bound.ops for v in (*operands(op), op.out)]
+    return sum(math.prod(int(plan.bound.sizes[i]) for i in v.indices) for v in values)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_orders_that_move_little_are_measured_too(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    """Of a Tucker layer over tiny modes the fewest FLOPs multiply mode by mode, and move the tokens each time."""
+    network = tnmoe.Network.parse("befg,hijklm,ah,ci,dj,ek,fl,gm->bacd", weights="hijklm ah ci dj ek fl gm")
+    sizes = dict(zip("abcdefghijklm", (4, 512, 12, 16, 4, 12, 16, 3, 8, 11, 3, 8, 11), strict=True))
+    monkeypatch.setattr(MODULE, "Bench", lambda *_: types.SimpleNamespace(runner=Runner))
+    pretend(monkeypatch, moved)
+    tuned = tnmoe.tune(network, sizes=sizes, training=training, rounds=1, layouts=["auto"], flavours=["portable"])
+    first = tuned.measured[0].plan
+    assert first.orders == tnmoe.plan(network, sizes=sizes, objective="training" if training else "flops").orders
+    assert tuned.plan.flops > first.flops
+    assert 3 * moved(tuned.plan) < 2 * moved(first)
+    assert "(ek · fl)" in tuned.plan.orders["result"]
+    assert len({m.order for m in tuned.measured}) == 4
 
 
 def test_orders_first_then_variants_then_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +238,17 @@ def test_a_plan_s_own_setting_comes_first_and_its_memory_is_kept(monkeypatch: py
     assert {m.variant.chunk for m in tuned.measured} == {100, None, 256, 512}
     own = next(m for m in tuned.measured if m.order == 0 and m.variant.layout == "columns")
     assert own.plan.function.kept == given.function.kept
+
+
+def test_chunks_keep_no_more_than_was_planned() -> None:
+    """In chunks, what weights alone make stays with autograd: it must not add to what the plan keeps."""
+    network = tnmoe.Network.parse("ti,ir,ro->to", weights="ir ro")
+    merged = tnmoe.shortlist(network, sizes={"t": 600, "i": 6, "r": 9, "o": 5}, count=2)[0].plan
+    assert merged.orders == {"result": "ti · (ir · ro)"}
+    repeated = Variant(memory=0).of(merged)
+    assert Variant("auto", "fast", None, PLANNED).of(repeated).saved == repeated.saved == 0
+    with pytest.raises(tnmoe.PlanError, match="bytes"):
+        Variant("auto", "fast", 100, PLANNED).of(repeated)
 
 
 def test_what_a_layer_cannot_do_is_left_out_or_refused() -> None:

@@ -6,6 +6,7 @@ import heapq
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from tnmoe.device_profile import DeviceProfile, default_path, load_cached
@@ -27,7 +28,12 @@ Emitted = Callable[[Plan], Plan]
 """A plan with the function that its module shall have."""
 
 COUNT = 16
-"""How many orders "time" and "layout" choose among."""
+"""How many orders "layout" chooses among; "time" among these and as many more, the cheapest as `BALANCE` counts."""
+
+BALANCE = 80
+"""FLOPs that take as long as reading or writing an element: about what was measured at products over axes of 3 to 16
+on a CPU with AVX-512. Such a product moves nearly as many elements as it multiplies, so that an order with the fewest
+FLOPs may take longer than one that merges small factors first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +77,50 @@ def shortlist(
     goal = as_objective(objective, calls)
     if goal in SHORTLISTED:
         raise PlanError(f"{goal!r} chooses from a shortlist; the shortlist itself is made by FLOPs or another price")
-    if type(count) is not int or not 1 <= count <= 1000:
-        raise PlanError(f"count must be an integer from 1 to 1000, got {count!r}")
+    _check_count(count)
     asked = question(what, tokens, sizes, input_gradients)
     plans = [plan for _, plan in cheapest(asked, goal, count)]
     device = None if profile is None else _profile(profile)
     return tuple(Candidate(p, None if device is None else _seconds(p, device)) for p in plans)
+
+
+def diverse(
+    what: Planable,
+    *,
+    count: int,
+    training: bool,
+    tokens: int = DEFAULT_TOKENS,
+    sizes: Mapping[str, int] | None = None,
+    input_gradients: bool | Collection[str] = True,
+) -> list[Plan]:
+    """The cheapest orders by FLOPs, and between them the cheapest where each moved element counts too (`BALANCE`).
+
+    Args:
+        what, tokens, sizes, input_gradients: as in `plan`.
+        count: how many at most; each order is there once, the one with the fewest FLOPs first.
+        training: whether they are the cheapest forward and backward, instead of forward alone.
+
+    Raises:
+        PlanError, FileError, DeclarationError: as `shortlist`.
+    """
+    _check_count(count)
+    return _mixed(question(what, tokens, sizes, input_gradients), count, training=training)[:count]
+
+
+def _check_count(count: object) -> None:
+    if type(count) is not int or not 1 <= count <= 1000:
+        raise PlanError(f"count must be an integer from 1 to 1000, got {count!r}")
+
+
+def _mixed(asked: Question, count: int, *, training: bool) -> list[Plan]:
+    """`count` orders by FLOPs and as many where moved elements count, in turns; an order that is among both is once."""
+    # What a forward pass moves counts three times in training: either gradient of a product moves about as much.
+    flops, moved = ("training", 3 * BALANCE) if training else ("flops", BALANCE)
+    found: dict[str, Plan] = {}
+    for pair in zip_longest(cheapest(asked, flops, count), cheapest(asked, f"{flops} + {moved}*traffic", count)):
+        for _, plan in filter(None, pair):
+            found.setdefault(str(plan.orders), plan)
+    return list(found.values())
 
 
 def cheapest(asked: Question, goal: str, count: int) -> list[tuple[int, Plan]]:
@@ -124,7 +168,8 @@ def choose(asked: Question, goal: str, profile: Profile | None, emitted: Emitted
     if goal == "time":
         device = _profile(profile)
         source = f"{device.name}, {device.source}, {_dtype(device)}"
-        named = [(name, p) for name, each in lowered(asked).items() for _, p in cheapest(each, "flops", COUNT)]
+        mixed = {name: _mixed(each, COUNT, training=False) for name, each in lowered(asked).items()}
+        named = [(name, p) for name, each in mixed.items() for p in sorted(each, key=lambda p: p.flops)]
         if emitted is not None:
             named = [(name, emitted(p)) for name, p in named]
         plans = [plan for _, plan in named]

@@ -55,8 +55,9 @@ def plan(
             `("saved", "flops")` decides by the first and between its equals by the next; as text,
             "training + 0.5*saved" and "saved, flops".
             "time" and "layout" choose among the 16 orders with the fewest FLOPs: "time" by predicted time, which is a
-            model and no proof, and also among the lowerings of a mixture that leaves them open; "layout" the one that
-            copies the fewest elements into another order of axes, of those within 1 % of the fewest FLOPs. "peak": the
+            model and no proof, and also among 16 with the fewest where moved elements count, and among the lowerings
+            of a mixture that leaves them open; "layout" the one that copies the fewest elements into another order of
+            axes, of those within 1 % of the fewest FLOPs. "peak": the
             most bytes alive at once in a forward pass without autograd, over all orders and the order of their steps,
             then FLOPs; up to 9 tensors a network.
         calls: forward passes between two updates of the weights, for "inference"; None if they are never updated.

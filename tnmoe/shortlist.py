@@ -59,7 +59,8 @@ class Shortlist:
         if self.by == "time":
             programs = self.lowerings
             each = f" in each of {len(programs)} lowerings ({', '.join(programs)})" if len(programs) > 1 else ""
-            return f"the least predicted time of the {count} order(s) with the fewest FLOPs{each}; a model, no proof"
+            among = f"{count} order(s), the cheapest by FLOPs and by traffic{each}"
+            return f"the least predicted time of {among}; a model, no proof"
 
         reach, percent = "all" if self.complete else "the", f"{float(100 * TOLERANCE):g} %"
         return f"the fewest copied elements of {reach} {count} order(s) within {percent} of the fewest FLOPs"

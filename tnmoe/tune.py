@@ -17,10 +17,9 @@ from tnmoe import cache
 from tnmoe._version import __version__
 from tnmoe.backward import gradient_names
 from tnmoe.calibrate import processor
-from tnmoe.candidates import shortlist
+from tnmoe.candidates import diverse
 from tnmoe.errors import PlanError, unknown
 from tnmoe.function import FLOAT32_BYTES, plan_function
-from tnmoe.goals import SHORTLISTED
 from tnmoe.plan import Plan
 from tnmoe.planners.effort import check_budget
 from tnmoe.planning import symbol_sizes, with_tokens
@@ -84,8 +83,8 @@ def tune(
         device: "cpu" or "cuda"; on a CPU with as many threads as torch now uses.
         dtype: of weights and activations.
         training: forward and backward pass instead of the forward pass alone.
-        count: orders to measure; the cheapest by FLOPs of what is measured, without those that move more than four
-            times as many elements as another of them.
+        count: orders to measure; the cheapest by FLOPs of what is measured, and between them the cheapest where each
+            element moved counts as well, without those that move more than four times as many as another of them.
         layouts: as in `plan`; by default the plan's, "auto", "rows" and "columns".
         flavours: as in `plan`; by default all that make a difference on the device in that dtype.
         chunks: as in `plan`; by default None and the powers of two from 256 to 2048 below the number of tokens.
@@ -161,23 +160,19 @@ def _orders(
     what: Plan | Planable, tokens: int | None, sizes: dict[str, int] | None, training: bool, count: int
 ) -> list[Plan]:
     """The orders to measure as plans, the cheapest first; what differs in its program alone is different."""
-    objective = "training" if training else "flops"
     if not isinstance(what, Plan):
-        given = shortlist(
-            what, count=count, tokens=DEFAULT_TOKENS if tokens is None else tokens, sizes=sizes, objective=objective
-        )
-        return [c.plan for c in given]
+        tokens = DEFAULT_TOKENS if tokens is None else tokens
+        return diverse(what, count=count, training=training, tokens=tokens, sizes=sizes)
     if tokens is not None and what.layer.batched:
         what = with_tokens(what, tokens)
-    given = shortlist(
+    plans = diverse(
         what.layer,
         count=count,
+        training=training,
         tokens=what.values[what.layer.token_symbol] if what.layer.batched else DEFAULT_TOKENS,
         sizes={**symbol_sizes(what), **(sizes or {})},
-        objective="flops" if what.objective in SHORTLISTED and not training else objective,
         input_gradients=what.input_gradients,
     )
-    plans = [c.plan for c in given]
     what = replace(what, values=plans[0].values)
     own = next((k for k, p in enumerate(plans) if p.bound.ops == what.store("auto").bound.ops), None)
     plans = [*plans, what] if own is None else [*plans[:own], what, *plans[own + 1 :]]
