@@ -48,6 +48,20 @@ class _Product(torch.autograd.Function):
         return None if b is None else _mm(grad, b.mT), None if a is None else _mm(a.mT, grad)
 
 
+def _over_rows(a: Tensor, b: Tensor) -> Tensor:
+    """a.mT @ b, as the gradient of the weights of a 1 × 1 convolution over as many pixels as rows.
+
+    That reads both as they lie, where a product copies the first one transposed. A single thread
+    would take torch's own product for it.
+    """
+    x, grad = (t[None, None].permute(0, 3, 1, 2) for t in (b, a))  # one pixel high, channels last
+    weight = b[:1, :1].expand(a.shape[1], b.shape[1])[..., None, None]  # its shape alone counts
+    plain = [1, 1], [0, 0], [1, 1], False, [0, 0], 1  # stride, padding, dilation and the like
+    call = torch.ops.aten.convolution_backward
+    found = call(grad, x, weight, None, *plain, [False, True, False])
+    return found[1].flatten(1)  # type: ignore[no-any-return]
+
+
 def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a @ b, plus a bias if given: by oneDNN for float32 on a CPU, else by public products.
 
@@ -61,5 +75,8 @@ def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         if asked and float32 and learns and bias is None:
             return _Product.apply(a, b)  # type: ignore[no-any-return, no-untyped-call]
         if asked and float32 and not learns:
+            many = len(b) >= 2048 and min(*a.shape, *b.shape) >= 8 and torch.get_num_threads() > 1
+            if bias is None and many and a.mT.is_contiguous() and b.is_contiguous():
+                return _over_rows(a.mT, b)
             return _onednn(a, b.mT, bias, "none", [], "")  # type: ignore[no-any-return]
     return a @ b if bias is None else torch.addmm(bias, a, b)

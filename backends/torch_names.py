@@ -13,6 +13,7 @@ CLASSES = frozenset(dir(builtins)) | {
     "_find_onednn",
     "_onednn",
     "_mm",
+    "_over_rows",
     "_chunks",
     "_traced",
 }

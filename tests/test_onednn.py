@@ -1,0 +1,64 @@
+"""The product of the flavour `fast` over many rows: exact, counted, and without any copy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.flop_counter import FlopCounterMode
+
+from tnmoe.backends import onednn
+from tnmoe.backends.onednn import _mm, _over_rows
+
+SHAPES = [(2048, 8, 8), (2048, 38, 768), (2048, 768, 38), (2500, 40, 33), (49152, 16, 11), (3, 5, 7), (1, 1, 1)]
+
+
+@pytest.mark.parametrize(("rows", "left", "right"), SHAPES)
+def test_sums_over_rows_as_a_convolution(rows: int, left: int, right: int) -> None:
+    a, b = torch.randn(rows, left), torch.randn(rows, right)
+    with FlopCounterMode(display=False) as counter:
+        found = _over_rows(a, b)
+    assert counter.get_total_flops() == 2 * rows * left * right
+    assert found.shape == (left, right)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.double(), a.double().mT @ b.double(), rtol=0, atol=1e-4 * rows**0.5)
+
+
+def test_takes_no_memory_but_its_result() -> None:
+    a, b = torch.randn(2048, 32), torch.randn(2048, 24)
+    with MemTracker() as found:
+        kept = _over_rows(a, b)
+        peak = sum(s["Total"] for s in found.get_tracker_snapshot("peak").values())
+    assert peak == sum(t.untyped_storage().nbytes() for t in (a, b, kept))
+
+
+def test_gradients_of_weights_over_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function is called where oneDNN multiplies, for the weight alone, and gives the same gradients."""
+    calls = []
+
+    def spied(a: Tensor, b: Tensor) -> Tensor:
+        calls.append((a.shape, b.shape))
+        return _over_rows(a, b)
+
+    monkeypatch.setattr(onednn, "_over_rows", spied)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    torch.manual_seed(0)
+    x, w = torch.randn(2048, 12, requires_grad=True), torch.randn(12, 9, requires_grad=True)
+    seed = torch.randn(2048, 9)
+    got = torch.autograd.grad(_mm(x, w), (x, w), seed)
+    assert calls == ([] if onednn._onednn is None else [((2048, 12), (2048, 9))])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    torch.autograd.grad(_mm(x, w), (x, w), seed)
+    assert len(calls) <= 1
+    for one, other in zip(got, torch.autograd.grad(x @ w, (x, w), seed), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_under_vmap_and_compile() -> None:
+    a, b = torch.randn(3, 2048, 10), torch.randn(3, 2048, 9)
+    want = a.mT @ b
+    torch.testing.assert_close(torch.func.vmap(lambda s, t: _mm(s.mT, t))(a, b), want, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(torch.func.vmap(lambda s: _mm(s.mT, b[0]))(a)[0], want[0], rtol=1e-4, atol=1e-3)
+    compiled = torch.compile(lambda s, t: _mm(s.mT, t), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(a[0], b[0]), want[0], rtol=1e-4, atol=1e-3)
