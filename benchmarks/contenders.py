@@ -7,6 +7,7 @@ import string
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import opt_einsum
@@ -136,27 +137,30 @@ def _said(tuned: object) -> str:
     return f"{v.layout}, {v.flavour}, {memory}, chunk {v.chunk or 'all'}"
 
 
-def prepared_ring(tokens: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The network of a GPT-2 TR layer alone: emitted, and as opt_einsum's prepared expression on the same order."""
+def prepared_ring(tokens: int) -> dict[str, Callable[[], object]]:
+    """The network of a GPT-2 TR layer alone: as opt_einsum's prepared expression, and emitted on the same order."""
     network = tnmoe.Network.parse("bn,anc,bi,cid,doa->bo", weights="anc cid doa")
     sizes = {"b": tokens, "n": 256, "i": 768, "o": 3072, "a": 4, "c": 4, "d": 149}
-    plan = tnmoe.plan(network, sizes=sizes)
-    module = tnmoe.build(plan)
+    plans = {flavour: tnmoe.plan(network, sizes=sizes, flavour=flavour) for flavour in ("portable", "fast")}
     arrays = {t.name: torch.randn([sizes[i] for i in t.indices]) for t in network.tensors}
     ids, linear = list(range(5)), []
-    for k, (i, j) in enumerate(plan.path):
+    for k, (i, j) in enumerate(plans["portable"].path):
         linear.append((ids.index(i), ids.index(j)))
         ids = [n for n in ids if n not in (i, j)] + [5 + k]
     expression = opt_einsum.contract_expression(
         network.expression, *(tuple(a.shape) for a in arrays.values()), optimize=linear
     )
-    with torch.no_grad():
-        for p in plan.program.parameters:
-            order = [network.tensor(p.name).indices.index(i) for i in p.indices]
-            getattr(module, p.name).copy_(arrays[p.name].permute(order))
-        data = [arrays[v.name] for v in plan.layer.inputs]
-        torch.testing.assert_close(module(*data), expression(*arrays.values()), rtol=1e-3, atol=1e-1)
-    return lambda: module(*data), lambda: expression(*arrays.values())
+    runs: dict[str, Callable[[], object]] = {"contract_expression": lambda: expression(*arrays.values())}
+    for flavour, plan in plans.items():
+        module = tnmoe.build(plan)
+        with torch.no_grad():
+            for p in plan.program.parameters:
+                order = [network.tensor(p.name).indices.index(i) for i in p.indices]
+                getattr(module, p.name).copy_(arrays[p.name].permute(order))
+            data = [arrays[v.name] for v in plan.layer.inputs]
+            torch.testing.assert_close(module(*data), expression(*arrays.values()), rtol=1e-3, atol=1e-1)
+        runs[flavour] = partial(module, *data)
+    return runs
 
 
 # ---- another library -------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def _is_summed(value: Value, out: Value, sizes: Mapping[str, Dim]) -> bool:
 # ---- gates, statement by statement ---------------------------------------------------------------------------
 
 
-SORTED_BELOW = 8192
+SORTED_BELOW = 4096
 """Entries below which `backends/activations.py` sorts, instead of taking steps of Newton's method."""
 
 
@@ -243,16 +243,15 @@ def _entmax15(count: int, width: int, item: int) -> Script:
     if count < SORTED_BELOW:
         threshold: Script = (
             *z.ordered(),
-            *(e, e, -e),  # mean
-            *(e, e, -e, e, -e, e, e, -2 * e, e, -e),  # spread: square, sum, quotient; square; difference; product
-            *(e, e, -e, e, -e, e, -e, e, -e),  # tau: difference, quotient, clamp, root; difference
-            *(count, chosen, -count, chosen, -chosen),  # chosen: comparison, sum, clamp
-            *(chosen, row, -chosen),  # tau at chosen
-            -(4 * e + z.wide * width + chosen),
+            *(e, e, e, -e, e, e),  # total, squares, mean, spread
+            *(e, e, -e, e, -e),  # rest: difference, quotient, clamp
+            *(e, e, -e),  # tau, and before it the reciprocal root
+            *(count, chosen, -count, chosen, -chosen, row),  # last: comparison, sum, difference; tau there
+            -(7 * e + z.wide * width + chosen),
         )
         return z.gate(threshold, halved=True)
-    # difference, product, sum, quotient, sum; the threshold before
-    tau = (row, row, -row, row, row, -2 * row, row, -row, -row)
+    # difference, product, sum, step; the threshold before
+    tau = (row, row, -row, row, row, -2 * row, -row)
     first, later = (e, row, *tau), (e, -e, row, -row, *tau)
     steps = whole(entmax15_steps(z.digits)) + (item == 8)
     return z.gate((row, *first, *later * (steps - 1), -(e + row)), halved=True)
