@@ -102,19 +102,26 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
     a = unit.adjoint
     target, comment = writer.ref(a.program.output.name), axes_comment(a.program.output.indices)
     arguments = [writer.ref(v.name) for v in a.inputs]
-    if unit.chunk is None:
-        lines = wrapped("operands = _autocast(", arguments, ")", margin=8)
-        lines.append(f"function = {name}")
-        lines.append("call = function.apply if torch.is_grad_enabled() else function.forward")
-        return [*lines, f"{target} = call(*operands)[0]{comment}"]
     writer.margin = 12
     sizes = [f"{name} = {where}" for name, where in writer.runtime_sizes(a.ops).items()]
+    operands = nested(wrapped("operands = _autocast(", arguments, ")", margin=12))
+    if unit.chunk is None:
+        plain = replace(writer, program=a.undifferentiated)
+        ops = [op for op in plain.program.ops if op not in a.before]
+        statements = [line for op in ops for line in (*plain.drops(op), *plain.statement(op))]
+        return [
+            "if torch.is_grad_enabled():",
+            *operands,
+            f"    {target} = {name}.apply(*operands)[0]{comment}",
+            "else:",
+            *nested([*sizes, *statements]),
+        ]
     return [
         "if _traced():",
         *nested(sizes),
         *nested([line for op in a.ops for line in writer.statement(op)]),
         f"else:  # {unit.chunk} tokens at a time",
-        *nested(wrapped("operands = _autocast(", arguments, ")", margin=12)),
+        *operands,
         f"    {target} = {name}.apply(torch.is_grad_enabled(), *operands){comment}",
     ]
 

@@ -35,7 +35,7 @@ def test_inference_forms_take_the_memory_predicted(name: str, flavour: str) -> N
     plan = tnmoe.plan(spec, tokens=257, flavour=flavour)
     report = tnmoe.memory(plan, inference=True)
     ((peak, _),) = track(tnmoe.build(plan, freeze=True).freeze(), [torch.randn(257, spec.inputs)], grad=False)
-    assert report.inference_peak == peak < tnmoe.memory(plan).inference_peak
+    assert report.inference_peak == peak < tnmoe.memory(tnmoe.plan(spec, tokens=257)).inference_peak
     assert report.saved_bytes == report.training_peak == 0
     assert "backward" not in str(report)
 
@@ -47,6 +47,20 @@ def test_random_inference_forms_take_the_memory_predicted(spec: tnmoe.MuMoE | tn
     frozen = tnmoe.build(plan, freeze=True, dtype=torch.float64).freeze()
     ((peak, _),) = track(frozen, [torch.randn(tokens, spec.inputs, dtype=torch.float64)], grad=False)
     assert tnmoe.memory(plan, dtype="float64", inference=True).inference_peak == peak
+
+
+def test_functions_without_autograd_are_as_lean() -> None:
+    spec = PRESETS["gpt2-cp"].spec
+    plan = tnmoe.plan(spec, tokens=257, memory="save")
+    module = tnmoe.build(plan).eval()
+    ((peak, _),) = track(module, [torch.randn(257, spec.inputs)], grad=False)
+    assert tnmoe.memory(plan).inference_peak == peak < tnmoe.memory(tnmoe.plan(spec, tokens=257)).inference_peak
+    x = torch.randn(9, spec.inputs)
+    with torch.no_grad():
+        before, y = x.clone(), module(x)
+        assert torch.equal(x, before)
+        assert torch.equal(y, module(x))
+    torch.testing.assert_close(module(x).detach(), y)
 
 
 def test_nothing_that_is_the_callers_is_written() -> None:

@@ -19,6 +19,7 @@ from tnmoe.dims import Dim
 from tnmoe.errors import PlanError
 from tnmoe.ops import Merge, Op, Split, Value, operands
 from tnmoe.passes.fuse_products import fuse_products
+from tnmoe.passes.overwrite import overwrite
 from tnmoe.program import Program, gate_ops, verify
 from tnmoe.release import release
 from tnmoe.reverse_mode import DIFFERENTIABLE, fresh
@@ -66,6 +67,21 @@ class Adjoint:
             return self.program
         program = replace(self.program, ops=self.before + forward, drops={})
         return release(verify(program, laid_out=True), self.kept)
+
+    @property
+    def undifferentiated(self) -> Program:
+        """The whole forward program as it runs without autograd: nothing is kept, GELU is in place, what is dead goes.
+
+        What stays before the function gives nothing up there, so that the function's first op does.
+        """
+        alone = replace(self, kept=frozenset())
+        program = release(overwrite(replace(alone.executed, drops={})))
+        first, own = alone.forward[0].out.name, {op.out.name for op in alone.forward}
+        gates = {op.out.name for op in gate_ops(program)}
+        late = tuple(v for name, dead in program.drops.items() if name not in own | gates for v in dead)
+        drops = {name: dead for name, dead in self.program.drops.items() if name in gates}
+        drops |= {name: dead for name, dead in program.drops.items() if name in own}
+        return replace(program, drops={**drops, first: (*late, *drops.get(first, ()))} if late else drops)
 
     @property
     def reads(self) -> tuple[Value, ...]:

@@ -4,7 +4,8 @@ The rules, besides those of `tnmoe.memory`, checked against torch's `MemTracker`
 
 * What autograd differentiates runs first. The function's own values live until it returns, or until `del`; what it
   keeps for its backward pass is returned as well, so it is never given up before.
-* Without autograd, what would be kept is gone when the function returns.
+* Without autograd the plain statements run, with GELU in place; in chunks the function does, and what it would keep
+  goes with each chunk.
 * Its backward pass holds all that was kept until it returns, and hands the gradients on in the order of its inputs.
 * In chunks of tokens, `tnmoe.stream` says what has an array, a room or a sum, all there before the first chunk, and
   what of each chunk is kept as it is. What a chunk makes besides lives until the op that gives it up; if that is left
@@ -24,7 +25,7 @@ from tnmoe.backward import saved_values
 from tnmoe.cost import is_view
 from tnmoe.gradient_memory import SEED, Backward, Gradient, inside
 from tnmoe.heap import Heap, Moment
-from tnmoe.memory import leave, leaves, memory_owners, run_ops
+from tnmoe.memory import inference, leave, leaves, memory_owners, run_ops
 from tnmoe.ops import Merge, Op, Value, operands, propagate, results
 from tnmoe.program import Program, gate_ops
 from tnmoe.scripts import size
@@ -87,6 +88,8 @@ class FunctionMemory:
 
     def inference(self) -> list[Moment]:
         """The timeline of a forward pass without autograd, in evaluation mode."""
+        if self.chunk is None:
+            return inference(self.adjoint.undifferentiated, self.item)
         heap = leaves(self.program, self.item)
         self._forward(heap, "inference", train=False)
         return heap.moments
