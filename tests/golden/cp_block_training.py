@@ -146,8 +146,11 @@ def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         if asked and float32 and learns and bias is None:
             return _Product.apply(a, b)
         if asked and float32 and not learns:
-            many = len(b) >= 2048 and min(*a.shape, *b.shape) >= 8 and torch.get_num_threads() > 1
-            if bias is None and many and a.mT.is_contiguous() and b.is_contiguous():
+            (left, rows), right = a.shape, b.shape[1]
+            # What is copied of few rows, or of few columns on the left, stays in the cache.
+            many = rows >= 2048 and bias is None and torch.get_num_threads() > 1
+            wide = left >= min(right, 256) and min(left, right) >= 8
+            if many and wide and a.mT.is_contiguous() and b.is_contiguous():
                 return _over_rows(a.mT, b)
             return _onednn(a, b.mT, bias, "none", [], "")
     return a @ b if bias is None else torch.addmm(bias, a, b)
