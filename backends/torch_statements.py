@@ -192,9 +192,13 @@ class Writer:
 
     def drops(self, op: Op) -> list[str]:
         """`del` of the values that are given up before the op runs, so that they do not add to its memory."""
+        return self.given_up(self.program.drops.get(op.out.name, ()))
+
+    def given_up(self, names: Sequence[str]) -> list[str]:
+        """`del` of some values, in as few lines as have room for them."""
         lines: list[str] = []
-        for name in map(self.ref, self.program.drops.get(op.out.name, ())):
-            if lines and len(lines[-1]) + len(name) + 10 <= WIDTH:
+        for name in map(self.ref, names):
+            if lines and len(lines[-1]) + len(name) + 2 + self.margin <= WIDTH:
                 lines[-1] += f", {name}"
             else:
                 lines.append(f"del {name}")

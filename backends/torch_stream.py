@@ -115,15 +115,6 @@ class StreamWriter(Writer):
         lines = self.statement(op)
         return [*lines, f"{self.at(out, part)} = {self.ref(out.name)}"] if part else lines
 
-    def given_up(self, names: Sequence[str]) -> list[str]:
-        """`del` of some names."""
-        refs = [self.ref(name) for name in names]
-        return (
-            wrapped("del ", refs, "", parenthesised=True, margin=self.margin)
-            if refs[1:]
-            else [f"del {r}" for r in refs]
-        )
-
     def _out(self, op: Op, target: str) -> str:
         """The call that writes the op's result into `target`."""
         match op:

@@ -117,8 +117,8 @@ def contenders(spec: Block, tokens: int, compiled: bool, tuning: float) -> dict[
         if "chunks" not in row or chunk is not None:
             module = built(tnmoe.plan(spec, tokens=tokens, **way))
             found[row] = Contender(module, module)
-            if compiled and row == "portable":
-                found["portable, compiled"] = Contender(torch.compile(module))
+    if compiled:
+        found["portable, compiled"] = Contender(torch.compile(found["portable"].module))
     if tuning:
         tuned = [tnmoe.tune(spec, tokens=tokens, training=t, budget=tuning) for t in (False, True)]
         said = "; ".join(f"{mode} {_said(t)}" for mode, t in zip(("forward", "training"), tuned, strict=True))

@@ -65,8 +65,11 @@ class Adjoint:
         forward = self.forward
         if forward == self.ops:
             return self.program
-        program = replace(self.program, ops=self.before + forward, drops={})
-        return release(verify(program, laid_out=True), self.kept)
+        return release(self._ending_in(forward), self.kept)
+
+    def _ending_in(self, forward: tuple[Op, ...]) -> Program:
+        """The whole forward program with `forward` after what stays before it; nothing is given up."""
+        return verify(replace(self.program, ops=self.before + forward, drops={}), laid_out=True)
 
     @property
     def undifferentiated(self) -> Program:
@@ -74,9 +77,9 @@ class Adjoint:
 
         What stays before the function gives nothing up there, so that the function's first op does.
         """
-        alone = replace(self, kept=frozenset())
-        program = release(overwrite(replace(alone.executed, drops={})))
-        first, own = alone.forward[0].out.name, {op.out.name for op in alone.forward}
+        forward = replace(self, kept=frozenset()).forward
+        program = release(overwrite(self._ending_in(forward)))
+        first, own = forward[0].out.name, {op.out.name for op in forward}
         gates = {op.out.name for op in gate_ops(program)}
         late = tuple(v for name, dead in program.drops.items() if name not in own | gates for v in dead)
         drops = {name: dead for name, dead in self.program.drops.items() if name in gates}

@@ -63,9 +63,9 @@ class MemoryReport:
     @cached_property
     def needing(self) -> frozenset[str]:
         """Names of the leaves that need a gradient."""
-        program = self.program
         if self.call is not None:
             return frozenset()
+        program = self.program
         inputs = [v.name for v in program.inputs if v.name in self.plan.input_gradients]
         weights = {p.name for p in program.parameters if p.role is Role.WEIGHT} - set(self.frozen)
         return frozenset(weights.union(inputs))
@@ -87,9 +87,9 @@ class MemoryReport:
     @cached_property
     def training(self) -> tuple[Moment, ...]:
         """The timeline of a forward pass with grad, and of `y.backward(gradient)`."""
-        own = self._function
         if self.call is not None:
             return ()
+        own = self._function
         return tuple(training(self.program, self.item, self.needing) if own is None else own.training())
 
     @cached_property
@@ -170,21 +170,23 @@ class MemoryReport:
 
         forward = [m for m in self.training if m.phase == "forward"]
         backward = [m for m in self.training if m.phase == "backward"]
-        rows: list[tuple[Cell, ...]] = [
+        trained = self.call is None
+        kept: tuple[tuple[Cell, ...], ...] = (
+            ("gradients", self.gradient_bytes, "of weights and inputs"),
+            ("saved", self.saved_bytes, "kept for the backward pass"),
+        )
+        peaks: tuple[tuple[Cell, ...], ...] = (
+            ("peak of forward", self.forward_peak, f"{at(forward)}, with autograd"),
+            ("peak of backward", self.backward_peak, at(backward)),
+        )
+        rows: tuple[tuple[Cell, ...], ...] = (
             ("weights", self.weight_bytes, "parameters and buffers"),
             ("inputs", self.input_bytes, "the caller's"),
+            *(kept if trained else ()),
             ("largest intermediate", largest, name),
             ("peak of inference", self.inference_peak, at(self.inference)),
-        ]
-        if self.call is None:
-            rows[2:2] = [
-                ("gradients", self.gradient_bytes, "of weights and inputs"),
-                ("saved", self.saved_bytes, "kept for the backward pass"),
-            ]
-            rows += [
-                ("peak of forward", self.forward_peak, f"{at(forward)}, with autograd"),
-                ("peak of backward", self.backward_peak, at(backward)),
-            ]
+            *(peaks if trained else ()),
+        )
         columns = (("figure", "figure"), ("bytes", "bytes"), ("where", "where"))
         sorted_rows = any(isinstance(op, GroupedContract) for op in self.program.ops)
         notes = (
@@ -193,7 +195,7 @@ class MemoryReport:
             SCRATCH,
             *((LOAD,) if sorted_rows else ()),
         )
-        return Table(f"Memory of {self._title}", columns, tuple(rows), notes)
+        return Table(f"Memory of {self._title}", columns, rows, notes)
 
     def saved_table(self) -> Table:
         """One row for each tensor that is kept for the backward pass, with the reason."""
