@@ -139,7 +139,19 @@ ALLOWED = {
     "frame": {"constraints", "errors", "report", "vectorised"},
     "traffic": {"backward", "cost", "dims", "ops", "program", "routing_ops"},
     "optimizers": {"cost", "dims", "errors", "network", "program", "traffic"},
-    "counted": {"adjoint", "backward", "cost", "dims", "function", "layer", "network", "padding", "program", "traffic"},
+    "counted": {
+        "adjoint",
+        "backward",
+        "cost",
+        "dims",
+        "function",
+        "layer",
+        "network",
+        "ops",
+        "padding",
+        "program",
+        "traffic",
+    },
     "padding": {"cost", "dims", "ops", "program"},
     "figures": {
         "counted",
@@ -264,7 +276,7 @@ TOP = {
     "question",
     "slicing",
     "sweep",
-    "whole_model",
+    "counting",
     "trial",
     "tune",
 }
@@ -276,13 +288,15 @@ def sources() -> list[tuple[str, Path]]:
         "tnmoe/drawing",
         "tnmoe/charts",
         "tnmoe/cli",
+        "tnmoe/counting",
+        "tnmoe/counting/torch_formulas",
         "tnmoe/factorizations",
         "tnmoe/layers",
         "tnmoe/passes",
         "planners",
         "backends",
     ):
-        found += [(Path(folder).name, p) for p in (ROOT / folder).glob("*.py")]
+        found += [(folder.removeprefix("tnmoe/").partition("/")[0], p) for p in (ROOT / folder).glob("*.py")]
     return sorted(found)
 
 

@@ -16,6 +16,10 @@ from tnmoe.calibrate import calibrate
 from tnmoe.candidates import Candidate, shortlist
 from tnmoe.check import check
 from tnmoe.cost_report import CostReport
+from tnmoe.counting.cost_model import cost_model
+from tnmoe.counting.model_cost import ModelCost, ModuleCost
+from tnmoe.counting.torch_formulas.registry import flop_formulas
+from tnmoe.counting.work import Uncounted, Work
 from tnmoe.crossover import Crossover, crossover
 from tnmoe.datasheet import Datasheet, datasheet
 from tnmoe.device_profile import DeviceProfile
@@ -92,7 +96,6 @@ from tnmoe.sweep import sweep
 from tnmoe.training_time import TrainingPrediction, predict_training
 from tnmoe.tune import tune
 from tnmoe.tuned import Tuned
-from tnmoe.whole_model import ModelCost, ModuleCost, cost_model
 from tnmoe.writing import save
 
 __all__ = [
@@ -166,6 +169,8 @@ __all__ = [
     "TrainingPrediction",
     "Tucker",
     "Tuned",
+    "Uncounted",
+    "Work",
     "__version__",
     "atlas",
     "build",
@@ -181,6 +186,7 @@ __all__ = [
     "expert_ranks",
     "explain",
     "fit_ranks",
+    "flop_formulas",
     "from_experts",
     "from_linear",
     "from_reference",

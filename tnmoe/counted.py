@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tnmoe.adjoint import Adjoint
-from tnmoe.backward import gradient_names, saved_elements, training_cost
+from tnmoe.backward import differentiated, gradient_names, saved_elements, training_cost
 from tnmoe.cost import Cost, Estimate, elements, estimate
 from tnmoe.dims import Dim
 from tnmoe.function import Function
 from tnmoe.layer import Layer
 from tnmoe.network import Role
+from tnmoe.ops import Op, operands
 from tnmoe.padding import trimmed
 from tnmoe.program import Program
-from tnmoe.traffic import forward_traffic, total
+from tnmoe.traffic import Traffic, forward_traffic, gradient_traffic, total
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,20 @@ class Counted:
         if self.adjoint is not None:
             return self.adjoint.training_cost()
         return training_cost(self.program.ops, self.program.sizes, self.needing)
+
+    @property
+    def backward_traffic(self) -> Traffic:
+        """Elements that one backward pass reads and writes: each op of the function, each gradient of autograd."""
+        sizes, own = self.program.sizes, tuple[Op, ...]()
+        by_autograd = differentiated(self.program, self.needing)
+        if self.adjoint is not None:
+            own = self.adjoint.run if self.adjoint.differentiated else ()
+            by_autograd = tuple(op for op in by_autograd if op in self.adjoint.before)
+        moved = [forward_traffic(op, sizes) for op in own]
+        for op in by_autograd:
+            wanted = (v for v in operands(op) if v.name in self.needing and not v.integer)
+            moved += [gradient_traffic(op, v, sizes) for v in wanted]
+        return sum(moved, start=Traffic())
 
     @cached_property
     def adjoint(self) -> Adjoint | None:

@@ -128,6 +128,31 @@ class Figures:
         "FLOPs of all classes, of one backward pass, each gradient that is needed.",
         lambda c: c.training.flops - c.work.flops,
     )
+    backward_matmul_flops = Figure(
+        "backward matmul",
+        "Matmul FLOPs of one backward pass.",
+        lambda c: c.training.matmul_flops - c.work.matmul_flops,
+    )
+    backward_elementwise_flops = Figure(
+        "backward element-wise",
+        "Element-wise FLOPs of one backward pass.",
+        lambda c: c.training.elementwise_flops - c.work.elementwise_flops,
+    )
+    backward_special_flops = Figure(
+        "backward special",
+        "Special FLOPs of one backward pass.",
+        lambda c: c.training.special_flops - c.work.special_flops,
+    )
+    backward_read_bytes = Figure(
+        "backward read bytes",
+        "Bytes that one backward pass reads: of each op its operands, and what was saved for it.",
+        lambda c: c.width * c.backward_traffic.read,
+    )
+    backward_written_bytes = Figure(
+        "backward written bytes",
+        "Bytes of the gradients that one backward pass writes, those in between included.",
+        lambda c: c.width * c.backward_traffic.written,
+    )
     saved_bytes = Figure(
         "saved bytes",
         "Bytes kept for the backward pass, parameters, buffers and inputs aside; what saved-tensor hooks see, and "

@@ -1,0 +1,1 @@
+"""What any torch model costs: formulas over torch's operations, and the run on fake tensors that calls them."""
