@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import ScriptObject, Tensor, nn
 
 from tnmoe.api import cost
 from tnmoe.built import plan_of
@@ -103,16 +103,10 @@ def _subtree(named: Mapping[str, Any], path: str) -> list[str]:
 
 def _packed(module: nn.Module) -> tuple[int, int]:
     """Numbers and bytes of weights that quantised modules keep out of sight, biases included."""
-    count = width = 0
-    for part in module.modules():
-        unpack = getattr(getattr(part, "_packed_params", None), "_weight_bias", None) or getattr(
-            part, "_weight_bias", None
-        )
-        if unpack is not None and not hasattr(part, "_packed_params_of_parent"):
-            tensors = [t for t in unpack() if t is not None]
-            count += sum(t.numel() for t in tensors)
-            width += sum(t.numel() * t.element_size() for t in tensors)
-    return count, width
+    found: list[Any] = [vars(part).get("_packed_params") for part in module.modules()]
+    packed: list[Any] = list({id(p): p for p in found if isinstance(p, ScriptObject)}.values())
+    tensors = [t for p in packed for t in p.unpack() if t is not None]
+    return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _summed(found: Sequence[Uncounted]) -> tuple[Uncounted, ...]:
@@ -134,7 +128,7 @@ def _by_formula(planned: Plan, module: nn.Module, backward: bool, counter: WorkC
     shape, tokens = (*x.shape[:-1], width), x.shape[:-1].numel()
     if not tokens:
         return x.new_empty(shape, dtype=dtype)
-    if not x.requires_grad and planned.function is None:
+    if not x.requires_grad:
         planned = replace(planned, input_gradients=())
     frozen = [name for name, p in parameters.items() if not p.requires_grad] if backward else []
     names = {p.name for p in planned.program.parameters}

@@ -10,14 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from tnmoe.counting.torch_formulas import grouped
+from tnmoe.counting.results import result_of
 from tnmoe.counting.torch_formulas.attention import attention_backward_flops, attention_flops
 from tnmoe.counting.torch_formulas.call import Call, tensor_bytes
 from tnmoe.counting.torch_formulas.registry import formula_of, moved_bytes
 from tnmoe.counting.work import Flops, Uncounted, Work
-
-_GROUPED = {"aten::_grouped_mm", "aten::_scaled_grouped_mm", "aten::_scaled_grouped_mm_v2"}
-"""Whose own shape functions refuse types and strides that a kernel takes."""
 
 
 class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # by torch's __init_subclass__
@@ -61,7 +58,9 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # by tor
             with self:  # in inference mode, operations come here before they are taken apart
                 if (parts := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return parts
-        out = _grouped_result(func, args, kwargs) if func._schema.name in _GROUPED else func(*args, **kwargs)
+        if func is torch.ops.aten.rand.default and not args[0]:
+            return torch.tensor(1.0)  # whether to drop a layer: fake draws have no value, and every layer counts
+        out = result_of(func, args, kwargs)
         call = Call.of(func, args, kwargs, out)
         if formula is None:
             self.name(str(func._overloadpacket), "no formula")
@@ -88,12 +87,3 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # by tor
         else:
             self.name(func.name(), "a program inside an operation")
         return out
-
-
-def _grouped_result(func: Any, args: Any, kwargs: Any) -> torch.Tensor:
-    call = Call.of(func, args, kwargs, None)
-    left, right, offsets = call["self"], call["mat2"], call["offs"]
-    groups = offsets.shape[0] if offsets is not None else 0
-    dtype = call["out_dtype"] or (left.dtype if call["scale_a"] is None else torch.bfloat16)
-    shape = grouped.grouped_shape(left.shape, right.shape, groups)
-    return torch.empty(shape, dtype=dtype, device=left.device)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tnmoe.counting.counter import WorkCounter
 from tnmoe.counting.experts_protocol import counting_experts
+from tnmoe.counting.standins import opaque
 from tnmoe.counting.surroundings import surroundings
 from tnmoe.counting.work import Uncounted, Work
 from tnmoe.errors import CostError
@@ -73,9 +74,13 @@ class Run:
         device = _device(stored.values())
         positional, keywords = _arguments(inputs)
         counter = WorkCounter(device or torch.device("cpu"), self._place)
+        # Single numbers keep their value: a scale, a count of batches.
+        known = {id(t): t.item() for t in stored.values() if t.numel() == 1 and not (t.is_meta or t.requires_grad)}
 
         def shape_of(t: Tensor) -> Tensor:
             there = device if device is not None else t.device
+            if id(t) in known:
+                return torch.tensor(known[id(t)], dtype=t.dtype, device=there).reshape(t.shape)
             found = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=there)
             return found.requires_grad_(t.requires_grad) if self._differentiates else found
 
@@ -96,9 +101,10 @@ class Run:
                     self._passed = True
                     self._backward(result)
             except Exception as error:
+                before = "".join(f", after {u.path} ({u.what}) was left out: {u.why}" for u in self._skipped[:1])
                 raise CostError(
-                    f"{type(model).__name__} does not run on fake tensors of these shapes "
-                    f"({type(error).__name__}: {error}); check the example, and that it does not branch on values"
+                    f"{type(model).__name__} does not run on fake tensors of these shapes ({type(error).__name__}: "
+                    f"{error}){before}; check the example, and that it does not branch on values"
                 ) from error
         forward = {path: work for (path, after), work in counter.work.items() if not after}
         backward = {path: work for (path, after), work in counter.work.items() if after}
@@ -159,11 +165,12 @@ class Run:
 
     def _without(self, path: str, module: nn.Module, given: Any, error: Exception) -> Tensor:
         """Go on after a module whose shapes depend on values, as if it gave what it got; it is named."""
-        first = next((t for t in _tensors(given) if t.is_floating_point()), None)
-        if not path or first is None:
+        numbers = [t for t in _tensors(given) if t.is_floating_point()]
+        if not path or not numbers:
             raise error
         self._skipped.append(Uncounted(type(module).__name__, path, 1, f"its work depends on values: {error}"))
-        return torch.empty_like(first).requires_grad_(first.requires_grad)
+        weights = [p for p in module.parameters() if p.requires_grad and self._differentiates]
+        return opaque(lambda _: None, numbers[0].shape, numbers[0].dtype, *numbers, *weights)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -82,6 +82,23 @@ def attention(counter: WorkCounter) -> Callable[..., Tensor]:
     return scaled_dot_product_attention
 
 
+def flexible_attention(counter: WorkCounter) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """In place of the operation behind `flex_attention`; what its user's functions do to scores does not count.
+
+    Blocks that a mask leaves out count as in all other attention.
+    """
+    plain = attention(counter)
+
+    def flex_attention_hop(
+        query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out = plain(query, key, value, enable_gqa=True)
+        statistics = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        return out, statistics, statistics
+
+    return flex_attention_hop
+
+
 def grouped_product(rows: Tensor, weight: Tensor, counter: WorkCounter) -> Tensor:
     """Rows (S, K), each times a matrix of (E, K, N), whichever the router chooses: (S, N).
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.attention.flex_attention  # whose parts are replaced below
 
 from tnmoe.counting.counter import WorkCounter
-from tnmoe.counting.standins import attention
+from tnmoe.counting.standins import attention, flexible_attention
 
 
 @contextmanager
@@ -22,6 +24,7 @@ def surroundings(counter: WorkCounter) -> Iterator[None]:
     * The encoder's fast path in evaluation, and recurrent layers as one kernel, are taken apart: the same figures in
       training and in evaluation, on every device.
     * Attention goes to a stand-in; what calls it by a name imported before takes its mathematical form.
+    * Modules that move or convert parts of themselves while they run may do so.
     * torch and transformers do not log or warn about fake tensors.
     """
     with ExitStack() as stack:
@@ -34,23 +37,35 @@ def surroundings(counter: WorkCounter) -> Iterator[None]:
         stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
         place = "torch.nn.functional.scaled_dot_product_attention"
         stack.enter_context(mock.patch(place, attention(counter)))
+        place = "torch.nn.attention.flex_attention.flex_attention_hop"
+        stack.enter_context(mock.patch(place, flexible_attention(counter)))
+        stack.enter_context(mock.patch("torch.nn.attention.flex_attention._validate_device"))
+        stack.enter_context(mock.patch("torch.nn.Module._apply", _apply))
         yield
+
+
+def _apply(module: torch.nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+    """`nn.Module._apply`, without replacing tensors in place, which fake ones do not bear."""
+    for child in module.children() if recurse else ():
+        _apply(child, function)
+    for stored in (module._parameters, module._buffers):
+        for name, tensor in stored.items():
+            if tensor is not None:
+                stored[name] = function(tensor)  # type: ignore[assignment]
+    return module
 
 
 @contextmanager
 def _silent(*names: str) -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(logger, logger.disabled, logger.level) for logger in loggers]
-    filters = [(logger, _Nothing()) for logger in _below(names)]
+    nothing = _Nothing()
+    loggers = _below(names)
+    for logger in loggers:
+        logger.addFilter(nothing)
     try:
-        for logger, nothing in filters:
-            logger.addFilter(nothing)
         yield
     finally:
-        for logger, nothing in filters:
+        for logger in loggers:
             logger.removeFilter(nothing)
-        for logger, disabled, level in before:
-            logger.disabled, logger.level = disabled, level
 
 
 class _Nothing(logging.Filter):

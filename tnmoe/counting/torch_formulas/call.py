@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
 
 from tnmoe.counting.work import Flops
@@ -83,6 +84,22 @@ def tensor_bytes(t: torch.Tensor) -> int:
 def storages(tensors: Iterator[torch.Tensor] | Sequence[torch.Tensor]) -> set[int]:
     """Identities of the memory that tensors lie in."""
     return {int(t.untyped_storage()._cdata) for t in tensors if t.layout == torch.strided}
+
+
+def unpacked(packed: Any) -> tuple[tuple[int, ...], bool]:
+    """The shape of the weights that a quantised layer keeps packed, and whether it has biases."""
+    with unset_fake_temporarily():
+        weight, bias = packed.unpack()
+        return tuple(weight.shape), bias is not None
+
+
+def packed_bytes(call: Call) -> int:
+    """Of the weights of quantised layers, which are no tensor operands."""
+    packed: list[Any] = [
+        v for v in call.arguments.values() if isinstance(v, torch.ScriptObject) and hasattr(v, "unpack")
+    ]
+    with unset_fake_temporarily():
+        return sum(t.numel() * t.element_size() for p in packed for t in p.unpack() if t is not None)
 
 
 def elementwise(per_element: int = 1) -> Formula:

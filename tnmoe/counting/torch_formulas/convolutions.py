@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tnmoe.counting.torch_formulas.call import Call, Formula
+from tnmoe.counting.torch_formulas.call import Call, Formula, unpacked
 from tnmoe.counting.work import Flops
 
 
@@ -57,9 +57,14 @@ def _time_batch_channels(call: Call) -> Flops:
 def _packed(call: Call) -> Flops:
     """Quantised convolutions, whose weights and biases are packed out of sight; torch can unpack them."""
     packed = call["packed_weight"] if call["packed_weight"] is not None else call["weight"]
-    weight = tuple(packed.unpack()[0].shape)
+    weight, biased = unpacked(packed)
     batch, positions = _spatial(tuple(call.results[0].shape), weight)
-    return convolution_flops(positions, batch, weight)
+    return convolution_flops(positions, batch, weight, call.size * biased)
+
+
+def _packed_relu(call: Call) -> Flops:
+    found = _packed(call)
+    return Flops(found.matmul, found.elementwise + call.size)
 
 
 FORMULAS: dict[str, Formula] = {
@@ -97,8 +102,6 @@ FORMULAS: dict[str, Formula] = {
     "aten::convolution_backward_overrideable": _backward,
     "aten::_slow_conv2d_backward": _backward,
     "aten::conv_tbc": _time_batch_channels,
-    **dict.fromkeys(
-        (f"quantized::conv{d}d{relu}" for d in (1, 2, 3) for relu in ("", "_relu", "_dynamic")),
-        _packed,
-    ),
+    **{f"quantized::conv{d}d": _packed for d in (1, 2, 3)},
+    **{f"quantized::conv{d}d_relu": _packed_relu for d in (1, 2, 3)},
 }

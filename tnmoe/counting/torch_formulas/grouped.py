@@ -31,11 +31,10 @@ def _grouped(call: Call) -> Flops:
     left, right = call.shape("self"), call.shape("mat2")
     scaled = call["scale_a"] is not None
     others = call.size * (scaled + (call["bias"] is not None))
-    if len(left) == 3 and len(right) == 3:
-        return Flops(2 * left[0] * left[1] * left[2] * right[2], others)
-    rows = {(2, 3): (left[0], left[1], right[-1]), (3, 2): (right[1], left[2], left[1])}
-    m, k, n = rows.get((len(left), len(right)), (left[0], left[-1], right[-1]))
-    return Flops(2 * m * k * n, others)
+    if len(left) == 3:  # stacked matrices times columns, or times as many matrices
+        each = left[1] * left[2] * right[-1]
+        return Flops(2 * each * (left[0] if len(right) == 3 else 1), others)
+    return Flops(2 * left[0] * left[1] * right[-1], others)
 
 
 def _moved(call: Call) -> tuple[int, int]:

@@ -168,4 +168,6 @@ FORMULAS: dict[str, Formula] = {
     **_losses(),
     "aten::gelu_backward": _gelu(GELU_BACKWARD, GELU_TANH_BACKWARD),
     "aten::glu": special(SIGMOID + 1),
+    **{f"quantized::{name}": elementwise(count) for name, count in (("add", 1), ("mul", 1))},
+    **{f"quantized::{name}": elementwise(count) for name, count in (("add_relu", 2), ("mul_relu", 2))},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tnmoe.counting.torch_formulas.call import Call, Formula
 from tnmoe.counting.work import Flops
@@ -50,14 +51,25 @@ def _packed_linear(activated: bool, biased: bool = True) -> Formula:
 
 
 def _trilinear(call: Call) -> Flops:
-    """`torch.nn.Bilinear`: Σ x_i y_j W_oij, as two products, that of x first."""
-    x, w, y = (call.shape(name) for name in ("i1", "i2", "i3"))
-    rows = math.prod(x) // x[-1] if x[-1] else 0
-    if call["sumdim"] is None or len(w) < 3:
-        rows = call.size
-    inner_x, inner_y = w[-2], w[-1]
-    outs = call.size // rows if rows else 0
-    return Flops(matmul=2 * rows * outs * (inner_x * inner_y + inner_y) if len(y) else 0)
+    """`torch.nn.Bilinear` and its gradients: a product of the first two operands, then one with the third.
+
+    Each operand lacks the axes in its `expand`; those in `sumdim` are summed as soon as no operand is left with them.
+    """
+    expands = [call["expand1"], call["expand2"], call["expand3"]]
+    shapes = [_with_ones(call.shape(f"i{k + 1}"), axes) for k, axes in enumerate(expands)]
+    first, second, third = shapes
+    summed = set(call["sumdim"])
+    early = summed & set(expands[2])
+    joint = [max(pair) for pair in zip(first, second, strict=True)]
+    between = [1 if axis in early else n for axis, n in enumerate(joint)]
+    last = [max(pair) for pair in zip(between, third, strict=True)]
+    flops = [(math.prod(joint), bool(early)), (math.prod(last), bool(summed - early))]
+    return Flops(sum(2 * n for n, sums in flops if sums), sum(n for n, sums in flops if not sums))
+
+
+def _with_ones(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
+    sizes = iter(shape)
+    return [1 if axis in axes else next(sizes) for axis in range(len(shape) + len(axes))]
 
 
 FORMULAS: dict[str, Formula] = {

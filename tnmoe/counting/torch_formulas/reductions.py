@@ -84,6 +84,11 @@ def _bag(call: Call) -> Flops:
     return Flops(elementwise=rows * (1 + (call["per_sample_weights"] is not None)))
 
 
+def _bag_backward(call: Call) -> Flops:
+    """Each row of a bag gets its gradient added."""
+    return Flops(elementwise=call["indices"].numel() * call.shape("grad")[-1])
+
+
 POINTS = {
     "upsample_nearest1d": 0,
     "upsample_nearest2d": 0,
@@ -140,6 +145,8 @@ FORMULAS: dict[str, Formula] = {
     **{f"aten::{name}_backward": _resample_backward(max(n, 1)) for name, n in POINTS.items()},
     "aten::_embedding_bag": _bag,
     "aten::_embedding_bag_forward_only": _bag,
+    "aten::_embedding_bag_backward": _bag_backward,
+    "aten::_embedding_bag_dense_backward": _bag_backward,
     "aten::col2im": reduction(),
     "aten::unfold_backward": reduction(),
 }

@@ -22,7 +22,16 @@ from tnmoe.counting.torch_formulas import (
     recurrent,
     reductions,
 )
-from tnmoe.counting.torch_formulas.call import Call, Formula, Moved, elementwise, nothing, storages, tensor_bytes
+from tnmoe.counting.torch_formulas.call import (
+    Call,
+    Formula,
+    Moved,
+    elementwise,
+    nothing,
+    packed_bytes,
+    storages,
+    tensor_bytes,
+)
 
 MULTIPLY = (products, grouped, attention, convolutions, recurrent, encoder)
 """The families with products of matrices."""
@@ -61,7 +70,7 @@ def moved_bytes(func: Any, call: Call) -> tuple[int, int]:
         made = [t for t in made if not storages([t]) & owners]
     if not made:
         return 0, 0
-    return sum(map(tensor_bytes, given)), sum(map(tensor_bytes, made))
+    return sum(map(tensor_bytes, given)) + packed_bytes(call), sum(map(tensor_bytes, made))
 
 
 def flop_formulas() -> dict[Any, Callable[..., int]]:
