@@ -45,7 +45,16 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
+        grad = grad.contiguous()  # once, where each product would copy an expanded one
         return None if b is None else _mm(grad, b.mT), None if a is None else _mm(a.mT, grad)
+
+
+def _dense(t: Tensor) -> Tensor:
+    """t, or a copy if it is no whole matrix, row by row or column by column.
+
+    oneDNN's product reads an expanded or sliced weight a thousand times as slowly.
+    """
+    return t if t.is_contiguous() or t.mT.is_contiguous() else t.contiguous()
 
 
 def _over_rows(a: Tensor, b: Tensor) -> Tensor:
@@ -81,5 +90,6 @@ def _mm(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
             wide = left >= min(right, 256) and min(left, right) >= 8
             if many and wide and a.mT.is_contiguous() and b.is_contiguous():
                 return _over_rows(a.mT, b)
-            return _onednn(a, b.mT, bias, "none", [], "")  # type: ignore[no-any-return]
+            bias = None if bias is None else bias.contiguous()  # its stride would not be read
+            return _onednn(_dense(a), _dense(b).mT, bias, "none", [], "")  # type: ignore[no-any-return]
     return a @ b if bias is None else torch.addmm(bias, a, b)

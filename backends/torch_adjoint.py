@@ -36,3 +36,8 @@ def restored(a: Adjoint, saved: Sequence[str], first: int) -> list[str]:
             lines.append(f"if needs[{k + first}]:")
             lines += broken(f'    raise RuntimeError("this module was planned without a gradient of {v.name}")')
     return lines
+
+
+def dense_seed(target: str, source: str) -> list[str]:
+    """The gradient of the output, copied once if it is expanded or sliced, as those of sums and means are."""
+    return [f"{target} = {source}.contiguous()  # one copy, where each product would make its own"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tnmoe.adjoint import Adjoint
 from tnmoe.backends.copied import as_emitted
-from tnmoe.backends.torch_adjoint import described, restored
+from tnmoe.backends.torch_adjoint import dense_seed, described, restored
 from tnmoe.backends.torch_statements import (
     Writer,
     axes_comment,
@@ -133,6 +133,7 @@ def _backward(unit: FunctionUnit, saved: Sequence[str]) -> list[str]:
     seed = writer.ref(a.seed.name)
     lines = [f"    def backward(ctx, {seed}: Tensor, *_: None):"]
     body = restored(a, saved, 0)
+    body += dense_seed(seed, seed)
     if a.kept:
         body = [f"if {seed} is None:", f"    return (None,) * {len(a.inputs)}", *body]
     position = {v.name: k for k, v in enumerate(a.inputs)}

@@ -13,7 +13,9 @@ CLASSES = frozenset(dir(builtins)) | {
     "_find_onednn",
     "_onednn",
     "_mm",
+    "_dense",
     "_over_rows",
+    "_Product",
     "_chunks",
     "_traced",
 }

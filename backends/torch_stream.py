@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tnmoe.adjoint import Adjoint
-from tnmoe.backends.torch_adjoint import described, restored
+from tnmoe.backends.torch_adjoint import dense_seed, described, restored
 from tnmoe.backends.torch_statements import (
     WIDTH,
     Writer,
@@ -231,7 +231,8 @@ def _backward(a: Adjoint, chunk: int, product: str) -> list[str]:
         body.append(f"for number, (at, room) in enumerate(_chunks(tokens, {chunk})):")
     else:
         body.append(f"for at, room in _chunks(tokens, {chunk}):")
-    inner = _bound(writer, [v for v in (*a.saved, a.seed) if token in v.indices and v not in listed], "at")
+    inner = _bound(writer, [v for v in a.saved if token in v.indices and v not in listed], "at")
+    inner += dense_seed(writer.ref(a.seed.name), writer.at(a.seed, "at"))
     if listed:
         names, n = [writer.ref(v.name) for v in listed], len(listed)
         part = "[number : number + 1]" if n == 1 else f"[{n} * number : {n} * (number + 1)]"

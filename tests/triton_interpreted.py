@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers_strategy import any_order, layers
 from test_emitted_training import any_kept, assert_same, draw, pair
+from test_strides import STRIDES
 from torch import Tensor, nn
 
 import tnmoe
@@ -275,6 +276,22 @@ def test_modules(spec, dtype, rows, monkeypatch):
         }.items()
         if n
     }
+
+
+@pytest.mark.parametrize("name", ["cp", "tr_block"])
+@pytest.mark.parametrize("stride", STRIDES)
+def test_modules_of_any_strides(name, stride):
+    """Inputs and gradients that are expanded, turned or sliced."""
+    spec = SPECS[name]
+    plain, module = mild(pair(fused_plan(spec), torch.float32))
+    x, grad = STRIDES[stride](16, spec.inputs), STRIDES[stride](16, spec.outputs)
+    found = []
+    for m in (plain, module):
+        given = x.clone().requires_grad_() if m is plain else x.requires_grad_()
+        y = m(given)
+        found.append((y.detach(), *torch.autograd.grad(y, [given, *m.parameters()], grad)))
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-4 * max(1.0, float(want.abs().max())))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

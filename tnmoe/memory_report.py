@@ -137,7 +137,12 @@ class MemoryReport:
 
     @property
     def backward_peak(self) -> int:
-        """Most bytes alive in the backward pass, weights, input, gradients, result and its gradient included."""
+        """Most bytes alive in the backward pass, weights, input, gradients, result and its gradient included.
+
+        Of a gradient of the result that is not contiguous a backward pass of its own makes a copy, of one chunk at a
+        time if it has chunks; where autograd makes it, each of the products that read it may. This is not counted: an
+        expanded gradient, of a sum or a mean, takes hardly any bytes, so that its copy is what is counted for it.
+        """
         return max((m.peak for m in self.training if m.phase == "backward"), default=0)
 
     @property
@@ -191,7 +196,7 @@ class MemoryReport:
         sorted_rows = any(isinstance(op, GroupedContract) for op in self.program.ops)
         notes = (
             "Peaks include weights and inputs; in training also the gradients, the result and its gradient, which the "
-            "caller holds; no states of an optimizer.",
+            "caller holds, contiguous; no states of an optimizer.",
             SCRATCH,
             *((LOAD,) if sorted_rows else ()),
         )
