@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tnmoe.counting.results import result_of
 from tnmoe.counting.torch_formulas.attention import attention_backward_flops, attention_flops
@@ -52,9 +52,12 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # by tor
         kwargs = kwargs or {}
         if isinstance(func, torch._ops.HigherOrderOperator):
             return self._higher_order(func, args, kwargs)
-        args, kwargs = tree_map_only(torch.Tensor, self._present, (args, kwargs))
+        if func.namespace == "prim":  # asks where a tensor lies
+            return func(*args, **kwargs)
+        if any(isinstance(t, torch.Tensor) and t.is_meta for t in tree_leaves((args, kwargs))):
+            args, kwargs = tree_map_only(torch.Tensor, self._present, (args, kwargs))
         formula = formula_of(func)
-        if formula is None and func.namespace != "prim":
+        if formula is None:
             with self:  # in inference mode, operations come here before they are taken apart
                 if (parts := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return parts

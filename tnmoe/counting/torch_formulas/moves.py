@@ -43,7 +43,7 @@ ASKS = words(
     "_nested_tensor_from_mask_left_aligned _make_dep_token is_coalesced dense_dim sparse_dim _nnz q_scale "
     "q_zero_point q_per_channel_scales q_per_channel_zero_points q_per_channel_axis qscheme allclose _print size "
     "stride numel sym_size sym_stride sym_numel sym_storage_offset storage_offset dim is_contiguous sym_is_contiguous "
-    "is_strides_like_format is_non_overlapping_and_dense _linalg_check_errors _amp_update_scale_"
+    "_linalg_check_errors _amp_update_scale_"
 )
 """Questions about tensors: neither FLOPs nor bytes to speak of."""
 
@@ -93,8 +93,6 @@ FORMULAS: dict[str, Formula] = {
     **{f"aten::{name}": nothing for names in (RESERVES, FILLS, COPIES, ASKS, PICKS) for name in names},
     "aten::scatter": nothing,
     "aten::scatter_": nothing,
-    "prim::device": nothing,
-    "prim::layout": nothing,
 }
 
 MOVED: dict[str, Moved] = {
