@@ -665,3 +665,51 @@ def test_users_own_counter_sees_grouped_products_and_attention() -> None:
         forward, backward = by_torch(model, {"x": x}, tnmoe.flop_formulas())
     assert forward == 2 * 10 * 8 * 16 + 2 * 2 * 100 * 16
     assert (forward, backward) == counted(model, x)
+
+
+@pytest.mark.parametrize(
+    ("make", "tokens", "parameters", "active", "attention"),
+    [
+        # Published: 30.5B, and 3,041,867,776 weights that a token meets besides its embedding; 48 layers of 32 heads,
+        # 128 wide for scores and for values. pytorch/torchtitan#4300: 37,578,559,488 a token in training.
+        (
+            lambda: transformers.Qwen3MoeForCausalLM(
+                transformers.Qwen3MoeConfig(
+                    hidden_size=2048,
+                    moe_intermediate_size=768,
+                    num_hidden_layers=48,
+                    num_attention_heads=32,
+                    num_key_value_heads=4,
+                    head_dim=128,
+                    num_experts=128,
+                    num_experts_per_tok=8,
+                    vocab_size=151936,
+                )
+            ),
+            8192,
+            30_532_122_624,
+            3_041_867_776,
+            48 * 32 * (128 + 128),
+        ),
+        # Published: 671B, 36.6B with the output head; 61 layers of 128 heads, 192 and 128 wide.
+        (
+            lambda: transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config()),
+            4096,
+            671_026_404_352,
+            36_625_603_584,
+            61 * 128 * (192 + 128),
+        ),
+    ],
+    ids=["Qwen3-30B-A3B", "DeepSeek-V3"],
+)
+def test_published_models(make: Any, tokens: int, parameters: int, active: int, attention: int) -> None:
+    """2 FLOPs for each weight that a token meets, norms aside, and attention in full."""
+    with torch.device("meta"):
+        model = make().to(torch.bfloat16)
+    norms = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    given = {"input_ids": torch.zeros(1, tokens, dtype=torch.long), "use_cache": False}
+    found = tnmoe.cost_model(model, given, strict=True).total
+    assert found.parameters == parameters
+    assert found.matmul_flops == tokens * (2 * (active - norms) + 2 * attention * tokens)
+    if "Qwen3" in found.kind:
+        assert 3 * found.matmul_flops == tokens * (37_578_559_488 - 6 * norms)
