@@ -10,7 +10,7 @@ from tnmoe.allocations import backward_scripts, gradient_bytes, passes_on
 from tnmoe.backward import differentiated, saved_values
 from tnmoe.dims import Dim
 from tnmoe.heap import Heap
-from tnmoe.ops import Add, Contract, ContractAdd, Op, Permute, Reduce, Value, matmul_groups, operands, results
+from tnmoe.ops import Add, Contract, ContractAdd, Op, Reduce, Value, matmul_groups, operands, results
 from tnmoe.program import Program
 from tnmoe.routing_ops import CapacitySlots, Gather, TopK, Unsort
 from tnmoe.scripts import size
@@ -26,10 +26,17 @@ def inside(op: Op) -> str:
 
 @dataclass(slots=True)
 class Gradient:
-    """The gradient of a value: its storage, whether that is laid out as the value is, and whether it is a view."""
+    """The gradient of a value: its storage, and how it lies there.
+
+    Attributes:
+        storage: its name.
+        order: the axes in the order in which they lie in memory, without gaps; None where they do not, as in what
+            is expanded, or in the rows of a sparse gradient.
+        view: whether it is a tensor of its own over a storage that others hold.
+    """
 
     storage: str
-    dense: bool = True
+    order: tuple[str, ...] | None
     view: bool = False
 
 
@@ -58,7 +65,7 @@ class Backward:
         """Take the gradient of the result, which the caller holds too, for good."""
         out = self.program.output
         self.heap.hold(SEED, self.bytes(out), "gradients")
-        self.gradients[out.name] = Gradient(SEED)
+        self.gradients[out.name] = Gradient(SEED, out.indices)
         self.holders[SEED] = 2
 
     @property
@@ -76,14 +83,18 @@ class Backward:
         if not self.holders[gradient.storage]:
             self.heap.free(gradient.storage)
 
-    def made(self, name: str, count: int) -> Gradient:
-        """A new storage of a gradient, held once."""
-        storage = f"∂{name} {len(self.heap.moments)}"
+    def made(self, value: Value, count: int) -> Gradient:
+        """A new storage of a gradient, held once, laid out as the value is."""
+        storage = f"∂{value.name} {len(self.heap.moments)}"
         while storage in self.heap.held:
             storage += "'"
         self.heap.hold(storage, count, "temporaries")
         self.holders[storage] = 1
-        return Gradient(storage)
+        return Gradient(storage, value.indices)
+
+    def dense(self, gradient: Gradient, value: Value) -> bool:
+        """Whether a gradient is laid out as its value is."""
+        return gradient.order is not None and _alike(gradient.order, value.indices, self.program.sizes)
 
     def hand_on(self, step: str, found: Sequence[tuple[Value, Gradient]]) -> None:
         """Hand on the gradients that a node of torch's graph made.
@@ -94,8 +105,10 @@ class Backward:
         for value, gradient in found:
             if value.name in self.gradients:
                 self.heap.step("backward", step, (self.bytes(value),))
-                total = self.made(value.name, self.bytes(value))
-                self.give_up(self.gradients[value.name])
+                total, before = self.made(value, self.bytes(value)), self.gradients[value.name]
+                if before.order == gradient.order is not None:
+                    total.order = before.order  # a sum of two that lie alike lies as they do
+                self.give_up(before)
                 added.append(gradient)
                 gradient = total
                 self.heap.done()
@@ -111,10 +124,11 @@ class Backward:
         rows of a sparse gradient.
         """
         gradient, count = self.gradients.pop(leaf.name), self.bytes(leaf)
-        if gradient.dense and gradient.view:
+        dense = self.dense(gradient, leaf)
+        if dense and gradient.view:
             self.heap.reclassify(gradient.storage, "gradients")
             return
-        if self.holders[gradient.storage] > 1 or not gradient.dense:
+        if self.holders[gradient.storage] > 1 or not dense:
             self.heap.step("backward", leaf.name, (count,))
         self.give_up(gradient)
         self.heap.hold(f"∂{leaf.name}", count, "gradients")
@@ -157,8 +171,9 @@ class Backward:
     def _summed(self, op: Op, value: Value, items: Gradient) -> Gradient:
         """The gradient of a broadcast matrix, by the node that expanded it; that of each item is given up."""
         self.heap.step("backward", op.out.name, (self.bytes(value),))
-        total = self.made(value.name, self.bytes(value))
-        total.dense = items.dense
+        total = self.made(value, self.bytes(value))
+        if items.order is not None:
+            total.order = tuple(i for i in items.order if i in value.indices)
         self.give_up(items)
         self.heap.done()
         return total
@@ -168,12 +183,12 @@ class Backward:
         heap, sizes = self.heap, self.program.sizes
 
         def replaced(count: int) -> Gradient:
-            result = self.made(op.out.name, count)
+            result = self.made(op.out, count)
             self.give_up(incoming)
             heap.done()
             return result
 
-        if not incoming.dense and _is_viewed(op, sizes):
+        if not self.dense(incoming, op.out) and _is_copied(op, incoming.order, sizes):
             heap.step("backward", op.out.name, (self.bytes(op.out),))
             incoming = replaced(self.bytes(op.out))
 
@@ -199,13 +214,14 @@ class Backward:
                 continue
             if passes_on(op, v, sizes):
                 self.holders[incoming.storage] += 1
-                moved = isinstance(op, Permute) and not _alike(v.indices, op.out.indices, sizes)
-                dense = incoming.dense and not moved and not isinstance(op, Reduce)
+                order = None if isinstance(op, Reduce) else incoming.order
+                if order is not None and not set(v.indices) <= set(order):  # other names for the same axes
+                    order = v.indices if self.dense(incoming, op.out) else None
                 view = _is_sparse(op) or (isinstance(op, Add) and v.indices != op.out.indices)
-                found.append((v, Gradient(incoming.storage, dense, incoming.view or view)))
+                found.append((v, Gradient(incoming.storage, order, incoming.view or view)))
             else:
-                gradient = self.made(v.name, gradient_bytes(op, v, sizes, self.item))
-                gradient.dense = _is_dense(op, v, sizes)
+                gradient = self.made(v, gradient_bytes(op, v, sizes, self.item))
+                gradient.order = _order(op, v, sizes)
                 found.append((v, gradient))
         self.give_up(incoming)
         return found
@@ -220,25 +236,25 @@ def _alike(order: tuple[str, ...], other: tuple[str, ...], sizes: Mapping[str, D
     return [i for i in order if sizes[i] != 1] == [i for i in other if sizes[i] != 1]
 
 
-def _is_dense(op: Op, value: Value, sizes: Mapping[str, Dim]) -> bool:
-    """False if torch makes the gradient of an operand transposed: products of batches take it as it was read."""
+def _order(op: Op, value: Value, sizes: Mapping[str, Dim]) -> tuple[str, ...]:
+    """How torch lays out the gradient of an operand: transposed, where products of batches take it as it was read."""
     if isinstance(op, CapacitySlots):  # that of a transpose
-        return 1 in (sizes[i] for i in value.indices)
+        return value.indices[::-1]
     if not isinstance(op, Contract | ContractAdd):
-        return True
+        return value.indices
     g = matmul_groups(op)
     if (g.outer and value == op.rhs) or not (g.batch or g.outer):
-        return True
+        return value.indices
     straight = (*g.batch, *g.rows, *g.inner) if value == op.lhs else (*g.batch, *g.inner, *g.cols)
-    return _alike(value.indices, straight, sizes)
+    return straight if set(straight) == set(value.indices) else value.indices
 
 
 def _is_sparse(op: Op) -> bool:
     return isinstance(op, Gather) and op.sparse
 
 
-def _is_viewed(op: Op, sizes: Mapping[str, Dim]) -> bool:
-    """Whether the axes of what is emitted are split, which needs a gradient that can be viewed merged."""
+def _is_copied(op: Op, order: tuple[str, ...] | None, sizes: Mapping[str, Dim]) -> bool:
+    """Whether a gradient in that order has to be copied: axes that the op has merged must lie one after another."""
     if _is_sparse(op):
         return True
     if isinstance(op, Unsort):
@@ -246,4 +262,8 @@ def _is_viewed(op: Op, sizes: Mapping[str, Dim]) -> bool:
     if not isinstance(op, Contract | ContractAdd):
         return False
     g = matmul_groups(op)
-    return any(sum(sizes[i] != 1 for i in group) > 1 for group in (g.outer, g.rows, g.cols))
+    merged = [[i for i in group if sizes[i] != 1] for group in (g.outer, g.rows, g.cols)]
+    if order is None:
+        return any(len(group) > 1 for group in merged)
+    lying = [i for i in order if sizes[i] != 1]
+    return any(group and lying[(at := lying.index(group[0])) : at + len(group)] != group for group in merged)

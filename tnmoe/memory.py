@@ -9,8 +9,9 @@ The rules, checked against torch's `MemTracker` (torch.distributed._tools.mem_tr
   second gradient of a value that is used twice is added out of place, so that three are alive for a moment.
 * Weights, inputs, the result and its gradient are the caller's, and stay.
 
-Equal to the tracker for layers in every order that a planner chose. Strides are not followed, so the backward pass of
-an odd order, or of a bare einsum (single tensors, scalar results, folded biases), may be off by a copy, either way.
+Equal to the tracker for layers in every order that a planner chose. Of gradients the order of their axes in memory is
+followed, so that one which can be viewed is not copied; other strides are not, so the backward pass of an odd order, or
+of a bare einsum (single tensors, scalar results, folded biases), may be off by a copy, either way.
 """
 
 from __future__ import annotations
