@@ -290,7 +290,7 @@ class FunctionMemory:
                 names[storage] = f"∂{v.name} {len(heap.moments)}"
                 heap.rename(storage, names[storage])
                 walk.holders[names[storage]] = 1
-            yield v, Gradient(names[storage], _is_whole(program, adjoint.wanted[v.name].name))
+            yield v, Gradient(names[storage], v.indices if _is_whole(program, adjoint.wanted[v.name].name) else None)
 
 
 def _of_chunk(name: str, number: int) -> str:
