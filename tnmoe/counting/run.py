@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeCopyMode,
     FakeTensorMode,
 )
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -85,13 +87,16 @@ class Run:
             return found.requires_grad_(t.requires_grad) if self._differentiates else found
 
         with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(self._differentiates))
             stack.enter_context(surroundings(counter))
             stack.enter_context(counting_experts(self._named.values(), counter))
-            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             twins = {id(t): shape_of(t) for t in stored.values()}  # tied weights stay tied
             state = {name: twins[id(t)] for name, t in stored.items()}
-            positional, keywords = tree_map_only(Tensor, shape_of, (positional, keywords))
+            given = tree_map_only(Tensor, shape_of, (positional, keywords))
+            with FakeCopyMode(fake):  # a cache of keys stays as it is, and none of it is copied
+                positional, keywords = copy.deepcopy(given, {id(t): t for t in _tensors(given)})
             for path, module in self._named.items():
                 stack.enter_context(self._watched(path, module, counter))
             stack.enter_context(counter)
@@ -100,6 +105,8 @@ class Run:
                 if self._differentiates:
                     self._passed = True
                     self._backward(result)
+            except CostError:
+                raise
             except Exception as error:
                 before = "".join(f", after {u.path} ({u.what}) was left out: {u.why}" for u in self._skipped[:1])
                 raise CostError(

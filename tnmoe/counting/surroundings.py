@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,8 @@ import torch.nn.attention.flex_attention  # whose parts are replaced below
 from tnmoe.counting.counter import WorkCounter
 from tnmoe.counting.standins import attention, flexible_attention
 
+_ONE = threading.RLock()
+
 
 @contextmanager
 def surroundings(counter: WorkCounter) -> Iterator[None]:
@@ -26,8 +29,10 @@ def surroundings(counter: WorkCounter) -> Iterator[None]:
     * Attention goes to a stand-in; what calls it by a name imported before takes its mathematical form.
     * Modules that move or convert parts of themselves while they run may do so.
     * torch and transformers do not log or warn about fake tensors.
+
+    Some of it holds for the whole process, so one model is counted at a time.
     """
-    with ExitStack() as stack:
+    with _ONE, ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(_silent("torch", "transformers"))
