@@ -31,7 +31,19 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)'''
-"""Helper of every emitted function."""
+"""Helper of emitted functions that run under autocast."""
+
+AUTOCASTS = '''\
+def _autocasts(t: Tensor) -> bool:
+    """Whether autocast chooses the types of products where the tensor lies."""
+    return t.device.type != "meta" and torch.is_autocast_enabled(t.device.type)'''
+"""Helper of those that step aside under autocast."""
+
+GELU = '''\
+def _gelu(x: Tensor) -> Tensor:
+    """GELU, over its operand where there is no autograd, which would read that."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)'''
+"""Helper of plain statements that run with autograd and without."""
 
 _PRODUCT = Path(__file__).with_name("onednn.py").read_text(encoding="utf-8")
 FAST = as_emitted(_PRODUCT.partition("import once_differentiable\n")[2]).strip()
@@ -49,17 +61,22 @@ class FunctionUnit:
         adjoint: its forward and backward pass; bound.
         flavour: of the matrix products, one of `PRODUCTS`.
         chunk: tokens that it takes at once, or None for all; see `tnmoe.backends.torch_stream`.
+        aside: plain statements run in its place under autocast.
     """
 
     adjoint: Adjoint
     flavour: str = "portable"
     chunk: int | None = None
+    aside: bool = False
 
     @property
     def helpers(self) -> tuple[str, ...]:
         """Sources of the functions that the emitted one calls."""
-        streaming = () if self.chunk is None else (TRACED, CHUNKS)
-        return (AUTOCAST, *streaming, FAST) if self.flavour == "fast" else (AUTOCAST, *streaming)
+        found = [AUTOCASTS if self.aside else AUTOCAST]
+        found += [] if self.chunk is None else [TRACED, CHUNKS]
+        found += [GELU] if self.aside and self.adjoint.undifferentiated.overwrites else []
+        found += [FAST] if self.flavour == "fast" else []
+        return tuple(found)
 
 
 def function_source(unit: FunctionUnit, name: str) -> str:
@@ -106,16 +123,16 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
     sizes = [f"{name} = {where}" for name, where in writer.runtime_sizes(a.ops).items()]
     operands = nested(wrapped("operands = _autocast(", arguments, ")", margin=12))
     if unit.chunk is None:
-        plain = replace(writer, program=a.undifferentiated)
+        plain = replace(writer, program=a.undifferentiated, gelu="_gelu" if unit.aside else writer.gelu)
         ops = [op for op in plain.program.ops if op not in a.before]
         statements = [line for op in ops for line in (*plain.drops(op), *plain.statement(op))]
-        return [
-            "if torch.is_grad_enabled():",
-            *operands,
-            f"    {target} = {name}.apply(*operands)[0]{comment}",
-            "else:",
-            *nested([*sizes, *statements]),
-        ]
+        if unit.aside:
+            condition = f"if torch.is_grad_enabled() and not _autocasts({arguments[0]}):"
+            call = nested(wrapped(f"{target} = {name}.apply(", arguments, f")[0]{comment}", margin=12))
+        else:
+            condition = "if torch.is_grad_enabled():"
+            call = [*operands, f"    {target} = {name}.apply(*operands)[0]{comment}"]
+        return [condition, *call, "else:", *nested([*sizes, *statements])]
     return [
         "if _traced():",
         *nested(sizes),

@@ -10,6 +10,8 @@ CLASSES = frozenset(dir(builtins)) | {
     "_entmax15_threshold",
     "_sparsemax_threshold",
     "_autocast",
+    "_autocasts",
+    "_gelu",
     "_find_onednn",
     "_onednn",
     "_mm",

@@ -144,6 +144,7 @@ class Writer:
         attributes: stored values are attributes of a module; else they are arguments of a function.
         product: function that multiplies two matrices; by default the operator.
         margin: columns by which statements will be indented.
+        gelu: function that writes GELU over its operand.
 
     Raises:
         EmitError: two values that would be written alike, or an op without a torch form.
@@ -153,6 +154,7 @@ class Writer:
     attributes: bool = True
     product: str = "@"
     margin: int = 8
+    gelu: str = "torch.ops.aten.gelu_"
     stored: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -275,7 +277,7 @@ class Writer:
             case Sigmoid():
                 return f"torch.sigmoid({x})"
             case Gelu(out):
-                return f"torch.ops.aten.gelu_({x})" if out.name in self.program.overwrites else f"F.gelu({x})"
+                return f"{self.gelu}({x})" if out.name in self.program.overwrites else f"F.gelu({x})"
             case GeluBackward(_, grad, value):
                 return f"torch.ops.aten.gelu_backward({self.ref(grad.name)}, {self.ref(value.name)})"
             case LayerNorm(_, _, index, weight, bias):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from typing import Any
+
+import oracle
 import pytest
 import torch
+from test_torch_features import SPECS
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import tnmoe
 from tnmoe.backends import onednn
 from tnmoe.backends.onednn import _mm, _over_rows
 
@@ -80,3 +88,57 @@ def test_under_vmap_and_compile() -> None:
     torch.testing.assert_close(torch.func.vmap(lambda s: _mm(s.mT, b[0]))(a)[0], want[0], rtol=1e-4, atol=1e-3)
     compiled = torch.compile(lambda s, t: _mm(s.mT, t), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(a[0], b[0]), want[0], rtol=1e-4, atol=1e-3)
+
+
+# ---- autocast ------------------------------------------------------------------------------------------------
+
+
+class Ops(TorchDispatchMode):
+    """How often each operation runs that computes: views, empty tensors and changes of type or place aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and "empty" not in func.name() and func.name() != "aten::detach":
+            self.count[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", [{}, {"memory": "save"}, {"memory": "recompute"}], ids=str)
+@pytest.mark.parametrize("name", ["cp", "tr_block", "tr_batch_norm", "custom", "mlp"])
+def test_under_autocast_it_is_the_portable_module(name: str, way: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same operations, forward and backward, and the same numbers; those planned to keep less still do."""
+    results = []
+    for flavour in ("portable", "fast"):
+        plan = tnmoe.plan(SPECS[name], tokens=16, input_gradients=True, flavour=flavour, **way)
+        module = oracle.randomise(tnmoe.build(plan, dtype=torch.float32), 0)
+        if flavour == "fast":
+            space = vars(sys.modules[type(module).__module__])
+            monkeypatch.setitem(space, "_onednn", torch.ops.mkldnn._linear_pointwise)
+        x = torch.randn(16, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        with Ops() as ops:
+            with torch.autocast("cpu", torch.bfloat16):
+                y = module(x)
+            y.float().square().mean().backward()
+        results.append((y.detach(), ops.count, [x.grad, *(p.grad for p in module.parameters())]))
+    (y, count, grads), (fast_y, fast_count, fast_grads) = results
+    assert torch.equal(y, fast_y)
+    assert y.dtype == torch.bfloat16
+    assert not any("mkldnn" in op for op in fast_count)
+    assert count == fast_count
+    for want, got in zip(grads, fast_grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-2 * float(want.abs().max()))
+
+
+def test_steps_aside_where_nothing_was_asked_but_products() -> None:
+    """What a plan says of it survives its JSON form, and a plan of before has no such thing."""
+    spec = SPECS["tr_block"]
+    for way, aside in (({}, True), ({"memory": "save"}, False), ({"chunk": 4}, False)):
+        plan = tnmoe.plan(spec, tokens=16, flavour="fast", **way)
+        assert plan.function.aside is aside
+        assert tnmoe.Plan.from_json(plan.to_json()) == plan
+        assert ("_autocasts(" in tnmoe.emit(plan)) is aside
+    with pytest.raises(tnmoe.PlanError, match="aside"):
+        tnmoe.Plan.from_json(plan.to_json().replace('"flavour": "fast"', '"flavour": "fast", "aside": 1'))

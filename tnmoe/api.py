@@ -202,7 +202,7 @@ def _unit(planned: Plan, name: str, freeze: bool) -> Unit:
     function = (
         None
         if adjoint is None or planned.function is None
-        else FunctionUnit(adjoint, planned.function.flavour, planned.function.chunk)
+        else FunctionUnit(adjoint, planned.function.flavour, planned.function.chunk, planned.function.aside)
     )
     product = "@" if function is None else PRODUCTS[function.flavour]
     frozen = _frozen(planned, name, product) if freeze else None

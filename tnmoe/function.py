@@ -28,15 +28,18 @@ class Function:
         flavour: of the matrix products, one of `FLAVOURS`.
         chunk: tokens that it takes at once; None for all.
         fused: names of results that its forward pass computes inside what reads them, if they are not kept.
+        aside: under autocast plain statements run in its place: it is there for float32 products of the flavour `fast`
+            alone, of which autocast leaves none, and nobody asked that it keep less.
 
     Raises:
-        PlanError: an unknown flavour, a chunk that is no number of tokens, or a flavour that cannot fuse.
+        PlanError: an unknown flavour, a chunk that is no number of tokens, or a flavour that cannot fuse or step aside.
     """
 
     kept: tuple[str, ...]
     flavour: str = "portable"
     chunk: int | None = None
     fused: tuple[str, ...] = ()
+    aside: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.flavour, str) or self.flavour not in FLAVOURS:
@@ -45,6 +48,8 @@ class Function:
             raise PlanError(f"chunk must be a number of tokens, at least 1, or None; got {self.chunk!r}")
         if self.fused and self.flavour != "triton":
             raise PlanError(f"only the flavour 'triton' fuses products, not {self.flavour!r}")
+        if self.aside and (self.flavour != "fast" or self.chunk is not None):
+            raise PlanError("only a function of the flavour 'fast' without chunks steps aside under autocast")
 
     def adjoint(self, program: Program, needing: Set[str]) -> Adjoint:
         """Its forward and backward pass; sizes may be symbolic."""
@@ -54,7 +59,8 @@ class Function:
     def to_mapping(self) -> dict[str, Any]:
         """The function as plain data, for JSON."""
         fused = {"fused": list(self.fused)} if self.fused else {}
-        return {"kept": list(self.kept), "flavour": self.flavour, "chunk": self.chunk, **fused}
+        aside = {"aside": True} if self.aside else {}
+        return {"kept": list(self.kept), "flavour": self.flavour, "chunk": self.chunk, **fused, **aside}
 
     @classmethod
     def from_mapping(cls, data: Any, program: Program, needing: Set[str]) -> Self:
@@ -63,7 +69,7 @@ class Function:
         Raises:
             PlanError: if it is no such data, or keeps what the program's end does not make, or fuses what it cannot.
         """
-        if not isinstance(data, Mapping) or set(data) - {"fused"} != {"kept", "flavour", "chunk"}:
+        if not isinstance(data, Mapping) or set(data) - {"fused", "aside"} != {"kept", "flavour", "chunk"}:
             raise PlanError(f"the function of a plan must have kept, flavour and chunk; got {data!r}")
         ops = adjoint(program, needing, chunked=data["chunk"] is not None).ops
         made = [op.out.name for op in ops]
@@ -73,7 +79,10 @@ class Function:
         fused, able = data.get("fused", []), fusible(ops, {program.output.name}, _integers(program))
         if not isinstance(fused, list) or not all(isinstance(name, str) and name in able for name in fused):
             raise PlanError(f"fused must be some of {', '.join(sorted(able)) or 'nothing'}; got {fused!r}")
-        return cls(tuple(kept), data["flavour"], data["chunk"], tuple(fused))
+        aside = data.get("aside", False)
+        if type(aside) is not bool:
+            raise PlanError(f"aside must be true or false; got {aside!r}")
+        return cls(tuple(kept), data["flavour"], data["chunk"], tuple(fused), aside)
 
 
 def plan_function(
@@ -89,7 +98,7 @@ def plan_function(
     Raises:
         PlanError: no such policy, flavour or chunk, a budget that cannot be met, or a program whose end has no adjoint.
     """
-    unchosen = Function((), flavour, chunk)
+    unchosen = Function((), flavour, chunk, aside=memory is None and flavour == "fast" and chunk is None)
     if check_memory(memory) is None:
         if unchosen == Function(()):
             return None

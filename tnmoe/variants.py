@@ -51,7 +51,9 @@ class Variant:
         planned = planned.store(self.layout)
         memory = None if self.memory == PLANNED else self.memory
         if self.memory == PLANNED and planned.function is not None:
-            same = replace(planned, function=replace(planned.function, flavour=self.flavour, chunk=self.chunk))
+            aside = planned.function.aside and self.flavour == "fast" and self.chunk is None
+            own = replace(planned.function, flavour=self.flavour, chunk=self.chunk, aside=aside)
+            same = replace(planned, function=own)
             if self.chunk is not None:
                 _ = same.adjoint.token  # type: ignore[union-attr]  # raises without one
             if same.saved <= planned.saved:
