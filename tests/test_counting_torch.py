@@ -713,3 +713,36 @@ def test_published_models(make: Any, tokens: int, parameters: int, active: int, 
     assert found.matmul_flops == tokens * (2 * (active - norms) + 2 * attention * tokens)
     if "Qwen3" in found.kind:
         assert 3 * found.matmul_flops == tokens * (37_578_559_488 - 6 * norms)
+
+
+def test_a_module_is_left_out_with_what_reads_an_odd_result() -> None:
+    """The router's shapes depend on values, and it gives two results: so the block around it is named."""
+
+    class Router(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            rows = (x[:, 0] > 0).nonzero()[:, 0]
+            return x[rows], rows
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map, self.router = nn.Linear(4, 4), Router()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.map(x)
+            rows, places = self.router(x)
+            return x.index_add(0, places, rows)
+
+    found = tnmoe.cost_model(nn.Sequential(Block(), nn.Linear(4, 2)), torch.randn(3, 4), backward=True)
+    assert [(u.what, u.path, u.calls) for u in found.uncounted] == [("Block", "0", 1)]
+    assert "nonzero" in found.uncounted[0].why
+    assert found.total.matmul_flops == 2 * 3 * 16 + 2 * 3 * 8  # the map ran before the router
+
+
+def test_triangular_systems() -> None:
+    class Solves(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return torch.linalg.solve_triangular(a, b, upper=False)
+
+    found = tnmoe.cost_model(Solves(), (torch.eye(5).expand(2, 5, 5), torch.ones(2, 5, 3)), strict=True).total
+    assert (found.matmul_flops, found.elementwise_flops) == (2 * 2 * 3 * (0 + 1 + 2 + 3 + 4), 2 * 5 * 3)

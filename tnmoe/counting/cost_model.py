@@ -40,11 +40,12 @@ def cost_model(
     counts, in place of the one that was chosen.
 
     Args:
-        model: on any device, "meta" included; it stays as it is.
+        model: on any device, "meta" included; it stays as it is, and must not run elsewhere meanwhile.
         inputs: an example: a tensor, the positional arguments, or the keyword arguments. Shapes and dtypes count alone.
         plans: the plans of layers, by path, that tnmoe emitted into files; those built in this process are known.
         backward: count the backward pass as well: the gradient of every parameter, and input, that requires one, from
-            everything that the model returns. Scores of attention are not computed anew.
+            everything that the model returns. Scores of attention are not computed anew; layers that the model
+            checkpoints are, and count with the backward pass.
         strict: raise if anything is not counted. Otherwise it is named: see `ModelCost.uncounted`.
 
     Raises:

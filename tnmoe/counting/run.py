@@ -153,11 +153,21 @@ class Run:
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._mark((args, kwargs))
             self._stack.append(path)
+            skipped = len(self._skipped)
             try:
                 result = plain(*args, **kwargs) if standin is None else standin(counter, *args, **kwargs)
                 self._mark(result)
             except DATA_DEPENDENT as error:
                 result = self._without(path, module, (args, kwargs), error)
+            except CostError:
+                raise
+            except Exception as error:
+                # What a module inside was taken to give did not do: then this one is left out in its place.
+                left_out = [u for u in self._skipped[skipped:] if u.path.startswith(f"{path}.")]
+                if not left_out:
+                    raise
+                self._skipped = [u for u in self._skipped if u not in left_out]
+                result = self._without(path, module, (args, kwargs), error, left_out[0].why)
             finally:
                 self._stack.pop()
             return result
@@ -170,12 +180,16 @@ class Run:
             if own is not None:
                 vars(module)["forward"] = own
 
-    def _without(self, path: str, module: nn.Module, given: Any, error: Exception) -> Tensor:
-        """Go on after a module whose shapes depend on values, as if it gave what it got; it is named."""
+    def _without(self, path: str, module: nn.Module, given: Any, error: Exception, why: str = "") -> Tensor:
+        """Go on after a module whose shapes depend on values, as if it gave what it got; it is named.
+
+        What ran of it before is counted.
+        """
         numbers = [t for t in _tensors(given) if t.is_floating_point()]
         if not path or not numbers:
             raise error
-        self._skipped.append(Uncounted(type(module).__name__, path, 1, f"its work depends on values: {error}"))
+        why = why or f"its work depends on values: {error}"
+        self._skipped.append(Uncounted(type(module).__name__, path, 1, why))
         weights = [p for p in module.parameters() if p.requires_grad and self._differentiates]
         return opaque(lambda _: None, numbers[0].shape, numbers[0].dtype, *numbers, *weights)
 

@@ -30,7 +30,8 @@ def surroundings(counter: WorkCounter) -> Iterator[None]:
     * Modules that move or convert parts of themselves while they run may do so.
     * torch and transformers do not log or warn about fake tensors.
 
-    Some of it holds for the whole process, so one model is counted at a time.
+    Some of it holds for the whole process, so one model is counted at a time. What other threads compute meanwhile is
+    left alone, but for kernels that round in another way.
     """
     with _ONE, ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -40,13 +41,25 @@ def surroundings(counter: WorkCounter) -> Iterator[None]:
         stack.enter_context(_without_fast_path())
         stack.enter_context(_without_mkldnn())
         stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
-        place = "torch.nn.functional.scaled_dot_product_attention"
-        stack.enter_context(mock.patch(place, attention(counter)))
-        place = "torch.nn.attention.flex_attention.flex_attention_hop"
-        stack.enter_context(mock.patch(place, flexible_attention(counter)))
-        stack.enter_context(mock.patch("torch.nn.attention.flex_attention._validate_device"))
-        stack.enter_context(mock.patch("torch.nn.Module._apply", _apply))
+        flexible = torch.nn.attention.flex_attention
+        for place, name, standin in (
+            (torch.nn.functional, "scaled_dot_product_attention", attention(counter)),
+            (flexible, "flex_attention_hop", flexible_attention(counter)),
+            (flexible, "_validate_device", lambda *_: None),
+            (torch.nn.Module, "_apply", _apply),
+        ):
+            stack.enter_context(mock.patch.object(place, name, _here(standin, getattr(place, name))))
         yield
+
+
+def _here(standin: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The stand-in in this thread, what it stands for in all others."""
+    thread = threading.get_ident()
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return (standin if threading.get_ident() == thread else plain)(*args, **kwargs)
+
+    return function
 
 
 def _apply(module: torch.nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:

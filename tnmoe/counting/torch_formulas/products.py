@@ -72,6 +72,12 @@ def _with_ones(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
     return [1 if axis in axes else next(sizes) for axis in range(len(shape) + len(axes))]
 
 
+def _triangular(call: Call) -> Flops:
+    """Substitution: half of a product of the matrix with as many columns, and a quotient for each entry."""
+    order = call.tensors[0].shape[-1]
+    return Flops(matmul=(order - 1) * call.size, elementwise=0 if call["unitriangular"] else call.size)
+
+
 FORMULAS: dict[str, Formula] = {
     "aten::mm": product("self", "mat2"),
     "aten::bmm": product("self", "mat2"),
@@ -90,6 +96,7 @@ FORMULAS: dict[str, Formula] = {
     "aten::addr": _outer,
     "aten::addr_": _outer,
     "aten::_trilinear": _trilinear,
+    "aten::linalg_solve_triangular": _triangular,
     "aten::mkldnn_linear": weight_product,
     "aten::_scaled_mm": _scaled,
     "aten::_scaled_mm_v2": _scaled,
