@@ -13,7 +13,7 @@ from typing import cast
 from tnmoe import routing_cost, routing_saved
 from tnmoe.cost import GELU_BACKWARD, Cost, elements, is_view, joint_indices, op_cost
 from tnmoe.dims import Dim
-from tnmoe.errors import CostError
+from tnmoe.errors import CostError, no_rule
 from tnmoe.network import Role
 from tnmoe.ops import (
     Add,
@@ -21,7 +21,9 @@ from tnmoe.ops import (
     Contract,
     ContractAdd,
     Entmax15,
+    FusedOp,
     Gelu,
+    GeluBackward,
     LayerNorm,
     Merge,
     Multiply,
@@ -159,6 +161,10 @@ def saved_inside(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Dim:
     """Elements that the backward of `op` keeps and that are no value of the program."""
     if not any(v.name in needing for v in operands(op)):
         return 0
+    if isinstance(op, RoutingOp):
+        return routing_saved.inside(op, sizes, needing).elements
+    if isinstance(op, FusedOp):  # kept by the functions of the kernels, as values of the program
+        return 0
     match op:
         case Entmax15(_, x):  # the root of the result
             return elements(x.indices, sizes)
@@ -167,9 +173,12 @@ def saved_inside(op: Op, sizes: Mapping[str, Dim], needing: Set[str]) -> Dim:
         case BatchNorm(_, x, index):  # mean and 1/σ of each column, in training; one row has no statistics of its own
             alone = elements(tuple(i for i in x.indices if i != index), sizes) == 1
             return 0 if alone else 2 * sizes[index]
-        case _ if isinstance(op, RoutingOp):
-            return routing_saved.inside(op, sizes, needing).elements
-    return 0
+        case Contract() | ContractAdd() | Multiply() | Add() | Reduce() | Permute() | Split() | Merge():
+            return 0
+        case Softmax() | Sparsemax() | Sigmoid() | Gelu() | GeluBackward():  # a value of the program is enough
+            return 0
+        case _:
+            no_rule(op, "what its backward pass keeps")
 
 
 def saved_elements(program: Program, needing: Set[str], among: Collection[Op] | None = None) -> Dim:

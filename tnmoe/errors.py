@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Never, NoReturn
 
 
 class TnmoeError(Exception):
@@ -34,6 +35,15 @@ class FileError(TnmoeError):
 
 class RankWarning(UserWarning):
     """A declared rank is larger than what the other axes can use."""
+
+
+def no_rule(op: Never, rule: str) -> NoReturn:
+    """The end of a `match` over all ops: the type checker proves that none comes here, and one that does raises.
+
+    Raises:
+        CostError: always.
+    """
+    raise CostError(f"op {type(op).__name__} has no rule for {rule}; the type checker names the places that need one")
 
 
 def point_at(text: str, start: int, length: int = 1) -> str:

@@ -9,21 +9,28 @@ import sympy
 from rich.text import Text
 
 from tnmoe.dims import Dim, evaluate, symbol, symbol_names
-from tnmoe.errors import ProgramError
+from tnmoe.errors import ProgramError, no_rule
 from tnmoe.initialise import bind_init
 from tnmoe.layer import Parameter
 from tnmoe.ops import (
     Add,
+    BatchNorm,
     Contract,
     ContractAdd,
+    Entmax15,
     FusedOp,
+    Gelu,
     GeluBackward,
+    LayerNorm,
     Merge,
     Multiply,
     Op,
     Permute,
     Reduce,
     RoutingOp,
+    Sigmoid,
+    Softmax,
+    Sparsemax,
     Split,
     Value,
     is_matmul,
@@ -186,6 +193,17 @@ def verify(program: Program, *, laid_out: bool = False) -> Program:
             require(all(i in program.sizes for i in value.indices), op, "an index has no size")
             known[value.name] = value
         out = op.out.indices
+        if isinstance(op, FusedOp):
+            given = tuple({v.name: v for v in operands(op)}.values())
+            inside = replace(program, inputs=given, parameters=(), buffers=(), ops=unfused(op), diagnostics=())
+            verify(replace(inside, output=op.out), laid_out=laid_out)
+            wrong = unfusable(op)
+            require(wrong is None, op, wrong or "")
+            continue
+        if isinstance(op, RoutingOp):
+            wrong = fault(op) if laid_out else None
+            require(wrong is None, op, wrong or "")
+            continue
         match op:
             case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
                 shared = set(lhs.indices) & set(rhs.indices)
@@ -214,18 +232,11 @@ def verify(program: Program, *, laid_out: bool = False) -> Program:
                 require(fits, op, "the parts do not fit")
             case GeluBackward(_, grad, x):
                 require(grad.indices == x.indices == out, op, "a pointwise op must keep its indices")
-            case _ if isinstance(op, FusedOp):
-                given = tuple({v.name: v for v in operands(op)}.values())
-                inside = replace(program, inputs=given, parameters=(), buffers=(), ops=unfused(op), diagnostics=())
-                verify(replace(inside, output=op.out), laid_out=laid_out)
-                wrong = unfusable(op)
-                require(wrong is None, op, wrong or "")
-            case _ if isinstance(op, RoutingOp):
-                wrong = fault(op) if laid_out else None
-                require(wrong is None, op, wrong or "")
-            case _:
+            case Softmax() | Entmax15() | Sparsemax() | Sigmoid() | Gelu() | LayerNorm() | BatchNorm():
                 kept = op.x.indices == out or (not laid_out and sorted(op.x.indices) == sorted(out))
                 require(kept, op, "a pointwise op must keep its indices")
+            case _:
+                no_rule(op, "its indices")
     if not same(known.get(program.output.name), program.output):
         raise ProgramError(f"the output {program.output} is not defined with these indices")
     return program

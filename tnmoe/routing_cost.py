@@ -9,6 +9,7 @@ from typing import cast
 import sympy
 
 from tnmoe.dims import Dim, ceil_log2
+from tnmoe.errors import no_rule
 from tnmoe.routing_ops import (
     CapacitySlots,
     Dropped,
@@ -97,5 +98,9 @@ def backward(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> tuple[Dim, Dim, 
             return 0, 0, 5 * out if scale.name in needing else 0
         case Normalise():  # product, sum, difference, quotient
             return 0, 0, 4 * out
-        case _:  # the transpose moves what it is given
+        case TopK() | ProductTopK() | PairPositions() | Unsort() | ScatterAdd() | Spread() | Select():
+            return 0, 0, 0  # the transpose moves what it is given
+        case SortSlots() | LoadBalance() | ZLoss() | Dropped() | Missed():  # nobody differentiates them
             return 0, 0, 0
+        case _:
+            no_rule(op, "the work of its gradients")

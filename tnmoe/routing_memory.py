@@ -11,10 +11,14 @@ from collections.abc import Mapping, Sequence, Set
 from tnmoe import routing_saved
 from tnmoe.cost import INTEGER_BYTES
 from tnmoe.dims import Dim
+from tnmoe.errors import no_rule
 from tnmoe.routing_ops import (
     CapacitySlots,
+    Dropped,
     Gather,
     GroupedContract,
+    LoadBalance,
+    Missed,
     Noise,
     Normalise,
     PairPositions,
@@ -26,6 +30,7 @@ from tnmoe.routing_ops import (
     Spread,
     TopK,
     Unsort,
+    ZLoss,
 )
 from tnmoe.scripts import Script, entries, lines, size, whole
 from tnmoe.values import Value
@@ -71,8 +76,10 @@ def forward(op: RoutingOp, sizes: Sizes, item: int, needing: Set[str], *, evalua
             return out, out, -out
         case Gather() | Unsort():
             return (out,)
-        case _:
+        case Select() | LoadBalance() | ZLoss() | Dropped() | Missed():  # a view; what no pass of a layer computes
             return ()
+        case _:
+            no_rule(op, "what it allocates")
 
 
 def backward(op: RoutingOp, sizes: Sizes, item: int, needing: Set[str], stored: Set[str]) -> tuple[Script, ...]:
@@ -111,8 +118,12 @@ def backward(op: RoutingOp, sizes: Sizes, item: int, needing: Set[str], stored: 
             return ((size(x, sizes, item),),)
         case GroupedContract():
             return _grouped_backward(op, sizes, item, needing)
-        case _:
+        case Spread():  # of ones, which need no gradient
             return ((),)
+        case PairPositions() | SortSlots() | LoadBalance() | ZLoss() | Dropped() | Missed():  # no gradient passes
+            return ((),)
+        case _:
+            no_rule(op, "what its gradients allocate")
 
 
 def _read(op: RoutingOp) -> Sequence[Value]:

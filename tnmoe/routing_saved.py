@@ -8,18 +8,26 @@ from dataclasses import dataclass
 from typing import cast
 
 from tnmoe.dims import Dim
+from tnmoe.errors import no_rule
 from tnmoe.routing_ops import (
     CapacitySlots,
+    Dropped,
     Gather,
     GroupedContract,
+    LoadBalance,
+    Missed,
     Noise,
     Normalise,
+    PairPositions,
     ProductTopK,
     RoutingOp,
     ScatterAdd,
+    Select,
+    SortSlots,
     Spread,
     TopK,
     Unsort,
+    ZLoss,
 )
 from tnmoe.values import Value
 
@@ -54,7 +62,12 @@ def saved(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> tuple[Value, ...]:
             return (x,)
         case Noise(_, _, scale):
             return (scale,) if scale.name in needing else ()
-    return ()
+        case TopK() | ProductTopK() | Normalise() | CapacitySlots() | Select():  # see `inside`
+            return ()
+        case PairPositions() | SortSlots() | LoadBalance() | ZLoss() | Dropped() | Missed():  # no gradient passes
+            return ()
+        case _:
+            no_rule(op, "what its backward pass reads")
 
 
 def inside(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> Inside:
@@ -73,7 +86,12 @@ def inside(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> Inside:
             return Inside(sums, flags=sums) if positions is None else Inside(out + sums, flags=out + sums)
         case CapacitySlots():  # the choice in each slot, and whether there is one
             return Inside(integers=out, flags=out)
-    return Inside()
+        case Unsort() | Gather() | ScatterAdd() | Spread() | GroupedContract() | Select():
+            return Inside()
+        case PairPositions() | SortSlots() | LoadBalance() | ZLoss() | Dropped() | Missed():  # no gradient passes
+            return Inside()
+        case _:
+            no_rule(op, "what its backward pass keeps")
 
 
 def best(op: ProductTopK, side: Value, sizes: Sizes) -> Dim:
