@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 
 def _find_onednn():  # type: ignore[no-untyped-def]
@@ -25,6 +26,13 @@ def _find_onednn():  # type: ignore[no-untyped-def]
 
 
 _onednn = _find_onednn()  # type: ignore[no-untyped-call]
+
+if _onednn is not None and _onednn not in flop_registry:  # as it is if another such file came first
+
+    @register_flop_formula(_onednn)
+    def _onednn_flops(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+        """FLOPs of a product of tensors of these shapes, for torch's own counter."""
+        return 2 * x.numel() * weight[0]
 
 
 class _Product(torch.autograd.Function):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tnmoe.backends.copied import as_emitted
 from tnmoe.backends.torch_freeze import freeze_method, frozen_init
-from tnmoe.backends.torch_function import function_source
+from tnmoe.backends.torch_function import FAST_IMPORT, function_source
 from tnmoe.backends.torch_kernels import IMPORT, kernel_sources
 from tnmoe.backends.torch_methods import Unit, coefficients, diagnostics, forward, function_name, rows
 from tnmoe.backends.torch_names import CLASSES, LOCALS, attribute
@@ -71,6 +71,8 @@ def emit(units: Sequence[Unit], heading: str) -> str:
         imports.append("from torch.autograd.function import once_differentiable")
     if any(re.search(r"(?<![\w.])F\.", body) for body in bodies):
         imports.append("from torch.nn import functional as F")
+    if any(f.flavour == "fast" for f in functions):
+        imports.append(FAST_IMPORT)
     blocks = [f'"""{heading}"""', "\n".join(imports), *([IMPORT] if kernels else [])]
     return "\n\n".join(blocks) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
 

@@ -46,8 +46,10 @@ def _gelu(x: Tensor) -> Tensor:
 """Helper of plain statements that run with autograd and without."""
 
 _PRODUCT = Path(__file__).with_name("onednn.py").read_text(encoding="utf-8")
-FAST = as_emitted(_PRODUCT.partition("import once_differentiable\n")[2]).strip()
-"""Matrix product of the flavour `fast`."""
+FAST = as_emitted(_PRODUCT.partition("import flop_registry, register_flop_formula\n")[2]).strip()
+"""Matrix product of the flavour `fast`, and its FLOPs."""
+
+FAST_IMPORT = "from torch.utils.flop_counter import flop_registry, register_flop_formula"
 
 PRODUCTS = {"portable": "@", "fast": "_mm", "triton": "@"}
 """What multiplies two matrices, by flavour."""

@@ -20,12 +20,18 @@ except ImportError:  # then public operations of torch compute everything
     triton = None"""
 """Behind the other imports of a file with kernels."""
 
-_PRODUCT = ("_matmul_precision", "_tile", "_autocast_keeps", "_affine", "_product")
-_MULTIPLY = (*_PRODUCT, "_contract_multiply_kernel", "_contract_multiply")
+_PRODUCT = ("_matmul_precision", "_tile", "_autocast_keeps", "_affine", "_counted", "_product")
+_MULTIPLY = (
+    *_PRODUCT,
+    "_contract_multiply_kernel",
+    "_contract_multiply_flops",
+    "_launch_contract_multiply",
+    "_contract_multiply",
+)
 CALLED = {
     DualContract: _MULTIPLY,
     ContractMultiply: _MULTIPLY,
-    ContractMix: (*_PRODUCT, "_contract_mix_kernel", "_contract_mix"),
+    ContractMix: (*_PRODUCT, "_contract_mix_kernel", "_contract_mix_flops", "_launch_contract_mix", "_contract_mix"),
     Entmax15: ("_entmax15_kernel", "_entmax15_backward_kernel", "_by_rows", "_Entmax15Rows", "entmax15"),
 }
 """Definitions that an op needs besides the capability test."""

@@ -14,6 +14,7 @@ CLASSES = frozenset(dir(builtins)) | {
     "_gelu",
     "_find_onednn",
     "_onednn",
+    "_onednn_flops",
     "_mm",
     "_dense",
     "_over_rows",
@@ -27,6 +28,8 @@ LOCALS = frozenset(
     {
         "self",
         "torch",
+        "flop_registry",
+        "register_flop_formula",
         "triton",
         "tl",
         "nn",

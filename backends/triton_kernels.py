@@ -91,6 +91,35 @@ def _affine(a: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     return a @ w if bias is None else torch.addmm(bias, a, w)
 
 
+def _counted(flops):
+    """A launch that, where a dispatch mode looks on, is an op whose FLOPs torch's counter knows."""
+    from torch.utils.flop_counter import register_flop_formula
+
+    def decorate(launch):
+        name = launch.__name__.removeprefix("_launch_")
+        if not hasattr(torch.ops.tnmoe_emitted, name):  # as it has if another such file came first
+            torch.library.custom_op(f"tnmoe_emitted::{name}", launch, mutates_args=())
+            register_flop_formula(getattr(torch.ops.tnmoe_emitted, name))(flops)
+        op = getattr(torch.ops.tnmoe_emitted, name)
+
+        def call(*args):
+            return op(*args) if torch._C._len_torch_dispatch_stack() else launch(*args)
+
+        return call
+
+    return decorate
+
+
+def _contract_multiply_flops(a, u, p, b, v, q, out_shape):
+    """FLOPs of the products of `_contract_multiply`, from shapes."""
+    return 2 * a.numel() * u[1] + (0 if v is None else 2 * b.numel() * v[1])
+
+
+def _contract_mix_flops(mixer, a, w, p, out_shape):
+    """FLOPs of both products of `_contract_mix`, from shapes."""
+    return 2 * a.numel() * w[1] + 2 * mixer[1] * a[0] * w[1]
+
+
 if triton is not None:
 
     @triton.jit
@@ -264,17 +293,16 @@ if triton is not None:
         tl.store(out + place, (r * (g - mean[:, None])).to(out.dtype.element_ty), mask=ok)
 
 
-def _contract_multiply(
+@_counted(_contract_multiply_flops)
+def _launch_contract_multiply(
     a: Tensor,
     u: Tensor,
     p: Tensor | None,
     b: Tensor,
-    v: Tensor | None = None,
-    q: Tensor | None = None,
+    v: Tensor | None,
+    q: Tensor | None,
 ) -> Tensor:
-    """(a @ u + p) * (b @ v + q), or (a @ u + p) * b without v; no product is written."""
-    if not _kernels_take(a, u, p, b, v, q) or not _autocast_keeps(a):
-        return _affine(a, u, p) * (b if v is None else _affine(b, v, q))
+    """By the kernel, which takes these tensors."""
     rows, cols = a.shape[0], u.shape[1]
     out = a.new_empty(rows, cols)
     precision = _matmul_precision()
@@ -287,12 +315,24 @@ def _contract_multiply(
     return out
 
 
-def _contract_mix(mixer: Tensor, a: Tensor, w: Tensor, p: Tensor | None = None) -> Tensor:
-    """mixer (t m s) @ (a @ w + p) seen as (t s c), not written; w has the columns (s c)."""
+def _contract_multiply(
+    a: Tensor,
+    u: Tensor,
+    p: Tensor | None,
+    b: Tensor,
+    v: Tensor | None = None,
+    q: Tensor | None = None,
+) -> Tensor:
+    """(a @ u + p) * (b @ v + q), or (a @ u + p) * b without v; no product is written."""
+    if not _kernels_take(a, u, p, b, v, q) or not _autocast_keeps(a):
+        return _affine(a, u, p) * (b if v is None else _affine(b, v, q))
+    return _launch_contract_multiply(a, u, p, b, v, q)
+
+
+@_counted(_contract_mix_flops)
+def _launch_contract_mix(mixer: Tensor, a: Tensor, w: Tensor, p: Tensor | None) -> Tensor:
+    """By the kernel, which takes these tensors."""
     mixed, summed = mixer.shape[1:]
-    taken = _kernels_take(mixer, a, w, p) and _autocast_keeps(a)
-    if not taken or w.numel() >= 1 << 31:
-        return mixer @ _affine(a, w, p).unflatten(-1, (summed, -1))
     rows, cols = a.shape[0], w.shape[1] // summed
     out = a.new_empty(rows, mixed, cols)
     precision, S = _matmul_precision(), _block(summed, 1, 1 << 20)
@@ -303,6 +343,13 @@ def _contract_mix(mixer: Tensor, a: Tensor, w: Tensor, p: Tensor | None = None) 
     with torch.cuda.device_of(a):
         _contract_mix_kernel[grid](out, mixer, a, w, p, *sizes, *strides, precision, S=S, **tile)
     return out
+
+
+def _contract_mix(mixer: Tensor, a: Tensor, w: Tensor, p: Tensor | None = None) -> Tensor:
+    """mixer (t m s) @ (a @ w + p) seen as (t s c), not written; w has the columns (s c)."""
+    if not _kernels_take(mixer, a, w, p) or not _autocast_keeps(a) or w.numel() >= 1 << 31:
+        return mixer @ _affine(a, w, p).unflatten(-1, (mixer.shape[-1], -1))
+    return _launch_contract_mix(mixer, a, w, p)
 
 
 def _by_rows(x: Tensor) -> tuple[tuple[int], int, int, dict[str, int]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import oracle
@@ -142,3 +144,56 @@ def test_steps_aside_where_nothing_was_asked_but_products() -> None:
         assert ("_autocasts(" in tnmoe.emit(plan)) is aside
     with pytest.raises(tnmoe.PlanError, match="aside"):
         tnmoe.Plan.from_json(plan.to_json().replace('"flavour": "fast"', '"flavour": "fast", "aside": 1'))
+
+
+# ---- what torch's own counter sees ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [16, 2048])
+@pytest.mark.parametrize("way", [{}, {"memory": "recompute"}, {"chunk": 5}, {"chunk": 1024, "memory": 10**9}], ids=str)
+@pytest.mark.parametrize("name", ["cp", "tr_block", "mlp", "custom"])
+def test_a_users_counter_sees_all_flops(name: str, way: dict, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a module that was imported where oneDNN multiplies: forward and backward, with no formula of the user's."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # so that long sums are those of a convolution
+    plan = tnmoe.plan(SPECS[name], tokens=rows, flavour="fast", input_gradients=True, **way)
+    module = tnmoe.build(plan, name="Counted")  # a name of its own, so that this source is imported here
+    assert vars(sys.modules[type(module).__module__])["_onednn"] is torch.ops.mkldnn._linear_pointwise
+    x = torch.randn(rows, 6, requires_grad=True)
+    report = tnmoe.cost(plan)
+    with FlopCounterMode(display=False) as counter:
+        y = module(x)
+    assert counter.get_total_flops() == report.matmul_flops
+    with Ops() as ops, FlopCounterMode(display=False) as counter:
+        y.mean().backward()
+    assert report.matmul_flops + counter.get_total_flops() == report.training_matmul_flops
+    assert ops.count["mkldnn::_linear_pointwise"]
+
+
+ALONE = """
+import importlib.util, sys
+import torch
+torch.backends.cpu.get_cpu_capability = lambda: "AVX512"
+layers = []
+for path in sys.argv[1:]:
+    spec = importlib.util.spec_from_file_location("emitted", path)
+    emitted = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(emitted)
+    layers += [v() for v in vars(emitted).values() if isinstance(v, type) and issubclass(v, torch.nn.Module)]
+assert "tnmoe" not in sys.modules
+for layer in layers:
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        layer(torch.randn(16, 6))
+    print(counter.get_total_flops())
+"""
+
+
+def test_emitted_files_tell_the_counter_alone(tmp_path: Path) -> None:
+    """Two files in one process, without this package."""
+    plans = [tnmoe.plan(SPECS[name], tokens=16, flavour="fast") for name in ("cp", "mlp")]
+    paths = [tmp_path / f"layer_{k}.py" for k, _ in enumerate(plans)]
+    for plan, path in zip(plans, paths, strict=True):
+        path.write_text(tnmoe.emit(plan), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-I", "-c", ALONE, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [int(n) for n in done.stdout.split()] == [tnmoe.cost(plan).matmul_flops for plan in plans]

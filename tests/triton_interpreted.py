@@ -22,6 +22,7 @@ from layers_strategy import any_order, layers
 from test_emitted_training import any_kept, assert_same, draw, pair
 from test_strides import STRIDES
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
 from tnmoe.backends import triton_kernels as kernels
@@ -292,6 +293,23 @@ def test_modules_of_any_strides(name, stride):
         found.append((y.detach(), *torch.autograd.grad(y, [given, *m.parameters()], grad)))
     for want, got in zip(*found, strict=True):
         torch.testing.assert_close(got, want, rtol=2e-4, atol=2e-4 * max(1.0, float(want.abs().max())))
+
+
+@every
+def test_a_users_counter_sees_all_flops(spec):
+    """Of kernels as well, forward and backward, and they give under the counter what they give without it."""
+    plan = replace(fused_plan(spec, 10), input_gradients=("x",))
+    module = oracle.randomise(tnmoe.build(plan), 0)
+    x = draw(10, plan.bound.sizes["i"], dtype=torch.float32)
+    report = tnmoe.cost(plan)
+    with FlopCounterMode(display=False) as counter:
+        y = module(x)
+    assert counter.get_total_flops() == report.matmul_flops
+    assert any("tnmoe_emitted" in str(op) for op in counter.get_flop_counts()["Global"])
+    assert torch.equal(y, module(x))
+    with FlopCounterMode(display=False) as counter:
+        y.mean().backward()
+    assert report.matmul_flops + counter.get_total_flops() == report.training_matmul_flops
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 
 def _entmax15_threshold(z: Tensor) -> Tensor:
@@ -96,6 +97,13 @@ def _find_onednn():
 
 
 _onednn = _find_onednn()
+
+if _onednn is not None and _onednn not in flop_registry:  # as it is if another such file came first
+
+    @register_flop_formula(_onednn)
+    def _onednn_flops(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+        """FLOPs of a product of tensors of these shapes, for torch's own counter."""
+        return 2 * x.numel() * weight[0]
 
 
 class _Product(torch.autograd.Function):
