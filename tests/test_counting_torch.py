@@ -546,6 +546,24 @@ def test_loops_whose_rows_depend_on_values_are_named() -> None:
         tnmoe.cost_model(model, x, strict=True)
 
 
+def test_what_has_no_shapes_or_no_rows() -> None:
+    with pytest.raises(tnmoe.CostError, match=r"1 has no shapes before its first call"):
+        tnmoe.cost_model(nn.Sequential(nn.Linear(2, 4), nn.LazyLinear(3)), torch.randn(2, 2))
+    model = nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.LayerNorm(3), nn.Softmax(-1))
+    found = tnmoe.cost_model(model, torch.zeros(0, 4), backward=True, strict=True).total
+    assert (found.flops, found.backward and found.backward.flops, found.parameters) == (0, 0, 21)
+
+
+def test_functions_of_functions() -> None:
+    class Mapped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = torch.vmap(lambda row: row @ row)(x)  # three products of vectors of four
+            return rows + torch.func.grad(lambda y: (y @ y.mT).sum())(x).sum()  # one forward, two backward
+
+    found = tnmoe.cost_model(Mapped(), torch.randn(3, 4), strict=True).total
+    assert found.matmul_flops == 3 * 2 * 4 + 3 * (2 * 3 * 4 * 3)
+
+
 def test_branches_that_change_what_is_returned_say_where() -> None:
     class Inner(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from torch import ScriptObject, Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from tnmoe.api import cost
 from tnmoe.built import plan_of
@@ -59,6 +60,9 @@ def cost_model(
     for path in plans or {}:
         if path not in named:
             raise DeclarationError(f"plans names {path!r}, which is no module of {type(model).__name__}")
+    for path, module in named.items():
+        if any(isinstance(p, UninitializedParameter) for p in module._parameters.values()):
+            raise CostError(f"{path or type(model).__name__} has no shapes before its first call; run the model once")
     compiled = {path: p for path, m in named.items() if (p := (plans or {}).get(path) or plan_of(m)) is not None}
     standins = {path: partial(_by_formula, p, named[path], backward) for path, p in compiled.items()}
     found = Run(named, standins, backward=backward).run(inputs)

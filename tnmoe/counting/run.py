@@ -95,12 +95,12 @@ class Run:
             twins = {id(t): shape_of(t) for t in stored.values()}  # tied weights stay tied
             state = {name: twins[id(t)] for name, t in stored.items()}
             given = tree_map_only(Tensor, shape_of, (positional, keywords))
-            with FakeCopyMode(fake):  # a cache of keys stays as it is, and none of it is copied
-                positional, keywords = copy.deepcopy(given, {id(t): t for t in _tensors(given)})
             for path, module in self._named.items():
                 stack.enter_context(self._watched(path, module, counter))
             stack.enter_context(counter)
             try:
+                with FakeCopyMode(fake):  # a cache of keys stays as it is, and none of it is copied
+                    positional, keywords = copy.deepcopy(given, {id(t): t for t in _tensors(given)})
                 result = torch.func.functional_call(model, state, positional, keywords, tie_weights=False)
                 if self._differentiates:
                     self._passed = True
