@@ -6,11 +6,12 @@ the same weights, agree with each other, and run interleaved in random order in 
 quartiles of its time, and of the ratio of the reference's time to its own within each round. `ref+flag` and `mlp+flag`
 run with `torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, which sends their products to oneDNN and which tnmoe
 never sets. `tuned` is what `tnmoe.tune` chose here, for each of both modes. The bound is the time of all matmul FLOPs
-at the best rate that a product of 2048×2048 matrices reached in the same rounds. The last table holds what was measured
-against what is aimed at.
+at the best rate that a product of 2048×2048 matrices reached in the same rounds. `trained_settings.py` adds cases under
+bfloat16 autocast, compiled, and both, such as `--only "gpt2-cp@2048 bf16 compiled"`. The last table holds what was
+measured against what is aimed at.
 
-About ten minutes on two cores. On a machine that others use as well, `--clock cpu --threads 1` compares processor time,
-without what was waited.
+About twenty minutes on two cores, of which the settings take half. On a machine that others use as well,
+`--clock cpu --threads 1` compares processor time, without what was waited.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+import trained_settings
 from contenders import Contender, contenders, factorized, prepared_ring, uses_onednn
 from timing import Spread, Times, interleaved, machine
 from torch import Tensor, nn
@@ -269,7 +271,7 @@ def print_summary(lines: list[Line]) -> None:
 
 def main() -> None:
     """Print one table for each case, and the summary."""
-    names = [*CASES, RING, *LINEAR]
+    names = [*CASES, RING, *LINEAR, *trained_settings.CASES]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="of each table, at most (default: 15)")
     parser.add_argument(
@@ -289,8 +291,11 @@ def main() -> None:
     print(machine(given.threads, given.clock))
     print("float32; medians (quartiles); bound: share of it; ×: how many times as fast, round by round")
     results: dict[str, Measured] = {}
+    trained: dict[str, dict[str, Times]] = {}
     for name in given.only or names:
-        if name in CASES:
+        if name in trained_settings.CASES:
+            trained[name] = trained_settings.measured(name, settings.rounds, settings.seconds, settings.clock)
+        elif name in CASES:
             results[name] = block(name, settings)
         elif name == RING:
             results[name] = ring(settings)
@@ -299,7 +304,7 @@ def main() -> None:
                 results[name] = linear(name, settings)
             except ImportError as error:
                 print(f'\n{name} is left out: {error}; pip install "tnmoe[peers]"')
-    print_summary(summary(results))
+    print_summary([*summary(results), *trained_settings.goals(trained)])
 
 
 if __name__ == "__main__":

@@ -33,29 +33,35 @@ class Contender:
         trained: that is trained, if it is another one; None if none is.
         flag: with the user's opt-in to reduced precision, which sends float32 products to oneDNN.
         says: what was chosen for it, if something was.
+        autocast: to bfloat16, forward.
     """
 
     module: nn.Module
     trained: nn.Module | None = None
     flag: bool = False
     says: str = ""
+    autocast: bool = False
 
     def forward(self, x: Tensor, _: Tensor) -> Tensor:
         """Without gradients."""
-        with torch.no_grad(), onednn_flag(self.flag):
+        with torch.no_grad(), onednn_flag(self.flag), self._autocast():
             result: Tensor = self.module(x)
             return result
 
     def training(self, x: Tensor, grad: Tensor) -> Tensor:
         """Forward and backward, with the gradient of the input and of every weight."""
-        module = self.trained or self.module
+        module = self.module if self.trained is None else self.trained
         x.grad = None
         for p in module.parameters():
             p.grad = None
         with onednn_flag(self.flag):
-            result: Tensor = module(x)
+            with self._autocast():
+                result: Tensor = module(x)
             result.backward(grad.view_as(result))
         return result.detach()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
 
 
 @contextlib.contextmanager
@@ -123,12 +129,29 @@ def contenders(spec: Block, tokens: int, compiled: bool, tuning: float) -> dict[
         tuned = [tnmoe.tune(spec, tokens=tokens, training=t, budget=tuning) for t in (False, True)]
         said = "; ".join(f"{mode} {_said(t)}" for mode, t in zip(("forward", "training"), tuned, strict=True))
         found["tuned"] = Contender(*(built(t.plan) for t in tuned), says=said)
-    if isinstance(spec, tnmoe.MuMoEBlock):
-        layers = [nn.Linear(spec.inputs, spec.hidden), nn.GELU(), nn.Linear(spec.hidden, spec.outputs)]
-        mlp = nn.Sequential(*([nn.LayerNorm(spec.inputs)] if spec.input_norm else []), *layers)
-    else:
-        mlp = nn.Linear(spec.inputs, spec.outputs)
-    return found | {"mlp": Contender(mlp, mlp), "mlp+flag": Contender(mlp, mlp, True)}
+    dense = mlp(spec)
+    return found | {"mlp": Contender(dense, dense), "mlp+flag": Contender(dense, dense, True)}
+
+
+def mlp(spec: Block) -> nn.Module:
+    """The MLP of the same shape, or the linear layer if there is no hidden one."""
+    if not isinstance(spec, tnmoe.MuMoEBlock):
+        return nn.Linear(spec.inputs, spec.outputs)
+    layers = [nn.Linear(spec.inputs, spec.hidden), nn.GELU(), nn.Linear(spec.hidden, spec.outputs)]
+    return nn.Sequential(*([nn.LayerNorm(spec.inputs)] if spec.input_norm else []), *layers)
+
+
+def in_setting(spec: Block, tokens: int, *, bfloat16: bool, compiled: bool) -> dict[str, Contender]:
+    """The reference, emitted modules and the MLP, each of them under autocast, compiled, or both."""
+    baseline = reference(spec)
+    modules: dict[str, nn.Module] = {"reference": baseline}
+    for flavour in ("portable",) if compiled else ("portable", "fast"):
+        plan = tnmoe.plan(spec, tokens=tokens, flavour=flavour)
+        modules[flavour] = tnmoe.build(plan)
+        modules[flavour].load_state_dict(tnmoe.from_reference(plan, baseline.state_dict()))
+    modules["mlp"] = mlp(spec)
+    found = {row: torch.compile(m) if compiled else m for row, m in modules.items()}
+    return {row: Contender(m, m, autocast=bfloat16) for row, m in found.items()}
 
 
 def _said(tuned: object) -> str:
