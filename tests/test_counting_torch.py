@@ -764,3 +764,20 @@ def test_triangular_systems() -> None:
 
     found = tnmoe.cost_model(Solves(), (torch.eye(5).expand(2, 5, 5), torch.ones(2, 5, 3)), strict=True).total
     assert (found.matmul_flops, found.elementwise_flops) == (2 * 2 * 3 * (0 + 1 + 2 + 3 + 4), 2 * 5 * 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (nn.LSTM(6, 7, 2, bidirectional=True, batch_first=True), (torch.zeros(2, 5, 6),)),
+        (nn.GRU(6, 7, 2), (torch.zeros(5, 2, 6),)),
+        (nn.MultiheadAttention(32, 4, batch_first=True).eval(), (torch.zeros(2, 5, 32),) * 3),
+        (nn.Conv1d(6, 6, 3, groups=6), (torch.zeros(2, 6, 9),)),
+        (nn.Bilinear(5, 6, 7), (torch.zeros(3, 5), torch.zeros(3, 6))),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_users_own_counter_sees_kernels_that_run_a_whole_layer(model: nn.Module, inputs: Any) -> None:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=tnmoe.flop_formulas()) as counter:
+        model(*inputs)
+    assert counter.get_total_flops() == tnmoe.cost_model(model, inputs, strict=True).total.matmul_flops > 0
