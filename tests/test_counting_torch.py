@@ -317,6 +317,11 @@ def test_quantised_layers() -> None:
     assert found.matmul_flops == expected.matmul_flops == 2 * 3 * (8 * 16 + 16 * 4)
     assert found.parameters == expected.parameters
     assert found.weight_bytes == (8 * 16 + 16 * 4) + 4 * (16 + 4)
+    assert found.elementwise_flops == expected.elementwise_flops
+    unbiased = nn.Sequential(nn.Linear(8, 16, bias=False))
+    dynamic = quantization.quantize_dynamic(copy.deepcopy(unbiased), {nn.Linear}, dtype=torch.qint8)
+    found, expected = (tnmoe.cost_model(m, x, strict=True).total for m in (dynamic, unbiased))
+    assert (found.flops, found.elementwise_flops) == (expected.flops, 0)
 
     image = torch.randn(2, 3, 8, 8)
     static = nn.Sequential(

@@ -84,6 +84,7 @@ def _rows(
             continue
         stored = {id(p): p for p in (*module.parameters(), *module.buffers())}.values()
         forward = sum((found.forward.get(p, Work()) for p in inside[path]), start=Work())
+        packed, packed_bytes = _packed(module)
         rows.append(
             ModuleCost(
                 forward.matmul_flops,
@@ -93,8 +94,8 @@ def _rows(
                 forward.written_bytes,
                 path,
                 type(module).__name__,
-                parameters=sum(p.numel() for p in module.parameters()) + _packed(module)[0],
-                weight_bytes=sum(t.numel() * t.element_size() for t in stored) + _packed(module)[1],
+                parameters=sum(p.numel() for p in module.parameters()) + packed,
+                weight_bytes=sum(t.numel() * t.element_size() for t in stored) + packed_bytes,
                 backward=sum((found.backward.get(p, Work()) for p in inside[path]), start=Work()) if backward else None,
                 by_formula=path in compiled,
             )
@@ -135,13 +136,13 @@ def _by_formula(planned: Plan, module: nn.Module, backward: bool, counter: WorkC
         return x.new_empty(shape, dtype=dtype)
     if not x.requires_grad:
         planned = replace(planned, input_gradients=())
-    frozen = [name for name, p in parameters.items() if not p.requires_grad] if backward else []
     names = {p.name for p in planned.program.parameters}
+    frozen = [name for name, p in parameters.items() if backward and name in names and not p.requires_grad]
     report = cost(
         planned,
         tokens=tokens if planned.layer.batched else None,
         dtype=str(dtype).removeprefix("torch."),
-        frozen=[name for name in frozen if name in names],
+        frozen=frozen,
     )
     charged(counter, _forward_work(report))
     if not backward:

@@ -39,7 +39,9 @@ def counting_experts(modules: Iterable[torch.nn.Module], counter: WorkCounter) -
     if not experts:
         yield
         return
-    interface = _interface(experts[0])
+    interface: Any = sys.modules[
+        "transformers.integrations.moe"
+    ].ALL_EXPERTS_FUNCTIONS  # their class was decorated there
     configs = {id(m.config): m.config for m in experts}.values()
     before = [(c, c._experts_implementation_internal) for c in configs]
     there = interface._global_mapping.get(NAME)
@@ -54,11 +56,6 @@ def counting_experts(modules: Iterable[torch.nn.Module], counter: WorkCounter) -
         interface._global_mapping.pop(NAME)
         if there is not None:
             interface.register(NAME, there)
-
-
-def _interface(module: torch.nn.Module) -> Any:
-    """`ALL_EXPERTS_FUNCTIONS`, of the transformers that the module comes from."""
-    return sys.modules["transformers.integrations.moe"].ALL_EXPERTS_FUNCTIONS  # its class was decorated there
 
 
 def _forward(counter: WorkCounter) -> Any:

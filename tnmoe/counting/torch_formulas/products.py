@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tnmoe.counting.torch_formulas.call import Call, Formula
+from tnmoe.counting.torch_formulas.call import Call, Formula, unpacked
 from tnmoe.counting.work import Flops
 
 
@@ -21,9 +21,8 @@ def product(left: str, right: str, *, added: bool = False) -> Formula:
 
 def weight_product(call: Call) -> Flops:
     """x @ W.T, its shape read off the result: packed weights do not tell theirs."""
-    x = call.tensors[0]
     biased = call["bias"] is not None or call["B"] is not None
-    return Flops(matmul=2 * call.size * x.shape[-1], elementwise=call.size if biased else 0)
+    return Flops(_first_by_result(call).matmul, call.size if biased else 0)
 
 
 def _first_by_result(call: Call) -> Flops:
@@ -42,10 +41,12 @@ def _outer(call: Call) -> Flops:
     return Flops(elementwise=2 * call.size)
 
 
-def _packed_linear(activated: bool, biased: bool = True) -> Formula:
+def _packed_linear(activated: bool) -> Formula:
+    """A quantised layer, which knows its biases; and a comparison for each entry, if it is activated."""
+
     def formula(call: Call) -> Flops:
-        x = call.tensors[0]
-        return Flops(matmul=2 * call.size * x.shape[-1], elementwise=call.size * (biased + activated))
+        _, biased = unpacked(call["W_prepack"])
+        return Flops(_first_by_result(call).matmul, call.size * (biased + activated))
 
     return formula
 
