@@ -21,10 +21,10 @@ from rich.table import Table
 
 import tnmoe
 from tnmoe.planners import subset_dp
-from tnmoe.planners.atlas_orders import Atlas
-from tnmoe.planners.dominance import Domain
+from tnmoe.planners.atlas.atlas import Atlas
+from tnmoe.planners.atlas.dominance import Domain
+from tnmoe.planners.atlas.symbolic_dp import MOST_WORK, Pricing, candidates
 from tnmoe.planners.splits import Steps, splits_of
-from tnmoe.planners.symbolic_dp import MOST_WORK, Pricing, candidates
 
 FAMILIES = {
     "dense": "bn,nio,bi->bo",

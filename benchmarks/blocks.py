@@ -31,7 +31,7 @@ from timing import Spread, Times, interleaved, machine
 from torch import Tensor, nn
 
 import tnmoe
-from tnmoe.presets import PRESETS
+from tnmoe.presets.registry import PRESETS
 
 LARGE = ("gpt2-cp@4096", "gpt2-tr@4096", "mixer-channel-cp@4096")
 CASES = (*LARGE, "clip-128-cp@256", "gpt2-tr@1", "gpt2-cp@1")

@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.presets import PRESETS
-from tnmoe.report import Table
+from tnmoe.presets.registry import PRESETS
+from tnmoe.render.table import Table
 
 LAYERS = ("gpt2-mlp", "gpt2-cp", "gpt2-tr", "clip-128-cp", "clip-128-tr")
 

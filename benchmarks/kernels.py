@@ -24,14 +24,15 @@ import torch
 from torch import Tensor
 
 import tnmoe
-from tnmoe.backends import triton_kernels as kernels
-from tnmoe.backends.torch_statements import Writer
-from tnmoe.cost import DTYPE_BYTES, op_cost
-from tnmoe.datasheet import Datasheet, datasheet, datasheet_names
-from tnmoe.fused_ops import FusedOp
-from tnmoe.ops import Entmax15, Op, operands
-from tnmoe.presets import PRESETS
-from tnmoe.traffic import forward_traffic
+from tnmoe.backends.runtime import triton_kernels as kernels
+from tnmoe.backends.torch.statements import Writer
+from tnmoe.costing.op_cost import op_cost
+from tnmoe.costing.traffic import forward_traffic
+from tnmoe.ir.fused_ops import FusedOp
+from tnmoe.ir.ops import Entmax15, Op, operands
+from tnmoe.ir.value import DTYPE_BYTES
+from tnmoe.presets.registry import PRESETS
+from tnmoe.timing.datasheet import Datasheet, datasheet, datasheet_names
 
 CASES = (("gpt2-cp", 4096), ("gpt2-tr", 4096), ("clip-128-cp", 4096), ("gpt2-cp", 1), ("gpt2-tr", 1))
 FLUSHED = 256 << 20

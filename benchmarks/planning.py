@@ -36,12 +36,12 @@ from rich.console import Console
 from rich.table import Table
 
 import tnmoe
-from tnmoe.cost import op_cost
-from tnmoe.layer import Contraction
-from tnmoe.lower import lower_network
-from tnmoe.network import Network
-from tnmoe.ops import Value
-from tnmoe.path import ContractionPath
+from tnmoe.costing.op_cost import op_cost
+from tnmoe.ir.layer import Contraction
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath
+from tnmoe.ir.value import Value
+from tnmoe.lowering.lower import lower_network
 from tnmoe.planners import subset_dp
 from tnmoe.planners.pairs import pairwise
 

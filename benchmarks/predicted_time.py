@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 import tnmoe
-from tnmoe import hardware
-from tnmoe.calibrate import BUDGET, calibrate
-from tnmoe.training_time import predict_training
+from tnmoe.measuring.calibrate import BUDGET, calibrate
+from tnmoe.timing import predict
+from tnmoe.timing.predict_training import predict_training
 
 TOKENS = (1, 16, 256, 8192)
 
@@ -111,7 +111,7 @@ def prepare(label: str, spec: object, tokens: int, profile: tnmoe.DeviceProfile,
     value = plan.layer.inputs[0]
     x = torch.randn([int(plan.bound.sizes[i]) for i in value.indices])
     if not training:
-        seconds = hardware.predict(plan.executed, profile, adjoint=plan.adjoint, flavour=plan.flavour).seconds
+        seconds = predict.predict(plan.executed, profile, adjoint=plan.adjoint, flavour=plan.flavour).seconds
         return Run(label, tokens, seconds, lambda: module(x))
     found = predict_training(plan.bound, profile, adjoint=plan.adjoint, flavour=plan.flavour)
     assert found is not None

@@ -23,7 +23,7 @@ from timing import interleaved, machine
 from torch import Tensor, nn
 
 import tnmoe
-from tnmoe.presets import PRESETS
+from tnmoe.presets.registry import PRESETS
 
 WAYS = {
     "portable": {},

@@ -16,7 +16,7 @@ import torch
 from contenders import Contender, in_setting
 from timing import Times, interleaved
 
-from tnmoe.presets import PRESETS
+from tnmoe.presets.registry import PRESETS
 
 MODES = ("forward", "training")
 ROWS = ("portable", "fast")

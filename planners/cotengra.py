@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from tnmoe.errors import PlanError
-from tnmoe.network import Network
-from tnmoe.path import ContractionPath
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath
 from tnmoe.planners.pairs import pairwise
 
 try:

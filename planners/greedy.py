@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from itertools import combinations
 
-from tnmoe.cost import elements
-from tnmoe.lower import Operand, leaf_operands, lower_step
-from tnmoe.network import Network
-from tnmoe.objective import Prices
-from tnmoe.ops import Op
-from tnmoe.path import ContractionPath
+from tnmoe.costing.prices import Prices
+from tnmoe.ir.dataflow import elements
+from tnmoe.ir.network import Network
+from tnmoe.ir.ops import Op
+from tnmoe.ir.path import ContractionPath
+from tnmoe.lowering.lower import Operand, leaf_operands, lower_step
 
 
 def plan(
@@ -21,7 +21,7 @@ def plan(
     Args:
         network: any number of tensors.
         sizes: an integer for every index.
-        objective: text that `tnmoe.objective.parse` reads; decides between pairs of equal growth.
+        objective: text that `tnmoe.costing.prices.parse` reads; decides between pairs of equal growth.
         needing: names of the tensors that need a gradient, for the objectives about training.
 
     Raises:

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from tnmoe.backward import saved_values
-from tnmoe.cost import elements, op_cost
+from tnmoe.costing.op_cost import op_cost
+from tnmoe.costing.prices import Prices, price
+from tnmoe.costing.saved import saved_values
 from tnmoe.errors import PlanError, unknown
-from tnmoe.lower import Operand, leaf_operands, lower_step
-from tnmoe.network import Network
-from tnmoe.objective import Prices, price
-from tnmoe.ops import Op, Value, propagate
-from tnmoe.path import ContractionPath, Tree
+from tnmoe.ir.dataflow import elements
+from tnmoe.ir.network import Network
+from tnmoe.ir.ops import Op, propagate
+from tnmoe.ir.path import ContractionPath, Tree
+from tnmoe.ir.value import Value
+from tnmoe.lowering.lower import Operand, leaf_operands, lower_step
 
 MAX_TENSORS = 9
 
@@ -81,7 +83,7 @@ def plan(
     Args:
         network: up to 9 tensors. Its leaves are there during the backward pass at no charge.
         sizes: an integer for every index.
-        objectives: some of `OBJECTIVES`; without recomputation also text that `tnmoe.goals.parse` reads.
+        objectives: some of `OBJECTIVES`; without recomputation also text that `tnmoe.costing.objective.parse` reads.
         needing: names of the tensors that need a gradient.
         recompute: allow recomputation; else everything that is read is saved.
         saved_limit, peak_limit: leave out what saves, or holds at once, more elements.

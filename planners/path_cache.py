@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from typing import Any
 
-from tnmoe import cache
 from tnmoe._version import __version__
 from tnmoe.errors import PlanError
-from tnmoe.network import Network
-from tnmoe.path import ContractionPath
+from tnmoe.io import cache
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath
 from tnmoe.planners.structure import structure
 
 

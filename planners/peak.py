@@ -17,15 +17,15 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import combinations
 
-from tnmoe.cost import elements
+from tnmoe.costing.objective import parse
+from tnmoe.costing.prices import Prices
 from tnmoe.errors import PlanError
-from tnmoe.goals import parse
-from tnmoe.lower import Operand, leaf_operands, lower_step
-from tnmoe.network import Network
-from tnmoe.objective import Prices
-from tnmoe.ops import Op, operands
-from tnmoe.passes.fuse_bias import fused
-from tnmoe.path import ContractionPath
+from tnmoe.ir.dataflow import elements
+from tnmoe.ir.network import Network
+from tnmoe.ir.ops import Op, operands
+from tnmoe.ir.path import ContractionPath
+from tnmoe.lowering.fuse_bias import fused
+from tnmoe.lowering.lower import Operand, leaf_operands, lower_step
 
 MAX_TENSORS = 9
 

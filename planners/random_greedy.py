@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from tnmoe.network import Network
+from tnmoe.ir.network import Network
 from tnmoe.planners.splits import Splits
 
 

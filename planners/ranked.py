@@ -10,11 +10,11 @@ import heapq
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
+from tnmoe.costing.prices import Prices
 from tnmoe.errors import PlanError
-from tnmoe.lower import Operand, leaf_operands, lower_step
-from tnmoe.network import Network
-from tnmoe.objective import Prices
-from tnmoe.path import ContractionPath, Tree
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath, Tree
+from tnmoe.lowering.lower import Operand, leaf_operands, lower_step
 
 MAX_TENSORS = 10
 
@@ -48,7 +48,7 @@ def plan(
     Args:
         network: up to 10 tensors.
         sizes: an integer for every index.
-        objective: text that `tnmoe.objective.parse` reads.
+        objective: text that `tnmoe.costing.prices.parse` reads.
         needing: names of the tensors that need a gradient, for the objectives about training.
         count: how many; trees that differ only in the order of their operands are one.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tnmoe.network import FoldedBias, Network, Role, Tensor
+from tnmoe.ir.network import FoldedBias, Network, Tensor
+from tnmoe.ir.value import Role
 from tnmoe.planners import subset_dp
 from tnmoe.planners.effort import Effort
 from tnmoe.planners.splits import Splits, Steps, upwards

@@ -12,8 +12,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Set
 
-from tnmoe.network import Network
-from tnmoe.path import ContractionPath
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath
 from tnmoe.planners import cotengra, random_greedy
 from tnmoe.planners.effort import Effort, Progress
 from tnmoe.planners.path_cache import kept_path
@@ -48,13 +48,13 @@ def plan(
     Args:
         network: any number of tensors.
         sizes: an integer for every index.
-        objective: text that `tnmoe.goals.parse` reads.
+        objective: text that `tnmoe.costing.objective.parse` reads.
         needing: names of the tensors that need a gradient, for the objectives about training.
         budget: seconds to search, about; None for a fixed amount of work.
         seed: of the random starts.
         progress: is told how far the search is.
 
-    What is found is kept in the cache (`tnmoe.cache`), under the network's structure and all other arguments.
+    What is found is kept in the cache (`tnmoe.io.cache`), under the network's structure and all other arguments.
 
     Raises:
         PlanError: a budget that is no positive number, or an unknown objective.

@@ -12,13 +12,14 @@ import math
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
-from tnmoe.cost import elements
 from tnmoe.errors import PlanError
-from tnmoe.layer import network_layer
-from tnmoe.lower import lower
-from tnmoe.network import Network, Role
-from tnmoe.ops import Value, results
-from tnmoe.path import ContractionPath
+from tnmoe.ir.dataflow import elements
+from tnmoe.ir.layer import network_layer
+from tnmoe.ir.network import Network
+from tnmoe.ir.ops import results
+from tnmoe.ir.path import ContractionPath
+from tnmoe.ir.value import Role, Value
+from tnmoe.lowering.lower import lower
 from tnmoe.planners.effort import Effort
 from tnmoe.planners.reconfigure import reconfigure
 from tnmoe.planners.splits import Splits, Steps, path_of, splits_of

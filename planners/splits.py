@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Set
 
-from tnmoe.lower import Operand, leaf_operands, lower_step
-from tnmoe.network import Network
-from tnmoe.objective import Prices
-from tnmoe.path import ContractionPath, Tree
+from tnmoe.costing.prices import Prices
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath, Tree
+from tnmoe.lowering.lower import Operand, leaf_operands, lower_step
 
 Splits = dict[int, tuple[int, int]]
 """The two parts of every subset that a tree makes; the last one is of all tensors."""
@@ -25,7 +25,7 @@ class Steps:
     Args:
         network: any number of tensors.
         sizes: an integer for every index.
-        objective: text that `tnmoe.goals.parse` reads.
+        objective: text that `tnmoe.costing.objective.parse` reads.
         needing: names of the tensors that need a gradient, for the objectives about training.
     """
 

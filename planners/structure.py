@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
-from tnmoe.network import Network
+from tnmoe.ir.network import Network
 
 
 def structure(network: Network, per_index: Mapping[str, Any], marked: Set[str] = frozenset()) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 
+from tnmoe.costing.prices import Prices
 from tnmoe.errors import PlanError
-from tnmoe.layer import Contraction
-from tnmoe.lower import Operand, leaf_operands, lower_step, lower_steps
-from tnmoe.network import Network, Role
-from tnmoe.objective import Prices
-from tnmoe.ops import Value
-from tnmoe.path import ContractionPath, Tree
+from tnmoe.ir.layer import Contraction
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath, Tree
+from tnmoe.ir.value import Role, Value
+from tnmoe.lowering.lower import Operand, leaf_operands, lower_step, lower_steps
 from tnmoe.planners import greedy
 from tnmoe.planners.path_cache import kept_path
 
@@ -39,7 +39,7 @@ def plan(
     Args:
         network: up to 12 tensors; hyperedges, batch indices and a folded bias are priced as they will run.
         sizes: an integer for every index.
-        objective: text that `tnmoe.objective.parse` reads.
+        objective: text that `tnmoe.costing.prices.parse` reads.
         needing: names of the tensors that need a gradient, for the objectives about training.
 
     Raises:

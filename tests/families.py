@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.backends.numpy import execute
+from tnmoe.backends.numpy.execute import execute
 
 TOLERANCE = 1e-12
 
@@ -18,7 +18,7 @@ Weights = Mapping[str, Tensor]
 Oracle = Callable[[Tensor, Weights], Tensor]
 
 
-def built(spec: tnmoe.layers.Spec, tokens: int, seed: int = 0) -> tuple[tnmoe.Plan, nn.Module]:
+def built(spec: tnmoe.Spec, tokens: int, seed: int = 0) -> tuple[tnmoe.Plan, nn.Module]:
     """A plan, and its module in float64 with weights of variance 1 / fan-in."""
     plan = tnmoe.plan(spec, tokens=tokens)
     module = tnmoe.build(plan, dtype=torch.float64).eval()
@@ -51,7 +51,7 @@ def assert_equal(got: Tensor, want: Tensor, what: str) -> None:
         assert error <= TOLERANCE, f"{what}: error {error:.1e}"
 
 
-def check_compiled(spec: tnmoe.layers.Spec) -> None:
+def check_compiled(spec: tnmoe.Spec) -> None:
     """One graph gives what the module gives, for several numbers of tokens."""
     plan, module = built(spec, 12)
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -61,7 +61,7 @@ def check_compiled(spec: tnmoe.layers.Spec) -> None:
 
 
 def check_family(
-    spec: tnmoe.layers.Spec, oracle: Oracle, tokens: int = 12, seed: int = 0, apart: tuple[str, ...] = ()
+    spec: tnmoe.Spec, oracle: Oracle, tokens: int = 12, seed: int = 0, apart: tuple[str, ...] = ()
 ) -> tnmoe.CostReport:
     """Values and gradients against `oracle`, NumPy against both, parameters and FLOPs against torch's counts.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 import tnmoe
-from tnmoe.path import ContractionPath
+from tnmoe.ir.path import ContractionPath
 
 ACTIVATIONS = ("entmax15", "softmax", "sparsemax", "sigmoid")
 NORMS = ("batch", "layer", "none")

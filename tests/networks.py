@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tnmoe.network import FoldedBias, Network, Role, Tensor
+from tnmoe.ir.network import FoldedBias, Network, Tensor
+from tnmoe.ir.value import Role
 
 Sizes = dict[str, int]
 Arrays = dict[str, NDArray[Any]]

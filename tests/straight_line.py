@@ -12,7 +12,7 @@ from torch import Tensor
 import tnmoe
 
 
-def straight_line(spec: tnmoe.layers.Spec) -> Oracle:
+def straight_line(spec: tnmoe.Spec) -> Oracle:
     """The function that a declaration stands for, of an input (T, I) and weights in the order of the declaration."""
     return lambda x, w: FUNCTIONS[type(spec)](spec, x, w)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tnmoe.backends import activations
+from tnmoe.backends.runtime import activations
 
 GATES = {
     "entmax15": (activations.entmax15, package.entmax15),

@@ -12,10 +12,9 @@ from test_explain import all_trees
 from test_objectives import Inference
 
 import tnmoe
-from tnmoe.advice import folding
-from tnmoe.components import components
-from tnmoe.network import Network
-from tnmoe.presets import PRESETS
+from tnmoe.analysis.advice import folding
+from tnmoe.ir.network import Network, components
+from tnmoe.presets.registry import PRESETS
 
 trees = cache(all_trees)
 

@@ -25,19 +25,20 @@ from test_planner import Oracle, every_tree
 
 import tnmoe
 from tnmoe import Network, PlanError
-from tnmoe import cache as disk
-from tnmoe.layer import Contraction
-from tnmoe.lower import lower_network
-from tnmoe.objective import price
-from tnmoe.ops import Value
-from tnmoe.path import ContractionPath
-from tnmoe.planners import atlas_verifier, multipliers, subset_dp
-from tnmoe.planners.atlas import atlas
-from tnmoe.planners.atlas_orders import Atlas
-from tnmoe.planners.diagram import lower_envelope
-from tnmoe.planners.dominance import Domain
-from tnmoe.planners.polynomial import Polynomial
-from tnmoe.planners.symbolic_dp import MAX_TENSORS, Pricing, path_cost
+from tnmoe.costing.prices import price
+from tnmoe.io import cache as disk
+from tnmoe.ir.layer import Contraction
+from tnmoe.ir.path import ContractionPath
+from tnmoe.ir.value import Value
+from tnmoe.lowering.lower import lower_network
+from tnmoe.planners import subset_dp
+from tnmoe.planners.atlas import multipliers, verifier
+from tnmoe.planners.atlas.atlas import Atlas
+from tnmoe.planners.atlas.diagram import lower_envelope
+from tnmoe.planners.atlas.dominance import Domain
+from tnmoe.planners.atlas.make import atlas
+from tnmoe.planners.atlas.polynomial import Polynomial
+from tnmoe.planners.atlas.symbolic_dp import MAX_TENSORS, Pricing, path_cost
 
 NETWORKS = {
     "dense": "bn,nio,bi->bo",
@@ -192,7 +193,7 @@ def test_random_networks_by_every_tree_at_every_point(seed: int, objective: str)
         polynomials = {path_cost(net, ContractionPath(trees[k]), Pricing(objective)): c for k, c in enumerate(costs)}
         winners = [p for p, c in polynomials.items() if c == min(costs)]
         assert len(winners) > 1 or winners[0] in listed, "a tree that alone wins here is not listed"
-    assert atlas_verifier.verify(json.loads(found.to_json()))[0] == len(found.orders)
+    assert verifier.verify(json.loads(found.to_json()))[0] == len(found.orders)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -203,7 +204,7 @@ def test_folded_biases(seed: int) -> None:
     for _ in range(30):
         sizes = drawn(rng, found)
         assert found.best(sizes).cost.at(sizes) == concrete(net, sizes)
-    assert atlas_verifier.verify(json.loads(found.to_json()))[0] == len(found.orders)
+    assert verifier.verify(json.loads(found.to_json()))[0] == len(found.orders)
     assert Atlas.from_json(found.to_json()) == found
 
 
@@ -273,7 +274,7 @@ def test_without_scipy_the_gap_is_stated(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not found.closed
     assert "7 of 13 orders are undecided" in found.gap
     assert found.gap in str(found)
-    assert atlas_verifier.verify(json.loads(found.to_json())) == (13, 6)
+    assert verifier.verify(json.loads(found.to_json())) == (13, 6)
     with pytest.raises(PlanError, match="undecided"):
         atlas(net, dict.fromkeys(net.indices, (2, None)), seconds=1, close=True)
 
@@ -285,14 +286,14 @@ def test_without_scipy_the_gap_is_stated(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_verifier_accepts(name: str, bounds: str) -> None:
     found = made(name, bounds) if name in SMALL else made(name, bounds, 0.3)
-    orders, witnessed = atlas_verifier.verify(json.loads(found.to_json()))
+    orders, witnessed = verifier.verify(json.loads(found.to_json()))
     assert (orders, witnessed) == (len(found.orders), len(found.orders) - len(found.undecided))
 
 
 def test_the_verifier_stands_alone(tmp_path: Path) -> None:
     """A copy of the file, without the package on the path and in isolated mode."""
     script, good, bad = tmp_path / "verify.py", tmp_path / "good.json", tmp_path / "bad.json"
-    script.write_text(Path(atlas_verifier.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    script.write_text(Path(verifier.__file__).read_text(encoding="utf-8"), encoding="utf-8")
     text = made("cp", "two").to_json()
     good.write_text(text, encoding="utf-8")
     bad.write_text(text.replace('"flops"', '"macs"'), encoding="utf-8")
@@ -370,12 +371,12 @@ MUTATIONS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("case", MUTATIONS)
 def test_the_verifier_rejects(case: str) -> None:
     data = json.loads(made("cp", "two").to_json())
-    assert atlas_verifier.verify(data) == (6, 6)
+    assert verifier.verify(data) == (6, 6)
     changed = copy.deepcopy(data)
     MUTATIONS[case](changed)
     assert changed != data
-    with pytest.raises((atlas_verifier.Rejected, KeyError, TypeError)):
-        atlas_verifier.verify(changed)
+    with pytest.raises((verifier.Rejected, KeyError, TypeError)):
+        verifier.verify(changed)
 
 
 def test_every_kept_cost_is_needed_or_the_proof_stands() -> None:
@@ -385,8 +386,8 @@ def test_every_kept_cost_is_needed_or_the_proof_stands() -> None:
         for k in range(len(costs)):
             changed = copy.deepcopy(data)
             changed["certificate"]["kept"][subset].pop(k)
-            with pytest.raises(atlas_verifier.Rejected):
-                atlas_verifier.verify(changed)
+            with pytest.raises(verifier.Rejected):
+                verifier.verify(changed)
 
 
 # ---- questions -------------------------------------------------------------------------------------------------
@@ -559,7 +560,7 @@ def test_a_single_tensor() -> None:
     found = atlas(Network.parse("ab->a"), {"a": (1, 9), "b": 4})
     assert found.closed
     assert str(found.orders[0].cost) == "a·b"
-    assert atlas_verifier.verify(json.loads(found.to_json())) == (1, 1)
+    assert verifier.verify(json.loads(found.to_json())) == (1, 1)
 
 
 CP = {"n": (8, 64), "r": (2, None), "i": 9, "o": 9}
@@ -633,7 +634,7 @@ def test_ten_tensors_of_known_ranks() -> None:
     for _ in range(8):
         at = drawn(rng, found)
         assert found.best(at).cost.at(at) == concrete(net, at)
-    assert atlas_verifier.verify(json.loads(found.to_json()))[0] == len(found.orders)
+    assert verifier.verify(json.loads(found.to_json()))[0] == len(found.orders)
 
 
 # ---- cache -----------------------------------------------------------------------------------------------------
@@ -646,7 +647,7 @@ def renamed(net: Network, names: dict[str, str]) -> Network:
 
 def test_an_atlas_is_kept_under_its_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TNMOE_CACHE", str(tmp_path))
-    monkeypatch.setattr("tnmoe.planners.atlas._WORTH_KEEPING", 0.0)
+    monkeypatch.setattr("tnmoe.planners.atlas.make._WORTH_KEEPING", 0.0)
     net = network("tensor ring")
     bounds = {i: REALISTIC.get(i, (8, 2048)) for i in net.indices}
     first = atlas(net, bounds, seconds=2)
@@ -656,13 +657,13 @@ def test_an_atlas_is_kept_under_its_structure(tmp_path: Path, monkeypatch: pytes
         raise AssertionError("made again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tnmoe.planners.atlas._made", never)
+        patch.setattr("tnmoe.planners.atlas.make._made", never)
         assert atlas(net, bounds, seconds=2) == first
         names = {i: f"{i}{i}" for i in net.indices}
         other = atlas(renamed(net, names), {names[i]: b for i, b in bounds.items()}, seconds=2)
         assert len(other.orders) == len(first.orders)
         assert other.orders[0].tree == "((x0 · x1) · (x2 · x3)) · x4"
-        assert atlas_verifier.verify(json.loads(other.to_json())) == atlas_verifier.verify(json.loads(first.to_json()))
+        assert verifier.verify(json.loads(other.to_json())) == verifier.verify(json.loads(first.to_json()))
         for changed in (
             lambda: atlas(net, {**bounds, "b": (1, 65537)}, seconds=2),
             lambda: atlas(net, bounds, "macs", seconds=2),

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tnmoe
-from tnmoe.cli import main
-from tnmoe.dims import as_dim, parse_dim
-from tnmoe.layers import KINDS
+from tnmoe.cli.main import main
+from tnmoe.layers.kinds import KINDS
+from tnmoe.symbolic.dims import as_dim, parse_dim
 
 BLOCK = {
     "kind": "mumoe_block",
@@ -545,7 +545,7 @@ class TestUnwritable:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(f"tnmoe.writing.os.{broken}", full)
+        monkeypatch.setattr(f"tnmoe.io.files.os.{broken}", full)
         assert "No space left on device" in fails(*command, "-o", "out.py")
 
 
@@ -557,7 +557,7 @@ def test_no_temporary_file_survives_an_interruption(tmp_path, monkeypatch, fault
         def stop(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("tnmoe.writing.os.replace", stop)
+        monkeypatch.setattr("tnmoe.io.files.os.replace", stop)
     with pytest.raises((fault, tnmoe.FileError)):
         tnmoe.save("\ud800" if fault is UnicodeEncodeError else "text", tmp_path / "out.py")
     assert not list(tmp_path.iterdir())

@@ -14,11 +14,12 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.backends.numpy import execute
-from tnmoe.ops import Contract, ContractAdd, MatmulGroups, Permute, Value, is_matmul, matmul_groups
-from tnmoe.passes import broadcast
-from tnmoe.plan import Plan
-from tnmoe.program import Program
+from tnmoe.backends.numpy.execute import execute
+from tnmoe.ir.contractions import Contract, ContractAdd, MatmulGroups, Permute, is_matmul, matmul_groups
+from tnmoe.ir.program import Program
+from tnmoe.ir.value import Value
+from tnmoe.lowering import broadcast
+from tnmoe.planning.plan import Plan
 
 TUCKER = "befg,hijklm,ah,ci,dj,ek,fl,gm->bacd"
 FULL = dict(zip("befgacdhijklm", (2048, 4, 12, 16, 4, 12, 16, 3, 8, 11, 3, 8, 11), strict=True))

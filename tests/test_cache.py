@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tnmoe import cache
+from tnmoe.io import cache
 
 KEY = cache.key("thing", {"a": 1})
 
@@ -128,7 +128,7 @@ def test_a_disk_that_fails_midway(home: Path, monkeypatch: pytest.MonkeyPatch) -
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tnmoe.writing.os.replace", full)
+        patch.setattr("tnmoe.io.files.os.replace", full)
         assert not cache.put(KEY, {"a": 2})
     assert cache.get(KEY) == {"a": 1}
     assert len(entries(home)) == 1

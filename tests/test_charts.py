@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import tnmoe
-from tnmoe import charts
 from tnmoe.errors import PlanError, TnmoeError
-from tnmoe.presets import PRESETS
+from tnmoe.presets.registry import PRESETS
 
 RING = tnmoe.Network.parse("bn,xny,bi,yiz,zox->bo", weights="xny yiz zox")
 
@@ -21,7 +20,7 @@ def atlas() -> tnmoe.Atlas:
     return tnmoe.atlas(RING, bounds=bounds)
 
 
-def assert_in_frame(chart: charts.Chart) -> None:
+def assert_in_frame(chart: tnmoe.Chart) -> None:
     """No text is cut off at the edge of the figure."""
     figure = chart.figure
     figure.canvas.draw()
@@ -42,7 +41,7 @@ def test_lines_are_the_reports(figure: str) -> None:
         "CP": lambda n: tnmoe.MuMoE(12, 20, n, tnmoe.CP(7)),
         "TR": lambda n: tnmoe.MuMoE(12, 20, n, tnmoe.TensorRing((2, 3, 5))),
     }
-    chart = charts.against_experts(figure, layers, experts, tokens=32)
+    chart = tnmoe.against_experts(figure, layers, experts, tokens=32)
     for line, declared in zip(chart.axes.lines, layers.values(), strict=True):
         x, y = line.get_data()
         assert tuple(x) == experts
@@ -55,14 +54,14 @@ def test_lines_are_the_reports(figure: str) -> None:
 
 def test_dense_layer_by_hand() -> None:
     """768 × 769 parameters an expert, and the gate's 768."""
-    chart = charts.against_experts("parameters", experts=(2, 4))
+    chart = tnmoe.against_experts("parameters", experts=(2, 4))
     assert list(chart.axes.lines[0].get_data()[1]) == [n * (768 * 769 + 768) for n in (2, 4)]
 
 
 def test_breakdown_adds_up() -> None:
     plan = tnmoe.plan(PRESETS["gpt2-tr"].spec, tokens=64)
     report = tnmoe.cost(plan)
-    chart = charts.cost_breakdown(plan)
+    chart = tnmoe.cost_breakdown(plan)
     widths = [[bar.get_width() for bar in group] for group in chart.axes.containers]
     assert [sum(w) for w in widths] == [report.matmul_flops, report.elementwise_flops, report.special_flops]
     assert_in_frame(chart)
@@ -72,7 +71,7 @@ def test_front_shows_every_point() -> None:
     """The exact front of the GPT-2 CP layer: 26.1, 17.4, 8.7 and 0 MiB at +0, 0.004, 2.1 and 8.3 %."""
     network = tnmoe.Network.parse("bn,nr,bi,ir,ro->bo", weights="nr ir ro")
     sizes = {"b": 4096, "n": 256, "r": 556, "i": 768, "o": 3072}
-    chart = charts.pareto_front(tnmoe.pareto(network, sizes=sizes))
+    chart = tnmoe.pareto_front(tnmoe.pareto(network, sizes=sizes))
     x, y = chart.axes.lines[-1].get_data()
     assert list(y) == pytest.approx([26.1, 17.4, 8.7, 0.0], abs=0.05)
     assert list(x) == pytest.approx([0, 0.004, 2.1, 8.3], abs=0.05)
@@ -82,7 +81,7 @@ def test_front_shows_every_point() -> None:
 def test_regions_are_the_optimum(atlas: tnmoe.Atlas) -> None:
     """At sampled points the winner shown costs what the concrete planner finds."""
     at = {"x": 4, "y": 32, "z": 64, "i": 768, "o": 1000}
-    chart = charts.winner_regions(atlas, "b", "n", at, steps=9)
+    chart = tnmoe.winner_regions(atlas, "b", "n", at, steps=9)
     paths = {order.tree: order for order in atlas.orders}
     for b, n, tree in chart.data.rows[::7]:
         best = tnmoe.plan(RING, sizes={**at, "b": int(b), "n": int(n)})
@@ -90,7 +89,7 @@ def test_regions_are_the_optimum(atlas: tnmoe.Atlas) -> None:
     assert len({row[2] for row in chart.data.rows}) > 1
     assert_in_frame(chart)
     with pytest.raises(PlanError, match="no index 'q'"):
-        charts.winner_regions(atlas, "q", "n", at)
+        tnmoe.winner_regions(atlas, "q", "n", at)
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -98,7 +97,7 @@ def test_timeline_shows_the_peak(train: bool) -> None:
     """Stacked classes reach the peak of each step; weights and what is saved at the turn are the report's."""
     plan = tnmoe.plan(PRESETS["gpt2-tr"].spec, tokens=64)
     report = tnmoe.cost(plan)
-    chart = charts.memory_timeline(plan, train=train)
+    chart = tnmoe.memory_timeline(plan, train=train)
     stacks = np.array([[bar.get_height() for bar in group] for group in chart.axes.containers]) * 2**20
     rows = chart.data.records()
     assert stacks.sum(0) == pytest.approx([row["peak"] for row in rows])
@@ -111,15 +110,15 @@ def test_timeline_shows_the_peak(train: bool) -> None:
 def test_roofline_by_hand() -> None:
     """y = x W on an H100 in bfloat16: 2·64·32·16 FLOPs over 2·(64·32 + 32·16 + 64·16) bytes, below both bounds."""
     plan = tnmoe.plan(tnmoe.Linear(32, 16, bias=False), tokens=64)
-    chart = charts.roofline_chart(plan)
+    chart = tnmoe.roofline_chart(plan)
     ((_, intensity, rate, seconds),) = chart.data.rows
     assert intensity == 2 * 64 * 32 * 16 / (2 * (64 * 32 + 32 * 16 + 64 * 16))
     assert rate == pytest.approx(2 * 64 * 32 * 16 / float(seconds))
     assert float(rate) <= min(989.5e12, float(intensity) * 3.35e12)
     assert_in_frame(chart)
-    assert_in_frame(charts.roofline_chart(tnmoe.plan(PRESETS["gpt2-tr"].spec, tokens=4096), "mi300x", "float32"))
+    assert_in_frame(tnmoe.roofline_chart(tnmoe.plan(PRESETS["gpt2-tr"].spec, tokens=4096), "mi300x", "float32"))
     with pytest.raises(TnmoeError, match="h100"):
-        charts.roofline_chart(plan, "h1000")
+        tnmoe.roofline_chart(plan, "h1000")
 
 
 def test_front_of_layers_by_brute_force() -> None:
@@ -128,7 +127,7 @@ def test_front_of_layers_by_brute_force() -> None:
     for r in range(4, 64, 4):
         reports[f"CP {r}"] = tnmoe.cost(tnmoe.plan(tnmoe.MuMoE(64, 64, 32, tnmoe.CP(r))))
         reports[f"TR {r}"] = tnmoe.cost(tnmoe.plan(tnmoe.MuMoE(64, 64, 32, tnmoe.TensorRing((4, 4, r)))))
-    chart = charts.pareto_chart(reports)
+    chart = tnmoe.pareto_chart(reports)
     kept = {row[0] for row in chart.data.rows if row[3]}
     for label, report in reports.items():
         mine = (report.parameters, report.max_rank)
@@ -137,17 +136,17 @@ def test_front_of_layers_by_brute_force() -> None:
         assert (label in kept) is not beaten
     assert 3 < len(kept) < len(reports)
     assert_in_frame(chart)
-    timed = charts.pareto_chart(reports, "seconds", "-max_rank", {"seconds": dict.fromkeys(reports, 1.0)})
+    timed = tnmoe.pareto_chart(reports, "seconds", "-max_rank", {"seconds": dict.fromkeys(reports, 1.0)})
     assert {row[1] for row in timed.data.rows} == {1.0}
     with pytest.raises(TnmoeError, match="unknown figure 'secs'"):
-        charts.pareto_chart(reports, "secs")
+        tnmoe.pareto_chart(reports, "secs")
 
 
 def test_figures_as_files(tmp_path: Path) -> None:
     """The same figure gives the same bytes; it is not blank."""
-    chart = charts.against_experts("parameters", experts=(2, 4))
+    chart = tnmoe.against_experts("parameters", experts=(2, 4))
     first = chart.save(tmp_path / "a.svg").read_bytes()
-    assert first == charts.against_experts("parameters", experts=(2, 4)).save(tmp_path / "b.svg").read_bytes()
+    assert first == tnmoe.against_experts("parameters", experts=(2, 4)).save(tmp_path / "b.svg").read_bytes()
     assert b"number of experts" in first  # text stays text
     assert chart.save(tmp_path / "a.pdf").read_bytes()[:5] == b"%PDF-"
     assert chart._repr_png_()[:4] == b"\x89PNG"
@@ -156,4 +155,4 @@ def test_figures_as_files(tmp_path: Path) -> None:
     with pytest.raises(TnmoeError, match=r"must end in \.svg, \.png, \.pdf"):
         chart.save(tmp_path / "a.bmp")
     with pytest.raises(TnmoeError, match="parameters"):
-        charts.against_experts("parametres")
+        tnmoe.against_experts("parametres")

@@ -1,7 +1,6 @@
 """The command line: what it prints, what it writes, and how it exits."""
 
 import csv
-import importlib
 import io
 import json
 import os
@@ -15,7 +14,9 @@ import pytest
 import torch
 
 import tnmoe
-from tnmoe.cli import main
+from tnmoe.backends.torch.statements import Writer
+from tnmoe.cli.main import main
+from tnmoe.costing import op_cost
 
 FORMATS = ("text", "markdown", "latex", "html", "csv", "json")
 COMMANDS = ("table", "plan", "cost", "emit", "check")
@@ -466,11 +467,6 @@ def test_check_names_what_it_leaves_out(cli):
     assert "Not checked (cost only): head 768→1000, N = 128, dense MoE." in cli("check", "clip")
 
 
-def module(name):
-    """A module of the package; `tnmoe.cost` and `tnmoe.check` are the functions of that name."""
-    return importlib.import_module(name)
-
-
 def failed(cli, *arguments):
     """Names of the failed comparisons of a check that exits with 1."""
     code, out = cli.run("check", *arguments, "--format", "json")
@@ -481,30 +477,27 @@ def failed(cli, *arguments):
 def test_check_fails_on_a_wrong_flop_formula(cli, monkeypatch):
     """The FLOPs are compared with torch's own counter, so a wrong formula shows."""
     cli.write("block.toml", BLOCK)
-    cost = module("tnmoe.cost")
-    right = cost.op_cost
+    right = op_cost.op_cost
 
     def wrong(op, sizes):
         found = right(op, sizes)
-        return cost.Cost(found.macs, found.matmul_flops + 1, found.elementwise_flops, 0, found.activations)
+        return op_cost.Cost(found.macs, found.matmul_flops + 1, found.elementwise_flops, 0, found.activations)
 
-    monkeypatch.setattr(cost, "op_cost", wrong)
+    monkeypatch.setattr(op_cost, "op_cost", wrong)
     assert failed(cli, "block.toml") == ["matmul FLOPs"]
 
 
 def test_check_fails_on_a_wrong_parameter_count(cli, monkeypatch):
     cli.write("block.toml", BLOCK)
-    report = module("tnmoe.cost_report").CostReport
-    monkeypatch.setattr(report, "parameters", property(lambda self: self.number("parameters") - 1))
+    monkeypatch.setattr(tnmoe.CostReport, "parameters", property(lambda self: self.number("parameters") - 1))
     assert failed(cli, "block.toml", "clip-linear") == ["parameters", "parameters"]
 
 
 def test_check_fails_on_wrong_values(cli, monkeypatch):
     """A module that computes something else does not pass, however well it is costed."""
     cli.write("block.toml", BLOCK)
-    emitter = module("tnmoe.backends.torch_statements")
-    right = emitter.Writer._elementwise
-    monkeypatch.setattr(emitter.Writer, "_elementwise", lambda self, op: right(self, op).replace("F.gelu(", "F.relu("))
+    right = Writer._elementwise
+    monkeypatch.setattr(Writer, "_elementwise", lambda self, op: right(self, op).replace("F.gelu(", "F.relu("))
     assert failed(cli, "block.toml") == ["values, evaluation", "values, training"]
 
 
@@ -550,8 +543,8 @@ def test_a_terminal_shows_whole_numbers_and_brackets(width):
     from rich.console import Console
 
     from tnmoe.cli.printing import fitted
-    from tnmoe.cost_report import comparison
-    from tnmoe.presets import FAMILIES
+    from tnmoe.presets.registry import FAMILIES
+    from tnmoe.reports.cost_report import comparison
 
     title, rows = FAMILIES["gpt2"]
     plans = {p.label: tnmoe.plan(p.spec, tokens=p.tokens) for p in rows}

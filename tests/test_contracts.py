@@ -17,7 +17,7 @@ from test_emitted_training import assert_same, draw, gradients, pair
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tnmoe
-from tnmoe.plan import Plan
+from tnmoe.planning.plan import Plan
 
 pytestmark = pytest.mark.usefixtures("any_processor")
 

@@ -16,12 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.backends import activations
-from tnmoe.cost import op_cost
-from tnmoe.figures import FIGURES
-from tnmoe.formulas import simplify
-from tnmoe.ops import Entmax15, Sparsemax, Value
-from tnmoe.presets import PRESETS
+from tnmoe.backends.runtime import activations
+from tnmoe.costing.op_cost import op_cost
+from tnmoe.ir.ops import Entmax15, Sparsemax
+from tnmoe.ir.value import Value
+from tnmoe.presets.registry import PRESETS
+from tnmoe.reports.figures import FIGURES
+from tnmoe.symbolic.formulas import simplify
 
 EMITTED = [name for name, preset in PRESETS.items() if preset.emitted]
 

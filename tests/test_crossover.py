@@ -10,9 +10,9 @@ import pytest
 import sympy
 
 import tnmoe
-from tnmoe.figures import FIGURES
-from tnmoe.integer_ranges import integer_ranges
-from tnmoe.vectorised import Columns, column
+from tnmoe.reports.figures import FIGURES
+from tnmoe.symbolic.columns import Columns, column
+from tnmoe.symbolic.integer_ranges import integer_ranges
 
 CP, TR, MuMoE = tnmoe.CP, tnmoe.TensorRing, tnmoe.MuMoE
 

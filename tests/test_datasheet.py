@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 import tnmoe
-from tnmoe import ops
-from tnmoe.cli import main
-from tnmoe.datasheet import Datasheet, Peak, datasheet_names
-from tnmoe.hardware import op_seconds, predict
-from tnmoe.ops import Value
+from tnmoe.cli.main import main
+from tnmoe.ir import ops
+from tnmoe.ir.contractions import Contract, Merge, Multiply
+from tnmoe.ir.value import Value
+from tnmoe.timing.datasheet import Datasheet, Peak, datasheet_names
+from tnmoe.timing.predict import op_seconds, predict
 
 DEVICES = ("a100", "b200", "cpu", "h100", "h200", "l40s", "mi300x")
 
@@ -84,7 +85,7 @@ def test_memory(name: str, bandwidth: float, gigabytes: int) -> None:
 
 
 SHEET = Datasheet("toy", "by hand", "cpu", {"float32": Peak(1e9)}, 1e8, 1e9, 10**9, 1e-6)
-MERGE = ops.Merge(Value("z", ("t", "a")), Value("x", ("t", "i", "o")), "a", ("i", "o"))
+MERGE = Merge(Value("z", ("t", "a")), Value("x", ("t", "i", "o")), "a", ("i", "o"))
 X, W, Y = Value("x", ("t", "i")), Value("w", ("i", "o")), Value("y", ("t", "o"))
 
 
@@ -92,15 +93,15 @@ X, W, Y = Value("x", ("t", "i")), Value("w", ("i", "o")), Value("y", ("t", "o"))
     ("op", "sizes", "seconds"),
     [
         # compute-bound: 2·32·16·8 FLOPs at 1 GFLOP/s; 4·(512 + 128 + 256) bytes take less
-        (ops.Contract(Y, X, W), {"t": 32, "i": 16, "o": 8}, 8192e-9 + 1e-6),
+        (Contract(Y, X, W), {"t": 32, "i": 16, "o": 8}, 8192e-9 + 1e-6),
         # memory-bound: one row, 4·(16 + 128 + 8) bytes at 1 GB/s against 256 FLOPs
-        (ops.Contract(Y, X, W), {"t": 1, "i": 16, "o": 8}, 608e-9 + 1e-6),
+        (Contract(Y, X, W), {"t": 1, "i": 16, "o": 8}, 608e-9 + 1e-6),
         # products of elements go at the vector rate: 512 at 0.1 GFLOP/s, or 3·2048 bytes
-        (ops.Multiply(Value("z", ("t", "i")), X, Value("v", ("t", "i"))), {"t": 32, "i": 16}, 6144e-9 + 1e-6),
+        (Multiply(Value("z", ("t", "i")), X, Value("v", ("t", "i"))), {"t": 32, "i": 16}, 6144e-9 + 1e-6),
         (ops.Gelu(Value("z", ("t", "i")), X), {"t": 32, "i": 16}, 5 * 512e-8 + 1e-6),
         # a view
         (
-            ops.Merge(Value("z", ("t", "a")), Value("x", ("t", "i", "o")), "a", ("i", "o")),
+            Merge(Value("z", ("t", "a")), Value("x", ("t", "i", "o")), "a", ("i", "o")),
             dict.fromkeys("tioa", 4),
             0.0,
         ),

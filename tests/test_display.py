@@ -14,12 +14,11 @@ from networks import random_network
 from rich.console import Console
 
 import tnmoe
-from tnmoe.drawing import Scene
-from tnmoe.drawing.labels import box
-from tnmoe.drawing.placement import place
-from tnmoe.drawing.scene import Shape, Text
 from tnmoe.errors import PlanError, TnmoeError
-from tnmoe.presets import PRESETS
+from tnmoe.presets.registry import PRESETS
+from tnmoe.render.labels import box
+from tnmoe.render.placement import place
+from tnmoe.render.scene import Scene, Shape, Text
 
 SVG = "{http://www.w3.org/2000/svg}"
 FAMILIES = {

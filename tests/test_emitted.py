@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.presets import PRESETS
+from tnmoe.presets.registry import PRESETS
 
 TOLERANCE = 1e-10
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from layers_strategy import any_order, layers
 
 import tnmoe
-from tnmoe.ops import Permute
-from tnmoe.presets import PRESETS
+from tnmoe.ir.contractions import Permute
+from tnmoe.presets.registry import PRESETS
 
 GOLDEN = Path(__file__).with_name("golden")
 WIDTH = 100

@@ -28,16 +28,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.adjoint import adjoint
-from tnmoe.backends import numpy as numpy_backend
-from tnmoe.backward import gradient_names
-from tnmoe.cli import main
-from tnmoe.function import Function
-from tnmoe.network import Role
-from tnmoe.ops import Op, operands
-from tnmoe.plan import Plan
-from tnmoe.presets import PRESETS
-from tnmoe.rematerialise import front
+from tnmoe.autodiff.adjoint import adjoint
+from tnmoe.autodiff.backward_plan import Function
+from tnmoe.autodiff.rematerialise import front
+from tnmoe.backends.numpy import execute as numpy_backend
+from tnmoe.cli.main import main
+from tnmoe.costing.backward import gradient_names
+from tnmoe.ir.ops import Op, operands
+from tnmoe.ir.value import Role
+from tnmoe.planning.plan import Plan
+from tnmoe.presets.registry import PRESETS
 
 GOLDEN = Path(__file__).with_name("golden")
 

@@ -16,7 +16,7 @@ from test_training import saved_bytes
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.plan import Plan
+from tnmoe.planning.plan import Plan
 
 LAYERS = 300
 

@@ -10,9 +10,9 @@ import pytest
 from networks import random_network
 
 import tnmoe
-from tnmoe.lower import lower_network
-from tnmoe.objective import price
-from tnmoe.path import ContractionPath
+from tnmoe.costing.prices import price
+from tnmoe.ir.path import ContractionPath
+from tnmoe.lowering.lower import lower_network
 from tnmoe.planners import ranked, subset_dp
 
 

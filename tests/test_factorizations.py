@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import tnmoe
-from tnmoe.factorizations import FACTORIZATIONS
-from tnmoe.initialise import DiagonalNormal, Normal, SharedUniform, Uniform, bind_init
+from tnmoe.factorizations.kinds import FACTORIZATIONS
+from tnmoe.ir.initialise import DiagonalNormal, Normal, SharedUniform, Uniform, bind_init
 
 FREE = tnmoe.Gate("softmax", "none")
 

@@ -10,9 +10,11 @@ from families import built, canonical, check_compiled, check_family, rows, softm
 from straight_line import straight_line
 
 import tnmoe
-from tnmoe.backends.numpy import execute
+from tnmoe.backends.numpy.execute import execute
+from tnmoe.ir.contractions import Merge
+from tnmoe.ir.ops import Entmax15, Sparsemax
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
-from tnmoe.ops import Entmax15, Merge, Sparsemax, Value
 
 PHI = 7 * (6 + 5)
 """Products of one two-layer expert of the sizes below."""
@@ -24,7 +26,7 @@ def macs(report: tnmoe.CostReport, *parts: str) -> int:
     return sum(found[part] for part in parts)
 
 
-def held(spec: tnmoe.layers.Spec, apart: tuple[str, ...] = ()) -> tnmoe.CostReport:
+def held(spec: tnmoe.Spec, apart: tuple[str, ...] = ()) -> tnmoe.CostReport:
     """A family against its straight line, with 12 tokens."""
     return check_family(spec, straight_line(spec), apart=apart)
 

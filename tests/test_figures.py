@@ -12,14 +12,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tnmoe
-from tnmoe.cost_report import comparison
-from tnmoe.dims import symbol
-from tnmoe.figures import FIGURES
-from tnmoe.layers import KINDS
-from tnmoe.ops import Contract, ContractAdd, Multiply
-from tnmoe.optimizers import OPTIMIZERS, PRECISIONS, training_state
-from tnmoe.presets import PRESETS
-from tnmoe.report import Table
+from tnmoe.ir.contractions import Contract, ContractAdd, Multiply
+from tnmoe.layers.kinds import KINDS
+from tnmoe.presets.registry import PRESETS
+from tnmoe.render.table import Table
+from tnmoe.reports.cost_report import comparison
+from tnmoe.reports.figures import FIGURES
+from tnmoe.reports.training_state import OPTIMIZERS, PRECISIONS, training_state
+from tnmoe.symbolic.dims import symbol
 
 
 class Read(TorchDispatchMode):
@@ -265,7 +265,7 @@ def test_slots_beyond_the_choices_are_in_vain() -> None:
 def test_padded_axes_are_in_vain(factorization: tnmoe.Kronecker | tnmoe.Monarch, experts: int) -> None:
     """13 inputs as 4 × 4, 17 outputs as 5 × 4: counted one by one, the products in which both entries exist."""
     if experts:
-        spec: tnmoe.layers.Spec = tnmoe.MuMoE(13, 17, experts, factorization, gate=tnmoe.Gate("softmax", "none"))
+        spec: tnmoe.Spec = tnmoe.MuMoE(13, 17, experts, factorization, gate=tnmoe.Gate("softmax", "none"))
     else:
         spec = tnmoe.FactorizedLinear(13, 17, factorization)
     plan = tnmoe.plan(spec, tokens=2)

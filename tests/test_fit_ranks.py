@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import tnmoe
-from tnmoe.cli import main
-from tnmoe.presets import PRESETS
+from tnmoe.cli.main import main
+from tnmoe.presets.registry import PRESETS
 
 FREE = tnmoe.Gate("softmax", "none")
 

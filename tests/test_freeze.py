@@ -17,11 +17,11 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.backends.numpy import execute
-from tnmoe.backends.torch_names import attribute
-from tnmoe.network import Role
-from tnmoe.ops import operands
-from tnmoe.passes.fold_weights import fold_weights
+from tnmoe.backends.numpy.execute import execute
+from tnmoe.backends.torch.names import attribute
+from tnmoe.ir.ops import operands
+from tnmoe.ir.value import Role
+from tnmoe.lowering.fold_weights import fold_weights
 
 TUCKER = tnmoe.Network.parse("bn,nx,bi,iy,oz,xyt,tz->bo", weights="nx iy oz xyt tz")
 SIZES = {"b": 1, "n": 256, "x": 64, "i": 768, "y": 256, "o": 3072, "z": 256, "t": 64}

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import tnmoe
-from tnmoe.least_squares import contract, factorize
-from tnmoe.network import Tensor
+from tnmoe.ir.network import Tensor
+from tnmoe.weights.least_squares import contract, factorize
 
 FREE = tnmoe.Gate("softmax", "none")
 

@@ -14,8 +14,8 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.plan import Plan
-from tnmoe.presets import PRESETS
+from tnmoe.planning.plan import Plan
+from tnmoe.presets.registry import PRESETS
 
 
 def reported(plan: Plan, dtype: torch.dtype, frozen: set[str]) -> tuple[tuple[Tracked, ...], tuple[Tracked, ...]]:

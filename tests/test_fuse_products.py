@@ -13,13 +13,16 @@ from layers_strategy import any_order, layers
 from test_emitted_training import any_kept
 
 import tnmoe
-from tnmoe.backends import numpy as numpy_backend
+from tnmoe.backends.numpy import execute as numpy_backend
 from tnmoe.errors import ProgramError
-from tnmoe.fused_ops import ContractMix, ContractMultiply, DualContract
-from tnmoe.ops import Contract, ContractAdd, FusedOp, Multiply, Op, Value, operands
-from tnmoe.passes.fuse_products import WIDEST, fuse_products, fuse_program, fusible
-from tnmoe.presets import PRESETS
-from tnmoe.program import Program, verify
+from tnmoe.ir.contractions import Contract, ContractAdd, Multiply
+from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, DualContract, FusedOp
+from tnmoe.ir.ops import Op, operands
+from tnmoe.ir.program import Program
+from tnmoe.ir.value import Value
+from tnmoe.ir.verify import verify
+from tnmoe.lowering.fuse_products import WIDEST, fuse_products, fuse_program, fusible
+from tnmoe.presets.registry import PRESETS
 
 GATE = tnmoe.Gate("entmax15", "layer")
 

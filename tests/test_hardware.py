@@ -17,13 +17,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tnmoe
-from tnmoe import ops, routing_ops
-from tnmoe.calibrate import calibrate
-from tnmoe.device_profile import DeviceProfile, default_path, load_cached
-from tnmoe.fused_ops import ContractMix, ContractMultiply, DualContract
-from tnmoe.hardware import op_seconds, predict, working_set
-from tnmoe.ops import Value
-from tnmoe.rates import (
+from tnmoe.ir import ops, routing_ops
+from tnmoe.ir.contractions import Add, Contract, ContractAdd, Merge, Multiply, Permute, Reduce, Split
+from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, DualContract
+from tnmoe.ir.routing_ops import GroupedContract, RoutingOp
+from tnmoe.ir.value import Value
+from tnmoe.measuring.calibrate import calibrate
+from tnmoe.timing.device_profile import DeviceProfile, default_path, load_cached
+from tnmoe.timing.predict import op_seconds, predict, working_set
+from tnmoe.timing.rates import (
     BACKWARD_ROWWISE,
     BACKWARD_STREAMS,
     GRAPH,
@@ -37,7 +39,7 @@ from tnmoe.rates import (
     Rates,
     Training,
 )
-from tnmoe.routing_time import calls, touched_experts
+from tnmoe.timing.routing_time import calls, touched_experts
 
 OVERHEAD = {kind: (k + 1) * 1e-6 for k, kind in enumerate(OVERHEADS)}
 ROUTING_OVERHEAD = {kind: (k + 1) * 1e-7 for k, kind in enumerate((*ROUTING, *GROUPED))}
@@ -85,14 +87,14 @@ Y, BIAS = Value("y", ("t", "o")), Value("c", ("o",))
 Z = Value("z", ("t", "i"))
 EXAMPLES: dict[str, tuple[ops.Op, float | None]] = {
     # 2·32·16·8 FLOPs at 1 GFLOP/s
-    "Contract": (ops.Contract(Y, X, W), 8192e-9 + OVERHEAD["matmul"]),
+    "Contract": (Contract(Y, X, W), 8192e-9 + OVERHEAD["matmul"]),
     # … and 32·8 results of 4 bytes, at 2 GB/s
-    "ContractAdd": (ops.ContractAdd(Y, X, W, BIAS), 8192e-9 + 512e-9 + OVERHEAD["matmul"] + OVERHEAD["bias"]),
+    "ContractAdd": (ContractAdd(Y, X, W, BIAS), 8192e-9 + 512e-9 + OVERHEAD["matmul"] + OVERHEAD["bias"]),
     # two operands and the result, 32·16 elements of 4 bytes each
-    "Multiply": (ops.Multiply(Z, X, X), 3 * 2048 / 2e9 + OVERHEAD["Multiply"]),
-    "Add": (ops.Add(Z, X, X), 3 * 2048 / 2e9 + OVERHEAD["Add"]),
-    "Reduce": (ops.Reduce(Value("z", ("t",)), X), (2048 + 128) / 2e9 + OVERHEAD["Reduce"]),
-    "Permute": (ops.Permute(Value("z", ("i", "t")), X), 2 * 2048 / 2e9 + OVERHEAD["Permute"]),
+    "Multiply": (Multiply(Z, X, X), 3 * 2048 / 2e9 + OVERHEAD["Multiply"]),
+    "Add": (Add(Z, X, X), 3 * 2048 / 2e9 + OVERHEAD["Add"]),
+    "Reduce": (Reduce(Value("z", ("t",)), X), (2048 + 128) / 2e9 + OVERHEAD["Reduce"]),
+    "Permute": (Permute(Value("z", ("i", "t")), X), 2 * 2048 / 2e9 + OVERHEAD["Permute"]),
     "Softmax": (ops.Softmax(Z, X, "i"), 512 / 1e8 + OVERHEAD["Softmax"]),
     "Entmax15": (ops.Entmax15(Z, X, "i"), 512 / 1e8 + OVERHEAD["Entmax15"]),
     "Sparsemax": (ops.Sparsemax(Z, X, "i"), 512 / 1e8 + OVERHEAD["Sparsemax"]),
@@ -103,8 +105,8 @@ EXAMPLES: dict[str, tuple[ops.Op, float | None]] = {
         ops.BatchNorm(Z, X, "i", Value("m", ("i",)), Value("v", ("i",))),
         512 / 1e8 + OVERHEAD["BatchNorm"],
     ),
-    "Split": (ops.Split(Value("z", ("t", "a", "b")), X, "i", ("a", "b")), OVERHEAD["split"]),
-    "Merge": (ops.Merge(Y, Value("z", ("t", "a", "b")), "o", ("a", "b")), OVERHEAD["merge"]),
+    "Split": (Split(Value("z", ("t", "a", "b")), X, "i", ("a", "b")), OVERHEAD["split"]),
+    "Merge": (Merge(Y, Value("z", ("t", "a", "b")), "o", ("a", "b")), OVERHEAD["merge"]),
     # fused ones take what they stand for takes: no profile times their kernels
     "ContractMultiply": (
         ContractMultiply(Value("z", ("t", "o")), X, W, None, Y),
@@ -158,7 +160,7 @@ ROUTED: dict[str, tuple[ops.Op, float | None]] = {
     "Spread": (routing_ops.Spread(value("y", "tn"), value("x", "tk"), POSITIONS, "n"), 128e-7 + 1e-7 * 4),
     # 64 rows, 4 experts: all are met (4 · (1 - (3/4)^64)), with 16 rows each; and the results are joined
     "GroupedContract": (
-        ops.GroupedContract(value("y", "so"), value("x", "si"), value("w", "nio"), None, value("c", "n", True)),
+        GroupedContract(value("y", "so"), value("x", "si"), value("w", "nio"), None, value("c", "n", True)),
         ROUTING_OVERHEAD["grouped"]
         + 4 * (1 - 0.75**64) * (2 * 64 / (4 * (1 - 0.75**64)) * 16 * 8 / 1e9 + OVERHEAD["matmul"] + 10e-7)
         + 2 * 64 * 8 * 4 / 2e9
@@ -174,7 +176,7 @@ EXAMPLES |= ROUTED
 
 
 def test_every_op_is_timed_or_refused_by_name() -> None:
-    assert set(ROUTED) == {kind.__name__ for kind in typing.get_args(ops.RoutingOp)}
+    assert set(ROUTED) == {kind.__name__ for kind in typing.get_args(RoutingOp)}
     assert set(EXAMPLES) == {kind.__name__ for kind in typing.get_args(ops.Op)}
     for kind, (op, expected) in EXAMPLES.items():
         if expected is None:
@@ -195,7 +197,7 @@ def test_few_rows_are_multiplied_one_by_one_and_null_experts_not_at_all() -> Non
         counts = value("c", index, True)
         if index == "t":
             sizes["n"] = 4
-        op = ops.GroupedContract(value("y", "so"), rows_of, weight, bias, counts)
+        op = GroupedContract(value("y", "so"), rows_of, weight, bias, counts)
         assert op_seconds(op, sizes, by_hand(), "float32") == pytest.approx(
             ROUTING_OVERHEAD["grouped"] + products * one + joined
         )
@@ -231,14 +233,14 @@ def test_the_working_set_has_the_chosen_experts_alone() -> None:
 
 
 def test_batched_products_have_their_own_rate_and_views_their_own_time() -> None:
-    batched = ops.Contract(Value("y", ("t", "a", "o")), Value("x", ("t", "a", "b")), Value("w", ("t", "b", "o")))
+    batched = Contract(Value("y", ("t", "a", "o")), Value("x", ("t", "a", "b")), Value("w", ("t", "b", "o")))
     seconds = op_seconds(batched, SIZES, by_hand(), "float32")
     assert seconds == pytest.approx(2 * 32 * 4 * 2 * 8 / 5e8 + OVERHEAD["batched"])
-    broadcast = ops.Contract(Value("y", ("t", "a", "o")), Value("w", ("a", "b")), Value("x", ("t", "b", "o")))
+    broadcast = Contract(Value("y", ("t", "a", "o")), Value("w", ("a", "b")), Value("x", ("t", "b", "o")))
     seconds = op_seconds(broadcast, SIZES, by_hand(), "float32")
     assert seconds == pytest.approx(2 * 32 * 4 * 2 * 8 / 5e8 + OVERHEAD["batched"] + OVERHEAD["merge"])  # its expansion
     # (a b) is merged in the weight, and split again in the result
-    viewed = ops.Contract(Value("y", ("t", "a", "b")), X, Value("w", ("i", "a", "b")))
+    viewed = Contract(Value("y", ("t", "a", "b")), X, Value("w", ("i", "a", "b")))
     seconds = op_seconds(viewed, SIZES, by_hand(), "float32")
     expected = 2 * 32 * 16 * 8 / 1e9 + OVERHEAD["matmul"] + OVERHEAD["merge"] + OVERHEAD["split"]
     assert seconds == pytest.approx(expected)
@@ -329,8 +331,8 @@ def test_products_of_the_flavour_fast_take_their_own_rates() -> None:
     product, biased = EXAMPLES["Contract"][0], EXAMPLES["ContractAdd"][0]
     for op in (product, biased):
         assert op_seconds(op, SIZES, by_hand(), "float32", fast=True) == pytest.approx(8192e-9 / 4 + FAST_OVERHEAD)
-    batched = ops.Contract(value("y", "tao"), value("x", "tai"), value("w", "tio"))
-    whole = ops.ContractAdd(Y, X, W, value("c", "to"))
+    batched = Contract(value("y", "tao"), value("x", "tai"), value("w", "tio"))
+    whole = ContractAdd(Y, X, W, value("c", "to"))
     for op in (batched, whole):
         seconds = op_seconds(op, SIZES, by_hand(), "float32")
         assert op_seconds(op, SIZES, by_hand(), "float32", fast=True) == seconds
@@ -345,7 +347,7 @@ def test_only_the_function_of_a_module_is_fast() -> None:
     public = predict(plan.bound, by_hand(), adjoint=own)
     fast = predict(plan.bound, by_hand(), adjoint=own, flavour=plan.flavour)
     faster = {op.out.name for op, a, b in zip(plan.bound.ops, fast.per_op, public.per_op, strict=True) if a != b}
-    assert faster == {op.out.name for op in own.ops if isinstance(op, ops.Contract | ops.ContractAdd)}
+    assert faster == {op.out.name for op in own.ops if isinstance(op, Contract | ContractAdd)}
     assert fast.call == pytest.approx(predict(plan.bound, by_hand()).call + GRAPH_OVERHEAD["apply"])
 
 

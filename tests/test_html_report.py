@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import tnmoe
-from tnmoe.cli import main
-from tnmoe.html_report import html_report
-from tnmoe.presets import PRESETS
+from tnmoe.charts.html_report import html_report
+from tnmoe.cli.main import main
+from tnmoe.presets.registry import PRESETS
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "br", "hr", "img", "link", "input"}

@@ -12,11 +12,11 @@ from families import built, rows
 from torch import Tensor, nn
 
 import tnmoe
-from tnmoe.layers import KINDS
+from tnmoe.layers.kinds import KINDS
 
 GATE = tnmoe.Gate("entmax15", "layer")
 
-UNCOUPLED: dict[str, tnmoe.layers.Spec] = {
+UNCOUPLED: dict[str, tnmoe.Spec] = {
     "linear": tnmoe.Linear(48, 40),
     "mlp": tnmoe.MLP(48, 64, 40),
     "factorized linear": tnmoe.FactorizedLinear(48, 40, tnmoe.LowRank(9)),

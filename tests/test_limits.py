@@ -14,11 +14,12 @@ from test_objectives import Inference
 from test_training import Oracle, measure
 
 import tnmoe
-from tnmoe.cli import main
-from tnmoe.network import Network, Role
-from tnmoe.ops import Permute
-from tnmoe.path import ContractionPath
-from tnmoe.plan import Plan
+from tnmoe.cli.main import main
+from tnmoe.ir.contractions import Permute
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath
+from tnmoe.ir.value import Role
+from tnmoe.planning.plan import Plan
 
 trees = cache(all_trees)
 

@@ -11,9 +11,9 @@ from test_hardware import by_hand
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.candidates import other_lowerings
-from tnmoe.device_profile import DeviceProfile
-from tnmoe.hardware import predict
+from tnmoe.planning.candidates import other_lowerings
+from tnmoe.timing.device_profile import DeviceProfile
+from tnmoe.timing.predict import predict
 
 SPEC = tnmoe.SparseMoE(16, 16, 4, 2, hidden=32)
 

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 import tnmoe
-from tnmoe.allocations import backward_scripts, forward_script
-from tnmoe.backward import backward_cost, saved_inside, saved_values
-from tnmoe.cost import op_cost
-from tnmoe.program import Program, verify
-from tnmoe.routing_cost import backward
-from tnmoe.routing_memory import backward as routed_backward
-from tnmoe.routing_memory import forward as routed_forward
-from tnmoe.routing_saved import inside, saved
-from tnmoe.values import Value
+from tnmoe.costing.backward import backward_cost
+from tnmoe.costing.op_cost import op_cost
+from tnmoe.costing.routing_cost import backward
+from tnmoe.costing.routing_saved import inside, saved
+from tnmoe.costing.saved import saved_inside, saved_values
+from tnmoe.footprint.allocations import backward_scripts, forward_script
+from tnmoe.footprint.routing_allocations import backward as routed_backward
+from tnmoe.footprint.routing_allocations import forward as routed_forward
+from tnmoe.ir.program import Program
+from tnmoe.ir.value import Value
+from tnmoe.ir.verify import verify
 
 
 @dataclass(frozen=True, slots=True)

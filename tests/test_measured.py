@@ -12,16 +12,16 @@ import torch
 from test_hardware import BACKWARD_OVERHEAD, FAST_OVERHEAD, GRAPH_OVERHEAD, OVERHEAD, by_hand, flat
 
 import tnmoe
-import tnmoe.ops
-from tnmoe.api import emit, loaded
-from tnmoe.backends.torch_steps import step_sources
-from tnmoe.calibrate import processor
-from tnmoe.cli import main
-from tnmoe.datasheet import datasheet
-from tnmoe.device_profile import DeviceProfile
-from tnmoe.html_report import html_report
-from tnmoe.ops import operands, results
-from tnmoe.training_time import predict_training
+from tnmoe.backends.torch.steps import step_sources
+from tnmoe.charts.html_report import html_report
+from tnmoe.cli.main import main
+from tnmoe.emission.build import loaded
+from tnmoe.emission.emit import emit
+from tnmoe.ir.ops import BatchNorm, Gelu, Softmax, operands, results
+from tnmoe.measuring.calibrate import processor
+from tnmoe.timing.datasheet import datasheet
+from tnmoe.timing.device_profile import DeviceProfile
+from tnmoe.timing.predict_training import predict_training
 
 BLOCK = tnmoe.MuMoEBlock(6, 9, 5, 4, tnmoe.TensorRing((2, 2, 3)), tnmoe.Gate("entmax15", "batch"), input_norm=True)
 
@@ -47,7 +47,7 @@ def cached() -> DeviceProfile:
     ],
     ids=lambda s: type(s).__name__,
 )
-def test_steps_one_after_the_other_are_the_module(spec: tnmoe.layers.Spec) -> None:
+def test_steps_one_after_the_other_are_the_module(spec: tnmoe.Spec) -> None:
     plan = tnmoe.plan(spec, tokens=7)
     module = tnmoe.build(plan, dtype=torch.float64).eval()
     steps = loaded(f"{emit(plan)}\n\n{step_sources(plan.bound)}")
@@ -120,12 +120,12 @@ def test_gradients_with_kernels_of_their_own_take_their_rates() -> None:
     found = predict_training(plan.bound, cached(), inputs=plan.input_gradients)
     assert found is not None
     seconds = {type(op): found_ for op in plan.bound.ops for name, found_ in found.gradients if name == op.out.name}
-    assert seconds[tnmoe.ops.Gelu] == pytest.approx(3 * 4 * 32 * 9 / 1e9 + BACKWARD_OVERHEAD["Gelu"])
-    assert seconds[tnmoe.ops.Softmax] == pytest.approx(32 * 4 / 5e7 + BACKWARD_OVERHEAD["Softmax"])
-    assert seconds[tnmoe.ops.BatchNorm] == pytest.approx(32 * 4 / 5e7 + BACKWARD_OVERHEAD["BatchNorm"])
+    assert seconds[Gelu] == pytest.approx(3 * 4 * 32 * 9 / 1e9 + BACKWARD_OVERHEAD["Gelu"])
+    assert seconds[Softmax] == pytest.approx(32 * 4 / 5e7 + BACKWARD_OVERHEAD["Softmax"])
+    assert seconds[BatchNorm] == pytest.approx(32 * 4 / 5e7 + BACKWARD_OVERHEAD["BatchNorm"])
     # in training a batch norm takes its statistics first
     more = 32 * 4 / 5e7 + BACKWARD_OVERHEAD["BatchNormTraining"] - 32 * 4 / 1e8 - OVERHEAD["BatchNorm"]
-    more *= sum(isinstance(op, tnmoe.ops.BatchNorm) for op in plan.bound.ops)
+    more *= sum(isinstance(op, BatchNorm) for op in plan.bound.ops)
     assert found.forward == pytest.approx(tnmoe.predict(plan.bound, cached()).seconds + more)
 
 

@@ -18,15 +18,14 @@ from torch._subclasses import FakeTensorMode
 from tracked import Tracked, ready, track
 
 import tnmoe
-from tnmoe.allocations import forward_script
-from tnmoe.cli import main
-from tnmoe.heap import Moment
-from tnmoe.memory import inference, training
-from tnmoe.network import Role
-from tnmoe.ops import operands
-from tnmoe.plan import Plan
-from tnmoe.presets import PRESETS
-from tnmoe.scripts import room
+from tnmoe.cli.main import main
+from tnmoe.footprint.allocations import forward_script
+from tnmoe.footprint.forward import inference, training
+from tnmoe.footprint.timeline import Moment, room
+from tnmoe.ir.ops import operands
+from tnmoe.ir.value import Role
+from tnmoe.planning.plan import Plan
+from tnmoe.presets.registry import PRESETS
 
 EMITTED = [name for name, preset in PRESETS.items() if preset.emitted]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)

@@ -7,11 +7,11 @@ import json
 import pytest
 
 import tnmoe
-from tnmoe import presets
-from tnmoe.cli import main
-from tnmoe.layers import KINDS
-from tnmoe.moe_presets import EQUAL_MACS, EQUAL_PARAMETERS, TOKENS
-from tnmoe.published_presets import PUBLISHED
+from tnmoe.cli.main import main
+from tnmoe.layers.kinds import KINDS
+from tnmoe.presets import registry
+from tnmoe.presets.moe import EQUAL_MACS, EQUAL_PARAMETERS, TOKENS
+from tnmoe.presets.published import PUBLISHED
 
 MLP_PARAMETERS = 768 * 3072 * 2 + 3072 + 768
 
@@ -41,9 +41,9 @@ def test_published_sizes() -> None:
         "MoSLoRA, LLaMA-3 8B (r = 16)": 16 * (4096 + 14336) + 16 * 16 + 4096 * 14336,
     }
     assert all(p.source.startswith("arXiv ") for p in PUBLISHED.values())
-    rows = presets.find("moe-published")[1]
+    rows = registry.find("moe-published")[1]
     assert [row.label for row in rows] == list(PUBLISHED)
-    assert tnmoe.layers.MixtureOfDepths(64, 64).layer().declaration["capacity"] == 12.5
+    assert tnmoe.MixtureOfDepths(64, 64).layer().declaration["capacity"] == 12.5
 
 
 def test_every_kind_of_mixture_is_there() -> None:

@@ -8,7 +8,7 @@ from families import built, canonical, check_compiled, rows
 from test_families import held, macs
 
 import tnmoe
-from tnmoe.backends.moefication import balanced_clusters, split_ffn
+from tnmoe.weights.moefication import balanced_clusters, split_ffn
 
 # ---- adapters --------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from networks import Arrays, Sizes, einsum, random_arrays, random_folded_network
 
 import tnmoe
 from tnmoe import Network, Role, Tensor
-from tnmoe.backends.numpy import execute
-from tnmoe.backends.torch_names import attribute
-from tnmoe.layer import network_layer
+from tnmoe.backends.numpy.execute import execute
+from tnmoe.backends.torch.names import attribute
+from tnmoe.ir.layer import network_layer
 
 
 def check_numpy(plan: tnmoe.Plan, network: Network, arrays: Arrays) -> None:

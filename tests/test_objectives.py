@@ -13,9 +13,10 @@ from test_explain import all_trees
 from test_training import Oracle
 
 import tnmoe
-from tnmoe.goals import as_objective, parse
-from tnmoe.network import Network, Role
-from tnmoe.path import ContractionPath
+from tnmoe.costing.objective import as_objective, parse
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath
+from tnmoe.ir.value import Role
 
 trees = cache(all_trees)
 

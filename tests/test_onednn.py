@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.backends import onednn
-from tnmoe.backends.onednn import _mm, _over_rows
+from tnmoe.backends.runtime import onednn
+from tnmoe.backends.runtime.onednn import _mm, _over_rows
 
 SHAPES = [(2048, 8, 8), (2048, 38, 768), (2048, 768, 38), (2500, 40, 33), (49152, 16, 11), (3, 5, 7), (1, 1, 1)]
 

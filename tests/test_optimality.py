@@ -9,7 +9,7 @@ from networks import random_network
 from test_training import Oracle
 
 import tnmoe
-from tnmoe.network import Role
+from tnmoe.ir.value import Role
 
 
 class Priced(Oracle):

@@ -13,8 +13,8 @@ from reference_module import CPFactors, ReferenceMuMoE, TensorRingFactors
 from test_training import measure
 
 import tnmoe
-from tnmoe.backends.torch_names import attribute
-from tnmoe.passes import orient as module
+from tnmoe.backends.torch.names import attribute
+from tnmoe.lowering import orient
 
 GATE = tnmoe.Gate("entmax15", "layer")
 
@@ -22,7 +22,7 @@ GATE = tnmoe.Gate("entmax15", "layer")
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of any size are turned."""
-    monkeypatch.setattr(module, "LEAST", 1)
+    monkeypatch.setattr(orient, "LEAST", 1)
 
 
 def stored(plan: tnmoe.Plan) -> dict[str, tuple[str, ...]]:

@@ -12,9 +12,11 @@ from layers_strategy import layers
 from tracked import track
 
 import tnmoe
-from tnmoe.ops import Add, Gelu, Value
-from tnmoe.passes.overwrite import overwrite
-from tnmoe.presets import PRESETS
+from tnmoe.ir.contractions import Add
+from tnmoe.ir.ops import Gelu
+from tnmoe.ir.value import Value
+from tnmoe.lowering.overwrite import overwrite
+from tnmoe.presets.registry import PRESETS
 
 BLOCK = tnmoe.MuMoEBlock(6, 9, 5, 4, tnmoe.CP(3), tnmoe.Gate("entmax15", "layer"), bias=True, input_norm=True)
 

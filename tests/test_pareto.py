@@ -12,10 +12,11 @@ from test_explain import all_trees
 from test_training import Oracle
 
 import tnmoe
-from tnmoe.network import Network, Role
-from tnmoe.path import ContractionPath
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath
+from tnmoe.ir.value import Role
 from tnmoe.planners import pareto
-from tnmoe.presets import PRESETS
+from tnmoe.presets.registry import PRESETS
 
 
 class Choices(Oracle):

@@ -10,14 +10,17 @@ import pytest
 import torch
 
 import tnmoe
-from tnmoe.backends.numpy import execute
-from tnmoe.initialise import Normal
-from tnmoe.layer import Parameter
-from tnmoe.lower import run_passes
-from tnmoe.ops import Add, Contract, Gelu, LayerNorm, Merge, Multiply, Noise, Op, Permute, Split, Value
-from tnmoe.passes.prune import bypass, prune
-from tnmoe.passes.share import share
-from tnmoe.program import Program, verify
+from tnmoe.backends.numpy.execute import execute
+from tnmoe.ir.contractions import Add, Contract, Merge, Multiply, Permute, Split
+from tnmoe.ir.initialise import Normal
+from tnmoe.ir.ops import Gelu, LayerNorm, Op
+from tnmoe.ir.program import Program
+from tnmoe.ir.routing_ops import Noise
+from tnmoe.ir.value import Parameter, Value
+from tnmoe.ir.verify import verify
+from tnmoe.lowering.lower import run_passes
+from tnmoe.lowering.prune import bypass, prune
+from tnmoe.lowering.share import share
 
 SIZES = {"t": 3, "i": 4, "r": 5, "a": 2, "b": 2}
 X, W = Value("x", ("t", "i")), Value("w", ("i", "r"))

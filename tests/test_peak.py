@@ -13,12 +13,13 @@ from networks import random_network
 from test_memory import tracker
 
 import tnmoe
-from tnmoe.memory import inference
-from tnmoe.network import Network
-from tnmoe.ops import Permute
-from tnmoe.path import ContractionPath
-from tnmoe.plan import Plan
-from tnmoe.release import eager
+from tnmoe.footprint.forward import inference
+from tnmoe.footprint.liveness import eager
+from tnmoe.ir.contractions import Permute
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath
+from tnmoe.planning.plan import Plan
+from tnmoe.planning.plan_layer import with_tokens
 
 
 def all_sequences(tensors: int) -> Iterator[ContractionPath]:
@@ -159,4 +160,4 @@ def test_faults() -> None:
     with pytest.raises(tnmoe.PlanError, match="memory_limit of a plan must be a number of bytes"):
         Plan.from_json(within.to_json().replace("1000000", "-7"))
     assert tnmoe.plan(spec, tokens=8, objective="peak", memory_limit=10**6).exact
-    assert tnmoe.planning.with_tokens(within, 9).memory_limit is None
+    assert with_tokens(within, 9).memory_limit is None

@@ -41,10 +41,10 @@ from tnmoe import (
     Tensor,
     TensorRing,
 )
-from tnmoe.backends.numpy import execute
-from tnmoe.layer import network_layer
-from tnmoe.network import FoldedBias
-from tnmoe.path import ContractionPath
+from tnmoe.backends.numpy.execute import execute
+from tnmoe.ir.layer import network_layer
+from tnmoe.ir.network import FoldedBias
+from tnmoe.ir.path import ContractionPath
 from tnmoe.planners import cotengra, greedy, subset_dp
 from tnmoe.planners import opt_einsum as opt_einsum_planner
 from tnmoe.planners.pairs import pairwise

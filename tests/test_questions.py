@@ -11,9 +11,9 @@ from test_explain import all_trees
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.network import Network
-from tnmoe.path import ContractionPath
-from tnmoe.plan import Plan
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath
+from tnmoe.planning.plan import Plan
 
 
 def test_does_the_batch_size_change_the_order() -> None:

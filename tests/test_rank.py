@@ -7,10 +7,11 @@ import pytest
 import sympy
 
 import tnmoe
-from tnmoe.factorizations import FACTORIZATIONS
-from tnmoe.layer import Contraction, ExpertMap
-from tnmoe.network import Network, Role
-from tnmoe.rank import layer_rank, max_expert_rank
+from tnmoe.factorizations.kinds import FACTORIZATIONS
+from tnmoe.ir.layer import Contraction, ExpertMap
+from tnmoe.ir.network import Network
+from tnmoe.ir.rank import layer_rank, max_expert_rank
+from tnmoe.ir.value import Role
 
 TOLERANCE = 1e-9
 """Singular values below this share of the largest count as zero (float64 noise is near 1e-15)."""

@@ -14,10 +14,10 @@ import pytest
 import snippets
 
 import tnmoe
-from tnmoe.cli import main
-from tnmoe.layers import KINDS
-from tnmoe.presets import PRESETS
-from tnmoe.question import PLANNERS
+from tnmoe.cli.main import main
+from tnmoe.layers.kinds import KINDS
+from tnmoe.planning.request import PLANNERS
+from tnmoe.presets.registry import PRESETS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

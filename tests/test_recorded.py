@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import tnmoe
-from tnmoe.cli import main
-from tnmoe.presets import FAMILIES, PRESETS
+from tnmoe.cli.main import main
+from tnmoe.layers.kinds import KINDS
+from tnmoe.presets.registry import FAMILIES, PRESETS
 
 RECORDED = Path(__file__).with_name("golden") / "recorded"
 
@@ -34,7 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
 ROWS = {row.name: row for _, rows in FAMILIES.values() for row in rows}
 
 # Kinds that no preset has, so that every kind is here.
-OTHERS: dict[str, tnmoe.layers.Spec] = {
+OTHERS: dict[str, tnmoe.Spec] = {
     "factorized_linear": tnmoe.FactorizedLinear(64, 96, tnmoe.LowRank(8)),
     "switch": tnmoe.SparseMoE(32, 32, 8, 1, 64, capacity=125),
     "shared": tnmoe.SparseMoE(32, 32, 8, 2, 48, shared=24),
@@ -153,7 +154,7 @@ def test_families(name: str, update_golden: bool) -> None:
 
 def test_every_kind_is_on_record() -> None:
     specs = [*(row.spec for row in ROWS.values()), *OTHERS.values()]
-    assert {spec.kind for spec in specs} == set(tnmoe.layers.KINDS)
+    assert {spec.kind for spec in specs} == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", PLANS)

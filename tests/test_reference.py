@@ -9,7 +9,7 @@ from reference_module import CPFactors, ReferenceMuMoE, TensorRingFactors
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.ops import Multiply
+from tnmoe.ir.contractions import Multiply
 
 INPUTS, HIDDEN, OUTPUTS = 5, 7, 4
 NORMS = {"bn": "batch", "ln": "layer"}

@@ -15,12 +15,12 @@ from torch._subclasses import FakeTensorMode
 from tracked import ready, spread_evenly, track, track_sparse
 
 import tnmoe
-from tnmoe.memory_report import MemoryReport
-from tnmoe.moe_presets import EQUAL_PARAMETERS
-from tnmoe.plan import Plan
+from tnmoe.planning.plan import Plan
+from tnmoe.presets.moe import EQUAL_PARAMETERS
+from tnmoe.reports.memory_report import MemoryReport
 
 CP, RING = tnmoe.CP(3), tnmoe.TensorRing((2, 2, 3))
-FAMILIES: dict[str, tnmoe.layers.Spec] = {
+FAMILIES: dict[str, tnmoe.Spec] = {
     "top-2": tnmoe.SparseMoE(6, 5, 4, 2, 7),
     "one linear map": tnmoe.SparseMoE(6, 5, 4, 2, bias=False, input_norm=True),
     "all experts": tnmoe.SparseMoE(6, 5, 4, 4, 7, shares="before"),

@@ -18,13 +18,13 @@ from networks import Sizes, random_folded_network, random_network
 from test_planner import Oracle, every_tree, value
 
 import tnmoe
-from tnmoe import Network, PlanError, Tensor, cache
-from tnmoe.layer import Contraction
-from tnmoe.lower import lower_network
-from tnmoe.network import Role
-from tnmoe.objective import Prices
-from tnmoe.ops import Value
-from tnmoe.path import ContractionPath
+from tnmoe import Network, PlanError, Tensor
+from tnmoe.costing.prices import Prices
+from tnmoe.io import cache
+from tnmoe.ir.layer import Contraction
+from tnmoe.ir.path import ContractionPath
+from tnmoe.ir.value import Role, Value
+from tnmoe.lowering.lower import lower_network
 from tnmoe.planners import cotengra, random_greedy, search, subset_dp
 from tnmoe.planners import opt_einsum as adapter
 from tnmoe.planners.effort import Effort

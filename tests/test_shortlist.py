@@ -18,10 +18,10 @@ from test_training import Oracle
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tnmoe
-from tnmoe.cli import main
-from tnmoe.ops import Permute
-from tnmoe.plan import Plan
-from tnmoe.planning import with_tokens
+from tnmoe.cli.main import main
+from tnmoe.ir.contractions import Permute
+from tnmoe.planning.plan import Plan
+from tnmoe.planning.plan_layer import with_tokens
 
 trees = cache(all_trees)
 

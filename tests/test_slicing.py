@@ -15,7 +15,7 @@ from test_search import large_network
 
 import tnmoe
 from tnmoe import Network, PlanError
-from tnmoe.backends import slices
+from tnmoe.backends.numpy import slices
 from tnmoe.planners import search as planner
 
 

@@ -11,7 +11,7 @@ from straight_line import choices, straight_line
 
 import tnmoe
 from tnmoe import SparseMoE
-from tnmoe.backends.routing_functions import sort_slots_in_blocks
+from tnmoe.backends.runtime.routing_functions import sort_slots_in_blocks
 
 SPECS = {
     "linear": SparseMoE(6, 5, 8, 2),

@@ -19,12 +19,12 @@ from straight_line import choices, seats, straight_line
 from torch import Tensor, nn
 
 import tnmoe
-from tnmoe.backends.numpy import execute
-from tnmoe.layers import KINDS
+from tnmoe.backends.numpy.execute import execute
+from tnmoe.layers.kinds import KINDS
 
 WIDTH, TOKENS = 6, 12
 
-FAMILIES: dict[str, tnmoe.layers.Spec] = {
+FAMILIES: dict[str, tnmoe.Spec] = {
     "sparse": tnmoe.SparseMoE(WIDTH, 5, 4, 2, hidden=7),
     "sparse, linear": tnmoe.SparseMoE(WIDTH, 5, 4, 2, shares="before"),
     "sparse, shared": tnmoe.SparseMoE(WIDTH, 5, 4, 2, hidden=7, shares="normalised", shared=3, input_norm=True),
@@ -74,7 +74,7 @@ def test_every_mixture_stands_here() -> None:
     }
 
 
-def changed(spec: tnmoe.layers.Spec, **values: int) -> tnmoe.layers.Spec:
+def changed(spec: tnmoe.Spec, **values: int) -> tnmoe.Spec:
     """The declaration with those of the values that it has."""
     own = {f.name for f in dataclasses.fields(spec)}
     return replace(spec, **{name: value for name, value in values.items() if name in own})
@@ -92,7 +92,7 @@ def without_gates(module: nn.Module) -> None:
                 p.zero_()
 
 
-def case(name: str, spec: tnmoe.layers.Spec) -> tuple[tnmoe.layers.Spec, Tensor]:
+def case(name: str, spec: tnmoe.Spec) -> tuple[tnmoe.Spec, Tensor]:
     """The declaration and the input of a case; "ties" also takes the gates away."""
     x = inputs(TOKENS)
     alike = x[:1] + 1e-3 * x  # not one token repeated, whose results nobody could tell apart
@@ -121,7 +121,7 @@ CASES = ("all to one expert", "all to the same experts", "ties", "k = N", "N = 1
 built_once = functools.cache(built)
 
 
-def made(spec: tnmoe.layers.Spec, *, gates: bool = True) -> tuple[tnmoe.Plan, nn.Module]:
+def made(spec: tnmoe.Spec, *, gates: bool = True) -> tuple[tnmoe.Plan, nn.Module]:
     """A plan and its module in float64, with random weights; without `gates`, every score is equal."""
     plan, module = built_once(spec, TOKENS)
     module = copy.deepcopy(module)

@@ -13,9 +13,9 @@ import pytest
 import sympy
 
 import tnmoe
-from tnmoe.figures import FIGURES
-from tnmoe.frame import Frame
-from tnmoe.vectorised import Columns, column
+from tnmoe.analysis.frame import Frame
+from tnmoe.reports.figures import FIGURES
+from tnmoe.symbolic.columns import Columns, column
 
 CP = tnmoe.MuMoE(768, 3072, 256, tnmoe.CP(556))
 

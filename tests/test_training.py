@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.network import Network, Role
-from tnmoe.ops import Permute
-from tnmoe.path import ContractionPath
-from tnmoe.plan import Plan
-from tnmoe.presets import PRESETS
+from tnmoe.ir.contractions import Permute
+from tnmoe.ir.network import Network
+from tnmoe.ir.path import ContractionPath
+from tnmoe.ir.value import Role
+from tnmoe.planning.plan import Plan
+from tnmoe.presets.registry import PRESETS
 
 EMITTED = [name for name, preset in PRESETS.items() if preset.emitted]
 

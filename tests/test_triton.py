@@ -18,9 +18,9 @@ from test_emitted_training import assert_same, draw, measure, pair
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import tnmoe
-from tnmoe.backends import triton_kernels as kernels
-from tnmoe.cli import main
-from tnmoe.presets import PRESETS
+from tnmoe.backends.runtime import triton_kernels as kernels
+from tnmoe.cli.main import main
+from tnmoe.presets.registry import PRESETS
 
 FOLDER = Path(__file__).parent
 GATE = tnmoe.Gate("entmax15", "layer")

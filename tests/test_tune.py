@@ -16,16 +16,18 @@ import pytest
 import torch
 
 import tnmoe
-from tnmoe import cli, race, trial
-from tnmoe.ops import operands
-from tnmoe.race import Race, Runner
-from tnmoe.tuned import Measured, Tuned, winner
-from tnmoe.variants import PLANNED, Variant, choices
+from tnmoe import cli
+from tnmoe.io import cache
+from tnmoe.ir.ops import operands
+from tnmoe.measuring import harness, race
+from tnmoe.measuring import tune as tune_module
+from tnmoe.measuring.race import Race, Runner
+from tnmoe.measuring.tuned import Measured, Tuned, winner
+from tnmoe.measuring.variants import PLANNED, Variant, choices
 
 NETWORK = tnmoe.Network.parse("bn,nx,bi,iy,oz,xyt,tz->bo", weights="nx iy oz xyt tz")
 SIZES = {"b": 3, "n": 4, "x": 3, "i": 5, "y": 4, "o": 6, "z": 2, "t": 3}
 BLOCK = tnmoe.MuMoEBlock(6, 9, 5, 4, tnmoe.CP(3), tnmoe.Gate("entmax15", "layer"))
-MODULE = sys.modules["tnmoe.tune"]  # the package's attribute of that name is the call
 
 Price = Callable[[tnmoe.Plan], float]
 
@@ -54,7 +56,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, price: Price) -> list[tnmoe.Plan]:
         return price(runner.run)
 
     monkeypatch.setattr(race, "seconds", seconds)
-    monkeypatch.setattr(trial.Bench, "runner", lambda self, plan: Runner(plan))
+    monkeypatch.setattr(harness.Bench, "runner", lambda self, plan: Runner(plan))
     return passes
 
 
@@ -97,7 +99,7 @@ def test_orders_that_move_little_are_measured_too(monkeypatch: pytest.MonkeyPatc
     """Of a Tucker layer over tiny modes the fewest FLOPs multiply mode by mode, and move the tokens each time."""
     network = tnmoe.Network.parse("befg,hijklm,ah,ci,dj,ek,fl,gm->bacd", weights="hijklm ah ci dj ek fl gm")
     sizes = dict(zip("abcdefghijklm", (4, 512, 12, 16, 4, 12, 16, 3, 8, 11, 3, 8, 11), strict=True))
-    monkeypatch.setattr(MODULE, "Bench", lambda *_: types.SimpleNamespace(runner=Runner))
+    monkeypatch.setattr(tune_module, "Bench", lambda *_: types.SimpleNamespace(runner=Runner))
     pretend(monkeypatch, moved)
     tuned = tnmoe.tune(network, sizes=sizes, training=training, rounds=1, layouts=["auto"], flavours=["portable"])
     first = tuned.measured[0].plan
@@ -149,7 +151,7 @@ def test_every_candidate_emits_something_else() -> None:
 
 def test_the_same_weights_and_results_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A candidate with other results, or other gradients, is an error and not a winner."""
-    build = trial.build
+    build = harness.build
 
     class Wrong(torch.nn.Module):
         def __init__(self, module: torch.nn.Module, forward: bool) -> None:
@@ -172,7 +174,7 @@ def test_the_same_weights_and_results_everywhere(monkeypatch: pytest.MonkeyPatch
 
     for training, forward in ((False, True), (True, True), (True, False)):
         with monkeypatch.context() as patch:
-            patch.setattr(trial, "build", lambda p, device, f=forward: rows_are_wrong(p, device=device, forward=f))
+            patch.setattr(harness, "build", lambda p, device, f=forward: rows_are_wrong(p, device=device, forward=f))
             patch.setenv("TNMOE_CACHE", "off")
             with pytest.raises(tnmoe.EmitError, match="differs from the first one"):
                 tnmoe.tune(BLOCK, tokens=5, training=training, rounds=1, layouts=["columns", "rows"])
@@ -479,7 +481,7 @@ def test_an_entry_of_another_form_is_a_miss(
 
     first = run()
     (entry,) = (p for p in home.rglob("tuned-*") if p.is_file())
-    assert tnmoe.cache.put(entry.stem, change(edit)(entry.read_bytes()))
+    assert cache.put(entry.stem, change(edit)(entry.read_bytes()))
     again = run()
     assert not again.cached
     assert again.measured == first.measured
@@ -588,7 +590,7 @@ def test_an_order_that_moves_far_more_is_not_tried(monkeypatch: pytest.MonkeyPat
     biggest = [max(math.prod(int(p.bound.sizes[i]) for i in op.out.indices) for op in p.bound.ops) for p in (given,)]
     assert biggest == [4096 * 256 * 556]
     passes = pretend(monkeypatch, lambda plan: 1.0)
-    monkeypatch.setattr(MODULE, "Bench", lambda *_: types.SimpleNamespace(runner=Runner))
+    monkeypatch.setattr(tune_module, "Bench", lambda *_: types.SimpleNamespace(runner=Runner))
     tuned = tnmoe.tune(spec, tokens=4096, count=2, rounds=1, layouts=["auto"])
     assert {m.order for m in tuned.measured} == {0}
     assert any("times as many elements" in note for note in tuned.notes)

@@ -13,8 +13,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from tnmoe.ops import GroupedContract
-from tnmoe.plan import Plan
+from tnmoe.ir.routing_ops import GroupedContract
+from tnmoe.planning.plan import Plan
 
 
 class Tracked(NamedTuple):

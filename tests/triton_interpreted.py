@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
-from tnmoe.backends import triton_kernels as kernels
-from tnmoe.ops import FusedOp
+from tnmoe.backends.runtime import triton_kernels as kernels
+from tnmoe.ir.fused_ops import FusedOp
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "Triton's library is compiled or interpreted from its import on"
 

@@ -1,5 +1,5 @@
 """`python -m tnmoe`."""
 
-from tnmoe.cli import main
+from tnmoe.cli.main import main
 
 main()

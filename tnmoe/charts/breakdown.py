@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tnmoe.charts.chart import COLORS, HATCHES, Chart, new_axes, si_ticks, styled
-from tnmoe.cost import estimate
-from tnmoe.plan import Plan
-from tnmoe.report import Cell, Table
+from tnmoe.costing.op_cost import estimate
+from tnmoe.planning.plan import Plan
+from tnmoe.render.table import Cell, Table
 
 CLASSES = ("matmul", "elementwise", "special")
 

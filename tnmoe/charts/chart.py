@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from tnmoe.errors import TnmoeError
-from tnmoe.report import Table, si
+from tnmoe.render.table import Table, si
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

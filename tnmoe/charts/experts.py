@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from tnmoe import api
 from tnmoe.charts.chart import COLORS, DASHES, MARKERS, Chart, new_axes, si_ticks, styled
 from tnmoe.errors import CostError, unknown
-from tnmoe.factorizations import CP, Dense, TensorRing
-from tnmoe.figures import FIGURES
-from tnmoe.layers import MuMoE
-from tnmoe.question import Planable
-from tnmoe.report import Table
+from tnmoe.factorizations.cp import CP
+from tnmoe.factorizations.dense import Dense
+from tnmoe.factorizations.tensor_ring import TensorRing
+from tnmoe.layers.mumoe import MuMoE
+from tnmoe.planning.request import Planable
+from tnmoe.render.table import Table
+from tnmoe.reports import calls
+from tnmoe.reports.figures import FIGURES
 
 EXPERTS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 Declared = Callable[[int], Planable]
@@ -55,7 +57,7 @@ def against_experts(
     rows = []
     drawn, axes = new_axes()
     for k, (label, declared) in enumerate(layers.items()):
-        values = [int(getattr(api.cost(declared(n), tokens=tokens), figure)) for n in experts]
+        values = [int(getattr(calls.cost(declared(n), tokens=tokens), figure)) for n in experts]
         rows += [(label, n, value) for n, value in zip(experts, values, strict=True)]
         axes.plot(
             experts,

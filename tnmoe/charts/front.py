@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tnmoe.charts.chart import COLORS, Chart, new_axes, styled
 from tnmoe.planners.pareto import Tradeoff
-from tnmoe.report import Table, si
+from tnmoe.render.table import Table, si
 
 ELEMENT_BYTES = 4
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from tnmoe.charts.chart import COLORS, HATCHES, Chart, new_axes, styled
 from tnmoe.errors import PlanError
-from tnmoe.planners.atlas_orders import Atlas
-from tnmoe.report import Table
+from tnmoe.planners.atlas.atlas import Atlas
+from tnmoe.render.table import Table
 
 STEPS = 96
 

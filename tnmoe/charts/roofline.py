@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from tnmoe.charts.chart import COLORS, MARKERS, Chart, new_axes, si_ticks, styled
-from tnmoe.cost import DTYPE_BYTES, estimate
-from tnmoe.datasheet import Datasheet, datasheet, roofline
-from tnmoe.plan import Plan
-from tnmoe.report import Cell, Table
-from tnmoe.traffic import forward_traffic
+from tnmoe.costing.op_cost import estimate
+from tnmoe.costing.traffic import forward_traffic
+from tnmoe.ir.value import DTYPE_BYTES
+from tnmoe.planning.plan import Plan
+from tnmoe.render.table import Cell, Table
+from tnmoe.timing.datasheet import Datasheet, datasheet, roofline
 
 NAMED = 6  # places with a number: those that take longest
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 
 from tnmoe.charts.chart import COLORS, HATCHES, Chart, new_axes, styled
-from tnmoe.heap import CLASSES
-from tnmoe.memory_report import MemoryReport
-from tnmoe.plan import Plan
-from tnmoe.report import Cell, Table
+from tnmoe.footprint.timeline import CLASSES
+from tnmoe.planning.plan import Plan
+from tnmoe.render.table import Cell, Table
+from tnmoe.reports.memory_report import MemoryReport
 
 MIB = 2**20
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tnmoe.charts.chart import COLORS, Chart, new_axes, si_ticks, styled
-from tnmoe.cost_report import CostReport
 from tnmoe.errors import CostError, unknown
-from tnmoe.figures import FIGURES, HEADINGS
-from tnmoe.report import Cell, Table
+from tnmoe.render.table import Cell, Table
+from tnmoe.reports.cost_report import CostReport
+from tnmoe.reports.figures import FIGURES, HEADINGS
 
 
 @styled

@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from tnmoe import presets
 from tnmoe._version import __version__
-from tnmoe.calibrate import BUDGET
+from tnmoe.autodiff.backward_plan import FLAVOURS
 from tnmoe.cli.commands import (
     run_calibrate,
     run_check,
@@ -20,27 +19,30 @@ from tnmoe.cli.commands import (
     run_table,
     run_tune,
 )
-from tnmoe.cost import DTYPE_BYTES
-from tnmoe.cost_report import COMPARED
-from tnmoe.datasheet import datasheet_names
-from tnmoe.figures import FIGURES
-from tnmoe.function import FLAVOURS
-from tnmoe.goals import ALONE, OBJECTIVES
-from tnmoe.layout import LAYOUTS
-from tnmoe.optimizers import PRECISIONS
-from tnmoe.question import DEFAULT_TOKENS, PLANNERS
-from tnmoe.report import FORMATS
-from tnmoe.tune import BUDGET as TUNING
-from tnmoe.tune import DTYPES
+from tnmoe.costing.objective import ALONE, OBJECTIVES
+from tnmoe.ir.value import DTYPE_BYTES
+from tnmoe.lowering.orient import LAYOUTS
+from tnmoe.measuring.calibrate import BUDGET
+from tnmoe.measuring.tune import BUDGET as TUNING
+from tnmoe.measuring.tune import DTYPES
+from tnmoe.planning.request import DEFAULT_TOKENS, PLANNERS
+from tnmoe.presets import registry
+from tnmoe.render.table import FORMATS
+from tnmoe.reports.cost_report import COMPARED
+from tnmoe.reports.figures import FIGURES
+from tnmoe.reports.training_state import PRECISIONS
+from tnmoe.timing.datasheet import datasheet_names
 
 DEVICES = f"{', '.join(datasheet_names())} by data sheet, or a calibration's file"
 """What a predicted time can be of."""
 
+PRESET_NAMES = ", ".join(registry.FAMILIES)
+
 EPILOG = f"""\
 what to name:
-  a preset       {", ".join(presets.FAMILIES)}: the paper's layers, each as MLP or linear, CP, TR, dense and sparse MoE;
+  a preset       {PRESET_NAMES}: the paper's layers, each as MLP or linear, CP, TR, dense and sparse MoE;
                  moe: every family of mixtures at equal parameters and at equal MACs a token
-  one row of it  {", ".join(list(presets.PRESETS)[:3])}, …
+  one row of it  {", ".join(list(registry.PRESETS)[:3])}, …
   a TOML file    with a [layer] table:
 
       [layer]
@@ -106,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
             "what",
             nargs="+" if several else 1,
             metavar="PRESET|FILE",
-            help=f"{', '.join(presets.FAMILIES)}, one of their rows (e.g. gpt2-cp), a TOML file, or a plan in JSON",
+            help=f"{', '.join(registry.FAMILIES)}, one of their rows (e.g. gpt2-cp), a TOML file, or a plan in JSON",
         )
         sub.add_argument("--tokens", type=int, metavar="T", help="rows of input (default: the preset's, else 1024)")
         sub.add_argument(
@@ -217,7 +219,7 @@ def parser() -> argparse.ArgumentParser:
     summary = "Find the ranks that a budget allows: of a file's open symbols, or of the paper's layers."
     fit: _Parser = commands.add_parser("fit", help=summary, description=summary)
     fit.set_defaults(run=run_fit)
-    fit.add_argument("what", nargs="+", metavar="PRESET|FILE", help=f"{', '.join(presets.FAMILIES)}, or a TOML file")
+    fit.add_argument("what", nargs="+", metavar="PRESET|FILE", help=f"{', '.join(registry.FAMILIES)}, or a TOML file")
     for figure in ("parameters", "flops", "bytes"):
         fit.add_argument(f"--{figure}", type=int, metavar="N", help=f"the budget in {figure} (files)")
     for bound, word in (("--at-least", "floor"), ("--at-most", "ceiling")):

@@ -11,25 +11,28 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from tnmoe import files, presets, writing
-from tnmoe.api import emit, memory
-from tnmoe.calibrate import calibrate
-from tnmoe.check import check
+from tnmoe.analysis.explain import explain
+from tnmoe.analysis.fit_ranks import fit_ranks
+from tnmoe.analysis.fit_table import published
+from tnmoe.charts.html_report import html_report
 from tnmoe.cli.inputs import Row, named_rows, parse_layout, parse_sizes, read_as, report_of
 from tnmoe.cli.printing import deliver, print_tables, with_progress
-from tnmoe.cost_report import COMPARED, CostReport, comparison
-from tnmoe.datasheet import datasheet, datasheet_names
-from tnmoe.device_profile import DeviceProfile, default_path
+from tnmoe.emission.emit import emit
 from tnmoe.errors import DeclarationError, FileError
-from tnmoe.explain import explain
-from tnmoe.fit_ranks import fit_ranks
-from tnmoe.fit_table import published
-from tnmoe.hardware import Device, predict
-from tnmoe.html_report import html_report
-from tnmoe.measured import measured
-from tnmoe.report import Table
-from tnmoe.training_time import predict_training
-from tnmoe.tune import tune
+from tnmoe.io import files
+from tnmoe.layers import toml
+from tnmoe.measuring.calibrate import calibrate
+from tnmoe.measuring.check import check
+from tnmoe.measuring.measured import measured
+from tnmoe.measuring.tune import tune
+from tnmoe.presets import registry
+from tnmoe.render.table import Table
+from tnmoe.reports.calls import memory
+from tnmoe.reports.cost_report import COMPARED, CostReport, comparison
+from tnmoe.timing.datasheet import datasheet, datasheet_names
+from tnmoe.timing.device_profile import DeviceProfile, default_path
+from tnmoe.timing.predict import Device, predict
+from tnmoe.timing.predict_training import predict_training
 
 
 def run_table(options: argparse.Namespace) -> int:
@@ -173,11 +176,11 @@ def run_fit(options: argparse.Namespace) -> int:
     """Print the ranks that a budget allows."""
     tables = []
     for what in options.what:
-        if what in presets.FAMILIES:
+        if what in registry.FAMILIES:
             tables.append(published(what, nearest=options.nearest))
             continue
         fitted = fit_ranks(
-            files.load(what).layer,
+            toml.load(what).layer,
             parameters=options.parameters,
             flops=options.flops,
             bytes=options.bytes,
@@ -249,7 +252,7 @@ def run_calibrate(options: argparse.Namespace) -> int:
             budget=options.budget,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    writing.save(profile.to_json() + "\n", path)
+    files.save(profile.to_json() + "\n", path)
     print(f"wrote {path}: {profile.name}, {profile.source}")
     return 0
 

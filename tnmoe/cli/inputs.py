@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tnmoe import files, presets
-from tnmoe.api import cost
 from tnmoe.cli.printing import with_progress
-from tnmoe.cost_report import CostReport
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
-from tnmoe.layer import Layer
-from tnmoe.layout import LAYOUTS, Layout
-from tnmoe.plan import Plan
-from tnmoe.planning import plan, with_tokens
-from tnmoe.question import DEFAULT_TOKENS
+from tnmoe.ir.layer import Layer
+from tnmoe.layers import toml
+from tnmoe.lowering.orient import LAYOUTS, Layout
+from tnmoe.planning.plan import Plan
+from tnmoe.planning.plan_layer import plan, with_tokens
+from tnmoe.planning.request import DEFAULT_TOKENS
+from tnmoe.presets import registry
+from tnmoe.reports.calls import cost
+from tnmoe.reports.cost_report import CostReport
 
 T = TypeVar("T")
 
@@ -36,18 +37,18 @@ class Row:
 def named_rows(what: str, options: argparse.Namespace) -> tuple[str, list[Row]]:
     """Title and planned layers of a preset, a TOML file or a plan."""
     sizes = parse_sizes(options.size)
-    if what in presets.FAMILIES or what in presets.PRESETS:
-        title, rows = presets.find(what)
+    if what in registry.FAMILIES or what in registry.PRESETS:
+        title, rows = registry.find(what)
         return title, [
             Row(p.label, _planned(p.spec.layer(), options, sizes, p.tokens), p.emitted)
             for p in with_progress(rows, "planning")
         ]
     if not (os.path.exists(what) or os.sep in what or "." in what):
-        presets.find(what)  # raises, with the names there are
+        registry.find(what)  # raises, with the names there are
     if what.endswith(".json"):
         planned = _read_plan(what, options)
         return planned.layer.name, [Row(Path(what).stem, planned)]
-    declared = files.load(what)
+    declared = toml.load(what)
     planned = _planned(declared.layer, options, {**declared.sizes, **sizes}, DEFAULT_TOKENS)
     return declared.layer.name, [Row(Path(what).stem, planned)]
 

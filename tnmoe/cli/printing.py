@@ -12,8 +12,8 @@ from rich.progress import track
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tnmoe import writing
-from tnmoe.report import Cell, Table, grouped
+from tnmoe.io import files
+from tnmoe.render.table import Cell, Table, grouped
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ def deliver(text: str, output: str | None) -> None:
     if output is None:
         print(text, end="")
     else:
-        path = writing.save(text, output)
+        path = files.save(text, output)
         print(f"wrote {path} ({grouped(len(text.splitlines()))} lines)")
 
 

@@ -13,16 +13,16 @@ from typing import Any
 from torch import ScriptObject, Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from tnmoe.api import cost
-from tnmoe.built import plan_of
-from tnmoe.cost_report import CostReport
 from tnmoe.counting.counter import WorkCounter
 from tnmoe.counting.model_cost import ModelCost, ModuleCost
 from tnmoe.counting.run import Charged, Run
 from tnmoe.counting.standins import charged, opaque
 from tnmoe.counting.work import Uncounted, Work
+from tnmoe.emission.build import plan_of
 from tnmoe.errors import CostError, DeclarationError
-from tnmoe.plan import Plan
+from tnmoe.planning.plan import Plan
+from tnmoe.reports.calls import cost
+from tnmoe.reports.cost_report import CostReport
 
 
 def cost_model(

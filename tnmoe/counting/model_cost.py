@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tnmoe.counting.work import Uncounted, Work
 from tnmoe.errors import CostError, unknown
-from tnmoe.report import Cell, Table
+from tnmoe.render.table import Cell, Table
 
 FIGURES = (
     ("matmul_flops", "matmul FLOPs"),

@@ -1,4 +1,4 @@
-"""Amounts of work: FLOPs in the three classes of `tnmoe.cost`, and bytes."""
+"""Amounts of work: FLOPs in the three classes of `tnmoe.costing.op_cost`, and bytes."""
 
 from __future__ import annotations
 

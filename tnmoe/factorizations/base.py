@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Protocol
 
 import sympy
 
-from tnmoe.dims import Dim, as_dim, dim_text, symbol, symbol_names
 from tnmoe.errors import DeclarationError
-from tnmoe.layer import AxisSplit, Parameter
-from tnmoe.network import Tensor
+from tnmoe.ir.layer import AxisSplit
+from tnmoe.ir.network import Tensor
+from tnmoe.ir.value import Parameter
+from tnmoe.symbolic.dims import Dim, as_dim, dim_text, symbol, symbol_names
 
 
 class Sizes:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tnmoe.dims import Size
 from tnmoe.factorizations.base import Declared, Factors, Modes, Sizes, mode_names, mode_stems
 from tnmoe.factorizations.start import assemble
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Size
 from tnmoe.factorizations.base import Declared, Factors, Modes, Sizes, mixing_energy, numbered, stage_names
-from tnmoe.initialise import Normal, Uniform
-from tnmoe.layer import Parameter
+from tnmoe.ir.initialise import Normal, Uniform
+from tnmoe.ir.value import Parameter
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tnmoe.dims import Size, as_dim, check_name
 from tnmoe.errors import DeclarationError, point_at
 from tnmoe.factorizations.base import Declared, Factors, Modes, Sizes
 from tnmoe.factorizations.start import assemble
-from tnmoe.network import Network
+from tnmoe.ir.network import Network
+from tnmoe.symbolic.dims import Size, as_dim, check_name
 
 TAKEN = frozenset("tihon")
 """Indices that a layer uses itself; a bond called so gets an underscore."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
-from tnmoe.dims import Size
 from tnmoe.errors import DeclarationError
 from tnmoe.factorizations.base import Declared, Factors, Modes, Sizes, mode_names, mode_stems
 from tnmoe.factorizations.start import assemble
+from tnmoe.symbolic.dims import Size
 
 Tree: TypeAlias = "str | tuple[Tree, Tree]"
 

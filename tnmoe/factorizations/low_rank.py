@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tnmoe.dims import Size
 from tnmoe.factorizations.base import Declared, Factors, Modes, Sizes
 from tnmoe.factorizations.start import assemble
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tnmoe.dims import Size, as_dim
 from tnmoe.errors import DeclarationError
 from tnmoe.factorizations.base import Declared, Factors, Modes, Sizes
 from tnmoe.factorizations.splitting import split_axis
 from tnmoe.factorizations.start import assemble
+from tnmoe.symbolic.dims import Size, as_dim
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sympy
 
-from tnmoe.dims import Dim
 from tnmoe.errors import DeclarationError
 from tnmoe.factorizations.base import Sizes
-from tnmoe.layer import AxisSplit
+from tnmoe.ir.layer import AxisSplit
+from tnmoe.symbolic.dims import Dim
 
 
 def split_axis(sizes: Sizes, index: str, blocks: Dim, *, pad: bool, what: str) -> AxisSplit:

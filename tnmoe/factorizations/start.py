@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import sympy
 
-from tnmoe.dims import Dim
 from tnmoe.factorizations.base import Factors, Modes, Sizes, stage_names
-from tnmoe.initialise import Init, SharedUniform, Uniform
-from tnmoe.layer import AxisSplit, Parameter
+from tnmoe.ir.initialise import Init, SharedUniform, Uniform
+from tnmoe.ir.layer import AxisSplit
+from tnmoe.ir.value import Parameter
+from tnmoe.symbolic.dims import Dim
 
 Indices = tuple[str, ...]
 

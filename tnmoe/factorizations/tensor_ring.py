@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Dim, Size
 from tnmoe.factorizations.base import (
     Declared,
     Factors,
@@ -21,8 +20,9 @@ from tnmoe.factorizations.base import (
     mode_stems,
     stage_names,
 )
-from tnmoe.initialise import DiagonalNormal, Init, Uniform
-from tnmoe.layer import Parameter
+from tnmoe.ir.initialise import DiagonalNormal, Init, Uniform
+from tnmoe.ir.value import Parameter
+from tnmoe.symbolic.dims import Dim, Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tnmoe.dims import Size
 from tnmoe.factorizations.base import (
     Declared,
     Factors,
@@ -18,6 +17,7 @@ from tnmoe.factorizations.base import (
     mode_stems,
 )
 from tnmoe.factorizations.start import assemble
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

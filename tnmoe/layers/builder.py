@@ -8,14 +8,16 @@ from typing import Any
 
 import sympy
 
-from tnmoe.dims import Dim
-from tnmoe.factorizations import Factorization, Factors, Modes, Sizes
-from tnmoe.initialise import Init, Uniform
-from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Node, Parameter
+from tnmoe.factorizations.base import Factorization, Factors, Modes, Sizes
+from tnmoe.ir.contractions import Add, Split
+from tnmoe.ir.initialise import Init, Uniform
+from tnmoe.ir.layer import DYNAMIC, Contraction, ExpertMap, Layer, Node
+from tnmoe.ir.network import FoldedBias, Network, Tensor
+from tnmoe.ir.ops import Gelu, Op, Softmax, results
+from tnmoe.ir.routing_ops import Gather, GroupedContract
+from tnmoe.ir.value import Parameter, Role, Value
 from tnmoe.layers.parts import Declaration, input_layer_norm
-from tnmoe.network import FoldedBias, Network, Role, Tensor
-from tnmoe.ops import Add, Gelu, Op, Softmax, Split, Value, results
-from tnmoe.routing_ops import Gather, GroupedContract
+from tnmoe.symbolic.dims import Dim
 
 ONE_HOT: tuple[tuple[Dim, Dim], ...] = ((1, 1),)
 """Sum and sum of squares of the coefficients of an expert that runs alone (see `Modes`)."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tnmoe.dims import Size
 from tnmoe.errors import DeclarationError
-from tnmoe.initialise import Ones
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.ir.contractions import Multiply
+from tnmoe.ir.initialise import Ones
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.network import FoldedBias
+from tnmoe.ir.ops import LayerNorm, Softmax
+from tnmoe.ir.routing_ops import Select, TopK
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import chosen_experts
 from tnmoe.layers.parts import LOWERINGS, Declaration
-from tnmoe.network import FoldedBias
-from tnmoe.ops import LayerNorm, Multiply, Softmax, Value
-from tnmoe.routing_ops import Select, TopK
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tnmoe.dims import Size
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.ops import Gelu
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.parts import Declaration
-from tnmoe.ops import Gelu, Value
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tnmoe.dims import Size
-from tnmoe.factorizations import Factorization
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.factorizations.base import Factorization
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.parts import Declaration
-from tnmoe.ops import Value
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

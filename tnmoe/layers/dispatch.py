@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sympy
 
-from tnmoe.factorizations import Factorization
+from tnmoe.factorizations.base import Factorization
+from tnmoe.ir.routing_ops import Gather, ScatterAdd, SortSlots, Spread, Unsort, padded_rows
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
-from tnmoe.ops import Value
-from tnmoe.routing_ops import Gather, ScatterAdd, SortSlots, Spread, Unsort, padded_rows
 
 BLOCK = 4
 """Rows that every expert has a multiple of by default. A library's product of matrices treats rows in groups: those of

@@ -7,15 +7,16 @@ from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Size
 from tnmoe.errors import DeclarationError
-from tnmoe.factorizations import Factorization
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.factorizations.base import Factorization
+from tnmoe.ir.contractions import Permute
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.routing_ops import Missed, Spread, TopK
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import slot_experts
 from tnmoe.layers.parts import Declaration
-from tnmoe.ops import Permute, Value
-from tnmoe.routing_ops import Missed, Spread, TopK
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tnmoe.dims import Dim, Size
 from tnmoe.errors import DeclarationError
-from tnmoe.factorizations import FACTORIZATIONS, Declared, Factorization, Factors, Modes, Sizes
-from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Node, Parameter
+from tnmoe.factorizations.base import Declared, Factorization, Factors, Modes, Sizes
+from tnmoe.factorizations.kinds import FACTORIZATIONS
+from tnmoe.ir.contractions import Add, Merge, Split
+from tnmoe.ir.layer import DYNAMIC, Contraction, ExpertMap, Layer, Node
+from tnmoe.ir.network import FoldedBias, Network, Tensor
+from tnmoe.ir.value import Parameter, Role, Value
 from tnmoe.layers.parts import Declaration
-from tnmoe.network import FoldedBias, Network, Role, Tensor
-from tnmoe.ops import Add, Merge, Split, Value
+from tnmoe.symbolic.dims import Dim, Size
 
 
 @dataclass(frozen=True, slots=True)

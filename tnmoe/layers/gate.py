@@ -7,13 +7,14 @@ from typing import Any
 
 import sympy
 
-from tnmoe.dims import Dim
 from tnmoe.errors import DeclarationError, unknown
 from tnmoe.factorizations.base import numbered
-from tnmoe.initialise import Ones, Zeros
-from tnmoe.layer import Contraction, Node, Parameter
-from tnmoe.network import Network, Role, Tensor
-from tnmoe.ops import BatchNorm, Entmax15, LayerNorm, Sigmoid, Softmax, Sparsemax, Value
+from tnmoe.ir.initialise import Ones, Zeros
+from tnmoe.ir.layer import Contraction, Node
+from tnmoe.ir.network import Network, Tensor
+from tnmoe.ir.ops import BatchNorm, Entmax15, LayerNorm, Sigmoid, Softmax, Sparsemax
+from tnmoe.ir.value import Parameter, Role, Value
+from tnmoe.symbolic.dims import Dim
 
 ACTIVATIONS = ("entmax15", "softmax", "sparsemax", "sigmoid")
 NORMS = ("batch", "layer", "none")

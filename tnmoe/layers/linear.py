@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Size
 from tnmoe.factorizations.base import Sizes
-from tnmoe.initialise import Uniform
-from tnmoe.layer import DYNAMIC, Contraction, ExpertMap, Layer, Parameter
+from tnmoe.ir.initialise import Uniform
+from tnmoe.ir.layer import DYNAMIC, Contraction, ExpertMap, Layer
+from tnmoe.ir.network import FoldedBias, Network, Tensor
+from tnmoe.ir.ops import Gelu
+from tnmoe.ir.value import Parameter, Role, Value
 from tnmoe.layers.parts import Declaration, input_layer_norm
-from tnmoe.network import FoldedBias, Network, Role, Tensor
-from tnmoe.ops import Gelu, Value
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

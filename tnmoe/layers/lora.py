@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tnmoe.dims import Size
-from tnmoe.initialise import Normal, Zeros
-from tnmoe.layer import DYNAMIC, ExpertMap, Layer
+from tnmoe.ir.initialise import Normal, Zeros
+from tnmoe.ir.layer import DYNAMIC, ExpertMap, Layer
+from tnmoe.ir.value import Role, Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.parts import Declaration
-from tnmoe.network import Role
-from tnmoe.ops import Value
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

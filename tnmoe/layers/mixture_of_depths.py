@@ -7,13 +7,13 @@ from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Size
 from tnmoe.errors import DeclarationError
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.routing_ops import Gather, Missed, ScatterAdd, TopK
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.parts import Declaration
-from tnmoe.ops import Value
-from tnmoe.routing_ops import Gather, Missed, ScatterAdd, TopK
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Size
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.ir.contractions import Merge, Split
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.parts import Declaration
-from tnmoe.ops import Merge, Split, Value
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,16 @@ from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Size
 from tnmoe.errors import DeclarationError
-from tnmoe.initialise import Uniform
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.ir.contractions import Add
+from tnmoe.ir.initialise import Uniform
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.routing_ops import TopK
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import chosen_experts
 from tnmoe.layers.parts import LOWERINGS, Declaration
-from tnmoe.ops import Add, Value
-from tnmoe.routing_ops import TopK
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class MoEfied(Declaration):
 
     No gradient of y reaches P: train it apart, to predict which groups matter. The figures of training include that.
     Groups are parts of the neurons of one MLP of width `hidden`; with all of them active it is that MLP
-    (`tnmoe.backends.moefication.split_ffn` converts its weights). Maps (..., inputs) to (..., outputs).
+    (`tnmoe.weights.moefication.split_ffn` converts its weights). Maps (..., inputs) to (..., outputs).
 
     Args:
         lowering: as `tnmoe.layers.parts.LOWERINGS` tells; the masked form is the whole MLP, with ones for the chosen

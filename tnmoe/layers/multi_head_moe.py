@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tnmoe.dims import Size
 from tnmoe.errors import DeclarationError
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.ir.contractions import Merge, Split
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.ops import Softmax
+from tnmoe.ir.routing_ops import LoadBalance, TopK, ZLoss
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import chosen_experts
 from tnmoe.layers.parts import LOWERINGS, Declaration
-from tnmoe.ops import Merge, Softmax, Split, Value
-from tnmoe.routing_ops import LoadBalance, TopK, ZLoss
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

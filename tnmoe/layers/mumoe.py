@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tnmoe.dims import Dim, Size, as_dim
 from tnmoe.errors import DeclarationError
-from tnmoe.factorizations import Factorization, Sizes
-from tnmoe.layer import DYNAMIC, Layer, Node, Parameter
+from tnmoe.factorizations.base import Factorization, Sizes
+from tnmoe.ir.layer import DYNAMIC, Layer, Node
+from tnmoe.ir.ops import Gelu
+from tnmoe.ir.value import Parameter, Value
 from tnmoe.layers.factorized import FactorizedMap, check_factorization, factorized_map
 from tnmoe.layers.gate import Gate, GateNodes, gate_nodes
 from tnmoe.layers.parts import Declaration, NormedInput, input_layer_norm
-from tnmoe.ops import Gelu, Value
+from tnmoe.symbolic.dims import Dim, Size, as_dim
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import sympy
 
-from tnmoe.dims import Dim, as_dim, dim_text
 from tnmoe.errors import DeclarationError, unknown
-from tnmoe.factorizations import FACTORIZATIONS
-from tnmoe.initialise import Ones, Zeros
-from tnmoe.layer import Parameter
-from tnmoe.ops import LayerNorm, Value
+from tnmoe.factorizations.kinds import FACTORIZATIONS
+from tnmoe.ir.initialise import Ones, Zeros
+from tnmoe.ir.ops import LayerNorm
+from tnmoe.ir.value import Parameter, Value
+from tnmoe.symbolic.dims import Dim, as_dim, dim_text, evaluate, symbol_names
 
 LOWERINGS = ("auto", "gathered", "masked")
 """Programs of a routed mixture: "gathered" runs the chosen experts alone, on tokens sorted by expert; "masked" runs all
@@ -119,3 +119,16 @@ def input_layer_norm(x: Value, wanted: bool) -> NormedInput:
     values = (Value(p.name, p.indices, p.part) for p in (weight, bias))
     out = Value("x_norm", x.indices, "norm")
     return NormedInput(out, (weight, bias), (LayerNorm(out, x, index, *values),))
+
+
+def with_values(spec: Any, values: Mapping[str, int]) -> Any:
+    """A declaration with integers in place of symbols, wherever its fields have them."""
+    if isinstance(spec, sympy.Expr):
+        return evaluate(spec, values) if symbol_names([spec]) <= set(values) else spec
+    if isinstance(spec, tuple):
+        return tuple(with_values(v, values) for v in spec)
+    if isinstance(spec, Mapping):
+        return {k: with_values(v, values) for k, v in spec.items()}
+    if is_dataclass(spec) and not isinstance(spec, type):
+        return replace(spec, **{f.name: with_values(getattr(spec, f.name), values) for f in fields(spec) if f.init})
+    return spec

@@ -8,15 +8,16 @@ from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Size
 from tnmoe.errors import DeclarationError
-from tnmoe.initialise import Uniform
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.ir.initialise import Uniform
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.network import Tensor
+from tnmoe.ir.ops import Gelu
+from tnmoe.ir.routing_ops import Gather, ProductTopK
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.parts import Declaration
-from tnmoe.network import Tensor
-from tnmoe.ops import Gelu, Value
-from tnmoe.routing_ops import Gather, ProductTopK
+from tnmoe.symbolic.dims import Size
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,23 +7,16 @@ from typing import Any, ClassVar
 
 import sympy
 
-from tnmoe.dims import Dim, Size
 from tnmoe.errors import DeclarationError
-from tnmoe.factorizations import Factorization
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.factorizations.base import Factorization
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.ops import Softmax
+from tnmoe.ir.routing_ops import CapacitySlots, Dropped, LoadBalance, Noise, Normalise, TopK, ZLoss
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.dispatch import BLOCK, chosen_experts, slot_experts
 from tnmoe.layers.parts import LOWERINGS, Declaration
-from tnmoe.ops import Softmax, Value
-from tnmoe.routing_ops import (
-    CapacitySlots,
-    Dropped,
-    LoadBalance,
-    Noise,
-    Normalise,
-    TopK,
-    ZLoss,
-)
+from tnmoe.symbolic.dims import Dim, Size
 
 SHARES = ("after", "before", "normalised")
 

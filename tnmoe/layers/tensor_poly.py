@@ -7,14 +7,16 @@ from typing import ClassVar
 
 import sympy
 
-from tnmoe.dims import Dim, Size
 from tnmoe.errors import DeclarationError
-from tnmoe.initialise import Normal
-from tnmoe.layer import DYNAMIC, Layer
+from tnmoe.ir.contractions import Merge, Split
+from tnmoe.ir.initialise import Normal
+from tnmoe.ir.layer import DYNAMIC, Layer
+from tnmoe.ir.network import Tensor
+from tnmoe.ir.ops import LayerNorm
+from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.parts import Declaration
-from tnmoe.network import Tensor
-from tnmoe.ops import LayerNorm, Merge, Split, Value
+from tnmoe.symbolic.dims import Dim, Size
 
 
 @dataclass(frozen=True, slots=True)

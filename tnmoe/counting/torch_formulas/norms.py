@@ -1,4 +1,4 @@
-"""Norms and softmax: special FLOPs, by the conventions of `tnmoe.cost` and `tnmoe.backward`."""
+"""Norms and softmax: special FLOPs, by the conventions of `tnmoe.costing.op_cost` and `tnmoe.costing.backward`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tnmoe.counting.torch_formulas.call import Call, Formula, reduction, words
 from tnmoe.counting.work import Flops
-from tnmoe.dims import ceil_log2
+from tnmoe.symbolic.dims import ceil_log2
 
 ONCE = words(
     "sum mean amax amin max min prod any all argmax argmin nansum count_nonzero cummax cummin _cummax_helper "
@@ -31,7 +31,7 @@ def _extremes_of_two(call: Call) -> Flops:
 
 
 def _order(call: Call) -> Flops:
-    """A sort, or the best of them, as `tnmoe.cost` has it: ⌈log2⌉ of the length for each element; special."""
+    """A sort, or the best of them, as in `tnmoe.costing.op_cost`: ⌈log2⌉ of the length for each element; special."""
     dim = call["dim"] if isinstance(call["dim"], int) else -1
     shape: Any = call.tensors[0].shape
     length = int(shape[dim]) if len(shape) else 1

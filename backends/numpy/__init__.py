@@ -1,0 +1,1 @@
+"""The reference semantics: a program executed by NumPy."""

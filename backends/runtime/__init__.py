@@ -1,0 +1,1 @@
+"""What emitted files carry word for word."""

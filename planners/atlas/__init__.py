@@ -1,0 +1,1 @@
+"""Atlases: every order of contraction that matters within bounds, with a proof."""

@@ -1,0 +1,1 @@
+"""Questions over many sizes or plans."""

@@ -1,0 +1,1 @@
+"""A planned backward pass of the module's own."""

@@ -1,0 +1,1 @@
+"""FLOPs, traffic, what is saved, and the price of a step."""

@@ -1,0 +1,1 @@
+"""From a plan to source and to a live module."""

@@ -1,0 +1,1 @@
+"""Bytes alive step by step, and where emitted code says `del`."""

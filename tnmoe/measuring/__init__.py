@@ -1,0 +1,1 @@
+"""What runs emitted code: calibration, checks, measurements, tuning."""

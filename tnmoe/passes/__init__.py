@@ -1,1 +1,0 @@
-"""Passes: pure functions from a program to a program. `tnmoe.lower.run_passes` fixes their order."""

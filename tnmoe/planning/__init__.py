@@ -1,0 +1,1 @@
+"""Plans: requests, limits, shortlists, and the calls that choose orders."""

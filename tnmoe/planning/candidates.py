@@ -1,0 +1,219 @@
+"""Candidates: the cheapest orders of a whole layer, to be told apart by their programs, or measured."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+
+from tnmoe.costing.objective import SHORTLISTED, Goal, as_objective
+from tnmoe.errors import FileError, PlanError, TnmoeError
+from tnmoe.ir.layer import Layer
+from tnmoe.ir.path import ContractionPath
+from tnmoe.layers.kinds import declare
+from tnmoe.planners import ranked
+from tnmoe.planning.plan import Plan
+from tnmoe.planning.request import DEFAULT_TOKENS, Planable, Question, planner_of, question
+from tnmoe.planning.shortlist import TOLERANCE, Considered, Shortlist
+from tnmoe.timing.device_profile import DeviceProfile, default_path, load_cached
+from tnmoe.timing.predict import predict
+
+Profile = DeviceProfile | str | os.PathLike[str]
+"""A device's measured rates, or the file of a calibration."""
+
+Emitted = Callable[[Plan], Plan]
+"""A plan with the function that its module shall have."""
+
+COUNT = 16
+"""How many orders "layout" chooses among; "time" among these and as many more, the cheapest as `BALANCE` counts."""
+
+BALANCE = 80
+"""FLOPs that take as long as reading or writing an element: about what was measured at products over axes of 3 to 16
+on a CPU with AVX-512. Such a product moves nearly as many elements as it multiplies, so that an order with the fewest
+FLOPs may take longer than one that merges small factors first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of the cheapest orders, to be measured.
+
+    Attributes:
+        plan: the order as a plan; it can be built.
+        seconds: predicted time of one forward pass, None without a profile.
+    """
+
+    plan: Plan
+    seconds: float | None = None
+
+
+def shortlist(
+    what: Planable,
+    *,
+    count: int = COUNT,
+    tokens: int = DEFAULT_TOKENS,
+    sizes: Mapping[str, int] | None = None,
+    objective: Goal = "flops",
+    calls: int | None = None,
+    profile: Profile | None = None,
+    input_gradients: bool | Collection[str] = True,
+) -> tuple[Candidate, ...]:
+    """The cheapest orders of a layer, the cheapest first: what to measure, where near-ties matter.
+
+    Args:
+        what, tokens, sizes, calls, input_gradients: as in `plan`.
+        count: how many at most; orders that differ in the operands' places alone are one. A network of more than 10
+            tensors, which cannot be ranked, takes part with one order.
+        objective: what they are the cheapest by; as in `plan`, but for "time" and "layout".
+        profile: of a device, or the file of one; then each candidate's time is predicted, in float32 if it has that.
+
+    Raises:
+        PlanError: a faulty count or objective.
+        CostError: a layer without a time model, if there is a profile.
+        FileError, DeclarationError: as `plan`.
+    """
+    goal = as_objective(objective, calls)
+    if goal in SHORTLISTED:
+        raise PlanError(f"{goal!r} chooses from a shortlist; the shortlist itself is made by FLOPs or another price")
+    _check_count(count)
+    asked = question(what, tokens, sizes, input_gradients)
+    plans = [plan for _, plan in cheapest(asked, goal, count)]
+    device = None if profile is None else _profile(profile)
+    return tuple(Candidate(p, None if device is None else _seconds(p, device)) for p in plans)
+
+
+def diverse(
+    what: Planable,
+    *,
+    count: int,
+    training: bool,
+    tokens: int = DEFAULT_TOKENS,
+    sizes: Mapping[str, int] | None = None,
+    input_gradients: bool | Collection[str] = True,
+) -> list[Plan]:
+    """The cheapest orders by FLOPs, and between them the cheapest where each moved element counts too (`BALANCE`).
+
+    Args:
+        what, tokens, sizes, input_gradients: as in `plan`.
+        count: how many at most; each order is there once, the one with the fewest FLOPs first.
+        training: whether they are the cheapest forward and backward, instead of forward alone.
+
+    Raises:
+        PlanError, FileError, DeclarationError: as `shortlist`.
+    """
+    _check_count(count)
+    return _mixed(question(what, tokens, sizes, input_gradients), count, training=training)[:count]
+
+
+def _check_count(count: object) -> None:
+    if type(count) is not int or not 1 <= count <= 1000:
+        raise PlanError(f"count must be an integer from 1 to 1000, got {count!r}")
+
+
+def _mixed(asked: Question, count: int, *, training: bool) -> list[Plan]:
+    """`count` orders by FLOPs and as many where moved elements count, in turns; an order that is among both is once."""
+    # What a forward pass moves counts three times in training: either gradient of a product moves about as much.
+    flops, moved = ("training", 3 * BALANCE) if training else ("flops", BALANCE)
+    found: dict[str, Plan] = {}
+    for pair in zip_longest(cheapest(asked, flops, count), cheapest(asked, f"{flops} + {moved}*traffic", count)):
+        for _, plan in filter(None, pair):
+            found.setdefault(str(plan.orders), plan)
+    return list(found.values())
+
+
+def cheapest(asked: Question, goal: str, count: int) -> list[tuple[int, Plan]]:
+    """The `count` cheapest combinations of the orders of all networks, with the price of each."""
+    found: list[tuple[int, dict[str, ContractionPath]]] = [(0, {})]
+    for node in asked.layer.contractions:
+        needing, network = asked.needing(node, goal), node.network
+        if len(network.tensors) <= ranked.MAX_TENSORS:
+            orders = ranked.plan(network, asked.sizes, goal, needing, count)
+        else:
+            orders = (ranked.Ranked(0, planner_of("auto", network)(network, asked.sizes, goal, needing)),)
+        joint = [(price + o.price, {**paths, node.out.name: o.path}) for price, paths in found for o in orders]
+        found = heapq.nsmallest(count, joint, key=lambda pair: pair[0])
+    return [(price, Plan(asked.layer, paths, asked.values, goal, asked.inputs)) for price, paths in found]
+
+
+def lowered(asked: Question) -> dict[str, Question]:
+    """The question asked of each program that the layer's declaration leaves to choose from; "" if it leaves none."""
+    layers = {name: declare(text) for name, text in asked.layer.lowerings.items()} or {"": asked.layer}
+    return {name: _asked_of(layer, asked) for name, layer in layers.items()}
+
+
+def _asked_of(layer: Layer, asked: Question) -> Question:
+    values = {name: asked.values[name] for name in layer.free_symbols | set(layer.values)}
+    return replace(asked, layer=layer, values=values, sizes=layer.bound_sizes(values))
+
+
+def other_lowerings(planned: Plan) -> tuple[Plan, ...]:
+    """The layer of a plan in the other programs that its declaration leaves to choose from, to be measured.
+
+    Each with the orders that take the fewest FLOPs; none if the declaration says which program it wants.
+    """
+    sizes = planned.layer.bound_sizes(planned.values)
+    asked = Question(planned.layer, planned.values, sizes, planned.input_gradients)
+    found = [cheapest(question, "flops", 1)[0][1] for name, question in lowered(asked).items() if name]
+    return tuple(p for p in found if p.bound.ops != planned.bound.ops)
+
+
+def choose(asked: Question, goal: str, profile: Profile | None, emitted: Emitted | None = None) -> Plan:
+    """The plan for an objective that looks at whole programs: of the cheapest orders the best one.
+
+    `emitted` gives a plan the function that its module shall have, which the time depends on.
+    """
+    complete, source = False, ""
+    if goal == "time":
+        device = _profile(profile)
+        source = f"{device.name}, {device.source}, {_dtype(device)}"
+        mixed = {name: _mixed(each, COUNT, training=False) for name, each in lowered(asked).items()}
+        named = [(name, p) for name, each in mixed.items() for p in sorted(each, key=lambda p: p.flops)]
+        if emitted is not None:
+            named = [(name, emitted(p)) for name, p in named]
+        plans = [plan for _, plan in named]
+        predicted = [_seconds(p, device) for p in plans]
+        chosen = predicted.index(min(predicted))
+        considered = [
+            Considered(p.orders, p.flops, p.copied, seconds, name)
+            for (name, p), seconds in zip(named, predicted, strict=True)
+        ]
+    else:
+        ranking = cheapest(asked, "flops", COUNT)
+        least, most = ranking[0][0], TOLERANCE * ranking[0][1].flops
+        plans = [plan for price, plan in ranking if price - least <= most]
+        ranks_all = all(len(n.network.tensors) <= ranked.MAX_TENSORS for n in asked.layer.contractions)
+        complete = ranks_all and (len(plans) < len(ranking) or len(ranking) < COUNT)
+        considered = [Considered(p.orders, p.flops, p.copied) for p in plans]
+        chosen = min(range(len(plans)), key=lambda k: (plans[k].copied, k))
+    best, found = plans[chosen], Shortlist(goal, tuple(considered), chosen, complete, source)
+    if emitted is not None and best.function is None:
+        best = emitted(best)
+    paths = {name: replace(path, exact=complete) for name, path in best.paths.items()}
+    return replace(best, paths=paths, objective=goal, shortlist=found)
+
+
+def _profile(given: Profile | None) -> DeviceProfile:
+    """A profile, that of a file, or the one that the last calibration kept."""
+    if isinstance(given, DeviceProfile):
+        return given
+    if given is None:
+        if (cached := load_cached()) is None:
+            raise PlanError(f"no device profile at {default_path()}: run `tnmoe calibrate`, or pass profile=")
+        return cached
+    try:
+        return DeviceProfile.from_json(Path(given).read_text(encoding="utf-8"))
+    except TnmoeError as error:
+        raise type(error)(f"{given}: {error}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise FileError(f"profile {given} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _dtype(profile: DeviceProfile) -> str:
+    return "float32" if "float32" in profile.rates else next(iter(profile.rates))
+
+
+def _seconds(planned: Plan, profile: DeviceProfile) -> float:
+    own, flavour = planned.adjoint, planned.flavour
+    return predict(planned.executed, profile, _dtype(profile), adjoint=own, flavour=flavour).seconds

@@ -1,0 +1,1 @@
+"""Published layers, and those to compare them with, by name."""

@@ -1,0 +1,1 @@
+"""Tables and diagrams of plain data; nothing here knows a layer."""

@@ -1,0 +1,1 @@
+"""Sizes as integers or formulas, and questions about them over ranges."""

@@ -1,0 +1,1 @@
+"""Predicted seconds: work over the rates of a device."""

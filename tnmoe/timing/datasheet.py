@@ -1,0 +1,161 @@
+"""Devices by their vendors' data sheets: peaks by dtype, bandwidth, and a plain roofline on them.
+
+The figures are files in `tnmoe/profiles`, each with its source. They are peaks: what a device reaches is less, and
+`tnmoe calibrate` measures it. Peaks are of dense matrix products; those with structured sparsity stand beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from tnmoe.costing.op_cost import op_cost
+from tnmoe.costing.traffic import forward_traffic
+from tnmoe.errors import CostError, DeclarationError, unknown
+from tnmoe.io.files import read_json
+from tnmoe.ir.ops import Op
+from tnmoe.ir.routing_ops import GroupedContract
+from tnmoe.ir.value import DTYPE_BYTES
+from tnmoe.symbolic.dims import Dim
+from tnmoe.timing.routing_time import calls
+
+FORMAT = "tnmoe-datasheet-1"
+
+GROUPED_KERNELS = 4
+"""Of a grouped product: where each expert's rows end, the product, and a bias for each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """FLOP/s of matrix products in one dtype.
+
+    Attributes:
+        dense: without sparsity; what predictions use.
+        sparse: with 2:4 structured sparsity, None where the vendor states none.
+    """
+
+    dense: float
+    sparse: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Datasheet:
+    """A device by its data sheet.
+
+    Attributes:
+        name: of the device.
+        source: the document and what was taken from it.
+        device: the kind, "cpu" or "cuda" (ROCm included).
+        peaks: of matrix products, by dtype.
+        vector: FLOP/s of everything else, in float32.
+        bandwidth: of the memory, in bytes/s.
+        memory: bytes of it.
+        overhead: seconds that each op takes at least; no data sheet states it, so it is assumed.
+    """
+
+    name: str
+    source: str
+    device: str
+    peaks: Mapping[str, Peak]
+    vector: float
+    bandwidth: float
+    memory: int
+    overhead: float
+
+    def of(self, dtype: str) -> Peak:
+        """The peak for a dtype.
+
+        Raises:
+            CostError: if the device has none, with the dtypes that it has.
+        """
+        if dtype not in self.peaks:
+            raise CostError(
+                f"the profile of {self.name!r} has no dtype {dtype!r}; it has {', '.join(self.peaks)}. "
+                f"Choose one of these, or another device"
+            )
+        return self.peaks[dtype]
+
+    @classmethod
+    def from_json(cls, text: str) -> Datasheet:
+        """The data sheet in a file of `tnmoe/profiles`.
+
+        Raises:
+            DeclarationError: naming the key that is missing or wrong.
+        """
+        data = read_json(text, "a data sheet", FORMAT, DeclarationError)
+        keys = ("name", "source", "device", "peaks", "vector", "bandwidth", "memory", "overhead")
+        lacking = [k for k in keys if k not in data]
+        surplus = [k for k in data if k not in (*keys, "format")]
+        if lacking or surplus:
+            raise DeclarationError(f"a data sheet has the keys {', '.join(keys)}; check {(lacking + surplus)[0]!r}")
+        for key in ("name", "source", "device"):
+            if not isinstance(data[key], str) or not data[key].strip():
+                raise DeclarationError(f"{key} of a data sheet must be text, got {data[key]!r}")
+        if not isinstance(data["peaks"], dict) or not data["peaks"] or not set(data["peaks"]) <= set(DTYPE_BYTES):
+            raise DeclarationError(f"peaks of a data sheet must be an object with some of {', '.join(DTYPE_BYTES)}")
+        numbers = {k: _positive(data[k], k) for k in ("vector", "bandwidth", "memory", "overhead")}
+        return cls(
+            data["name"],
+            data["source"],
+            data["device"],
+            {dtype: _peak(peak, dtype) for dtype, peak in data["peaks"].items()},
+            numbers["vector"],
+            numbers["bandwidth"],
+            int(numbers["memory"]),
+            numbers["overhead"],
+        )
+
+
+def _peak(data: Any, dtype: str) -> Peak:
+    if not isinstance(data, dict) or "dense" not in data or not set(data) <= {"dense", "sparse"}:
+        raise DeclarationError(f"peaks.{dtype} of a data sheet must have dense and perhaps sparse, got {data!r}")
+    sparse = data.get("sparse")
+    return Peak(
+        _positive(data["dense"], f"peaks.{dtype}.dense"),
+        None if sparse is None else _positive(sparse, f"peaks.{dtype}.sparse"),
+    )
+
+
+def _positive(value: Any, where: str) -> float:
+    if type(value) in (int, float) and 0 < value < 1e30:
+        return float(value)
+    raise DeclarationError(f"{where} of a data sheet must be a positive number, got {value!r}")
+
+
+def datasheet_names() -> tuple[str, ...]:
+    """The devices that come with the package."""
+    folder = files("tnmoe") / "profiles"
+    return tuple(sorted(f.name.removesuffix(".json") for f in folder.iterdir() if f.name.endswith(".json")))
+
+
+@cache
+def datasheet(name: str) -> Datasheet:
+    """A device that comes with the package, e.g. "h100".
+
+    Raises:
+        CostError: with the names there are.
+    """
+    if name not in datasheet_names():
+        raise CostError(unknown("device", name, datasheet_names()))
+    return Datasheet.from_json((files("tnmoe") / "profiles" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def roofline(op: Op, sizes: Mapping[str, Dim], device: Datasheet, dtype: str) -> float:
+    """Seconds of one op: max(FLOPs / peak, bytes / bandwidth) + overhead (Williams et al., 2009).
+
+    Ops that dispatch are several kernels, each with its overhead (`tnmoe.timing.routing_time.calls`). A loop over
+    experts is one for each expert, but in bfloat16 on a CUDA device one for all of them.
+
+    Raises:
+        CostError: a dtype that the device lacks, or an op without a cost formula.
+    """
+    work, moved = op_cost(op, sizes), forward_traffic(op, sizes)
+    computing = int(work.matmul_flops) / device.of(dtype).dense
+    computing += int(work.elementwise_flops + work.special_flops) / device.vector
+    moving = DTYPE_BYTES[dtype] * int(moved.read + moved.written) / device.bandwidth
+    at_once = isinstance(op, GroupedContract) and device.device == "cuda" and dtype == "bfloat16"
+    kernels = GROUPED_KERNELS if at_once else calls(op, sizes)
+    return max(computing, moving) + (kernels * device.overhead if moved.written else 0.0)

@@ -1,0 +1,236 @@
+"""A device's measured rates as a file: what `tnmoe calibrate` writes, and where it is kept."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tnmoe.errors import CostError, DeclarationError, TnmoeError
+from tnmoe.io import cache
+from tnmoe.io.files import json_text, read_json
+from tnmoe.ir.value import DTYPE_BYTES
+from tnmoe.timing.rates import (
+    BACKWARD_ROWWISE,
+    BACKWARD_STREAMS,
+    GRAPH,
+    GROUPED,
+    OVERHEADS,
+    ROUTING,
+    ROWWISE,
+    STREAMS,
+    Grid,
+    Products,
+    Rates,
+    Training,
+)
+
+FORMAT = "tnmoe-profile-1"
+LARGEST_AXIS = 2**40
+MOST_POINTS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """Measured rates of one device.
+
+    Attributes:
+        name: of the device, e.g. the processor's model.
+        source: where the figures come from: a calibration with its versions and threads, or a data sheet.
+        device: the kind, "cpu" or "cuda".
+        rates: by dtype.
+    """
+
+    name: str
+    source: str
+    device: str
+    rates: Mapping[str, Rates]
+
+    def of(self, dtype: str) -> Rates:
+        """The rates for a dtype.
+
+        Raises:
+            CostError: if it was not measured, with the dtypes that were.
+        """
+        if dtype not in self.rates:
+            raise CostError(
+                f"the profile of {self.name!r} has no dtype {dtype!r}; it has {', '.join(self.rates)}. "
+                f"Calibrate with that dtype, or choose one of these"
+            )
+        return self.rates[dtype]
+
+    # ---- JSON ------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The profile as JSON; `from_json` gives it back exactly."""
+
+        def grid(g: Grid) -> dict[str, Any]:
+            return {"axes": [list(a) for a in g.axes], "values": list(g.values)}
+
+        rates = {
+            dtype: {
+                "gemm": grid(r.gemm),
+                "batched": grid(r.batched),
+                "streams": {kind: grid(g) for kind, g in r.streams.items()},
+                "rowwise": {kind: grid(g) for kind, g in r.rowwise.items()},
+                "bandwidth": r.bandwidth,
+                "memory": grid(r.memory),
+                "fresh": grid(r.fresh),
+                "overhead": dict(r.overhead),
+                **_later_mapping(r, grid),
+            }
+            for dtype, r in self.rates.items()
+        }
+        return json_text(
+            {"format": FORMAT, "name": self.name, "source": self.source, "device": self.device, "rates": rates}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> DeviceProfile:
+        """The profile that `to_json` wrote.
+
+        Raises:
+            DeclarationError: naming the key, what it must be and what it is.
+        """
+        data = read_json(text, "a profile", FORMAT, DeclarationError)
+        _object(data, "profile", ("format", "name", "source", "device", "rates"))
+        for key in ("name", "source", "device"):
+            if not isinstance(data[key], str) or not data[key].strip():
+                raise DeclarationError(f"{key} of a profile must be text, got {_shown(data[key])}")
+        by_dtype = data["rates"]
+        if not isinstance(by_dtype, dict) or not by_dtype or not set(by_dtype) <= set(DTYPE_BYTES):
+            raise DeclarationError(
+                f"rates of a profile must be an object with some of {', '.join(DTYPE_BYTES)}, got {_shown(by_dtype)}"
+            )
+        rates = {dtype: _rates(r, f"rates.{dtype}") for dtype, r in by_dtype.items()}
+        return cls(data["name"], data["source"], data["device"], rates)
+
+
+def _later_mapping(rates: Rates, grid: Callable[[Grid], dict[str, Any]]) -> dict[str, Any]:
+    """What profiles of before lack, where this one has it."""
+
+    def grids(given: Mapping[str, Grid]) -> dict[str, Any]:
+        return {kind: grid(g) for kind, g in given.items()}
+
+    found: dict[str, Any] = {}
+    if rates.routing:
+        found |= {"routing": grids(rates.routing), "routing_overhead": dict(rates.routing_overhead)}
+    if rates.fast is not None:
+        found["fast"] = {"gemm": grid(rates.fast.gemm), "overhead": rates.fast.overhead}
+    if (training := rates.training) is not None:
+        found["training"] = {
+            "streams": grids(training.streams),
+            "rowwise": grids(training.rowwise),
+            "overhead": dict(training.overhead),
+            "graph": dict(training.graph),
+        }
+    return found
+
+
+def _rates(data: Any, where: str) -> Rates:
+    keys = ["gemm", "batched", "streams", "rowwise", "bandwidth", "memory", "fresh", "overhead"]
+    later = [("routing", "routing_overhead"), ("fast",), ("training",)]
+    has = [k for group in later if isinstance(data, dict) and not set(group).isdisjoint(data) for k in group]
+    _object(data, where, [*keys, *has])
+    routed = "routing" in has
+    return Rates(
+        gemm=_grid(data["gemm"], f"{where}.gemm", 3),
+        batched=_grid(data["batched"], f"{where}.batched", 4),
+        streams=_grids(data["streams"], f"{where}.streams", STREAMS, 1),
+        rowwise=_grids(data["rowwise"], f"{where}.rowwise", ROWWISE, 2),
+        bandwidth=_positive(data["bandwidth"], f"{where}.bandwidth"),
+        memory=_grid(data["memory"], f"{where}.memory", 1),
+        fresh=_grid(data["fresh"], f"{where}.fresh", 1),
+        overhead=_seconds(data["overhead"], f"{where}.overhead", OVERHEADS),
+        routing=_grids(data["routing"], f"{where}.routing", ROUTING, 2) if routed else {},
+        routing_overhead=_seconds(data["routing_overhead"], f"{where}.routing_overhead", (*ROUTING, *GROUPED))
+        if routed
+        else {},
+        fast=_products(data["fast"], f"{where}.fast") if "fast" in has else None,
+        training=_training(data["training"], f"{where}.training") if "training" in has else None,
+    )
+
+
+def _products(data: Any, where: str) -> Products:
+    _object(data, where, ("gemm", "overhead"))
+    return Products(
+        _grid(data["gemm"], f"{where}.gemm", 3), _positive(data["overhead"], f"{where}.overhead", zero=True)
+    )
+
+
+def _training(data: Any, where: str) -> Training:
+    _object(data, where, ("streams", "rowwise", "overhead", "graph"))
+    return Training(
+        streams=_grids(data["streams"], f"{where}.streams", BACKWARD_STREAMS, 1),
+        rowwise=_grids(data["rowwise"], f"{where}.rowwise", BACKWARD_ROWWISE, 2),
+        overhead=_seconds(data["overhead"], f"{where}.overhead", (*BACKWARD_STREAMS, *BACKWARD_ROWWISE)),
+        graph=_seconds(data["graph"], f"{where}.graph", GRAPH),
+    )
+
+
+def _grids(data: Any, where: str, kinds: Iterable[str], dimension: int) -> dict[str, Grid]:
+    _object(data, where, kinds)
+    return {k: _grid(data[k], f"{where}.{k}", dimension) for k in kinds}
+
+
+def _seconds(data: Any, where: str, kinds: Iterable[str]) -> dict[str, float]:
+    _object(data, where, kinds)
+    return {k: _positive(data[k], f"{where}.{k}", zero=True) for k in kinds}
+
+
+def _grid(data: Any, where: str, dimension: int) -> Grid:
+    _object(data, where, ("axes", "values"))
+    axes, values = data["axes"], data["values"]
+    if not isinstance(axes, list) or len(axes) != dimension:
+        raise DeclarationError(f"{where}.axes must be a list of {dimension} axes, got {_shown(axes)}")
+    for k, axis in enumerate(axes):
+        sizes = isinstance(axis, list) and bool(axis) and all(type(i) is int and 1 <= i <= LARGEST_AXIS for i in axis)
+        if not sizes or any(a >= b for a, b in itertools.pairwise(axis)):
+            raise DeclarationError(f"{where}.axes[{k}] must be ascending sizes, got {_shown(axis)}")
+    points = math.prod(map(len, axes))
+    if points > MOST_POINTS or not isinstance(values, list) or len(values) != points:
+        got = f"{len(values):,}" if isinstance(values, list) else _shown(values)
+        raise DeclarationError(f"{where}.values must be a list of {points:,} rates, one a grid point; got {got}")
+    return Grid(tuple(map(tuple, axes)), tuple(_positive(v, f"{where}.values[{k}]") for k, v in enumerate(values)))
+
+
+def _object(data: Any, where: str, keys: Iterable[str]) -> None:
+    wanted = list(keys)
+    if not isinstance(data, dict):
+        raise DeclarationError(f"{where} must be an object with {', '.join(wanted)}; got {_shown(data)}")
+    lacking, surplus = [k for k in wanted if k not in data], [k for k in data if k not in wanted]
+    if lacking or surplus:
+        fault = f"lacks {lacking[0]!r}" if lacking else f"has {surplus[0]!r}, which is no key of it"
+        raise DeclarationError(f"{where} {fault}; its keys are {', '.join(wanted)}")
+
+
+def _positive(value: Any, where: str, *, zero: bool = False) -> float:
+    # The bounds keep every quotient of a count and a rate finite; nothing real comes near them.
+    if type(value) in (int, float) and (1e-30 < value < 1e30 or (zero and value == 0)):
+        return float(value)
+    raise DeclarationError(f"{where} must be a {'number from 0' if zero else 'positive number'}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a very large integer"
+    return text if len(text) <= 80 else text[:80] + "…"
+
+
+def default_path(device: str = "cpu") -> Path:
+    """Where a calibration of this machine is kept: `profile-<device>.json` in `tnmoe.io.cache.folder()`."""
+    return cache.folder() / f"profile-{device}.json"
+
+
+def load_cached(path: str | os.PathLike[str] | None = None) -> DeviceProfile | None:
+    """The profile kept at `path` (`default_path()` if none); None if there is none or it is corrupt.
+
+    A cache may vanish or spoil at any time. For a file that a user names, `DeviceProfile.from_json` says what is wrong.
+    """
+    try:
+        return DeviceProfile.from_json(Path(default_path() if path is None else path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TnmoeError):
+        return None
