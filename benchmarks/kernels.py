@@ -29,7 +29,8 @@ from tnmoe.backends.torch.statements import Writer
 from tnmoe.costing.op_cost import op_cost
 from tnmoe.costing.traffic import forward_traffic
 from tnmoe.ir.fused_ops import FusedOp
-from tnmoe.ir.ops import Entmax15, Op, operands
+from tnmoe.ir.ops import Op, operands
+from tnmoe.ir.pointwise_ops import Entmax15
 from tnmoe.ir.value import DTYPE_BYTES
 from tnmoe.presets.registry import PRESETS
 from tnmoe.timing.datasheet import Datasheet, datasheet, datasheet_names

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tnmoe
 from tnmoe.backends.runtime import activations
 from tnmoe.costing.op_cost import op_cost
-from tnmoe.ir.ops import Entmax15, Sparsemax
+from tnmoe.ir.pointwise_ops import Entmax15, Sparsemax
 from tnmoe.ir.value import Value
 from tnmoe.presets.registry import PRESETS
 from tnmoe.reports.figures import FIGURES

@@ -12,7 +12,7 @@ from straight_line import straight_line
 import tnmoe
 from tnmoe.backends.numpy.execute import execute
 from tnmoe.ir.contractions import Merge
-from tnmoe.ir.ops import Entmax15, Sparsemax
+from tnmoe.ir.pointwise_ops import Entmax15, Sparsemax
 from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 

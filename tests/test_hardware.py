@@ -20,6 +20,7 @@ import tnmoe
 from tnmoe.ir import ops, routing_ops
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Merge, Multiply, Permute, Reduce, Split
 from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, DualContract
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.routing_ops import GroupedContract, RoutingOp
 from tnmoe.ir.value import Value
 from tnmoe.measuring.calibrate import calibrate
@@ -95,14 +96,14 @@ EXAMPLES: dict[str, tuple[ops.Op, float | None]] = {
     "Add": (Add(Z, X, X), 3 * 2048 / 2e9 + OVERHEAD["Add"]),
     "Reduce": (Reduce(Value("z", ("t",)), X), (2048 + 128) / 2e9 + OVERHEAD["Reduce"]),
     "Permute": (Permute(Value("z", ("i", "t")), X), 2 * 2048 / 2e9 + OVERHEAD["Permute"]),
-    "Softmax": (ops.Softmax(Z, X, "i"), 512 / 1e8 + OVERHEAD["Softmax"]),
-    "Entmax15": (ops.Entmax15(Z, X, "i"), 512 / 1e8 + OVERHEAD["Entmax15"]),
-    "Sparsemax": (ops.Sparsemax(Z, X, "i"), 512 / 1e8 + OVERHEAD["Sparsemax"]),
-    "Sigmoid": (ops.Sigmoid(Z, X), 2 * 2048 / 2e9 + OVERHEAD["Sigmoid"]),
-    "Gelu": (ops.Gelu(Z, X), 2 * 2048 / 2e9 + OVERHEAD["Gelu"]),
-    "LayerNorm": (ops.LayerNorm(Z, X, "i"), 512 / 1e8 + OVERHEAD["LayerNorm"]),
+    "Softmax": (Softmax(Z, X, "i"), 512 / 1e8 + OVERHEAD["Softmax"]),
+    "Entmax15": (Entmax15(Z, X, "i"), 512 / 1e8 + OVERHEAD["Entmax15"]),
+    "Sparsemax": (Sparsemax(Z, X, "i"), 512 / 1e8 + OVERHEAD["Sparsemax"]),
+    "Sigmoid": (Sigmoid(Z, X), 2 * 2048 / 2e9 + OVERHEAD["Sigmoid"]),
+    "Gelu": (Gelu(Z, X), 2 * 2048 / 2e9 + OVERHEAD["Gelu"]),
+    "LayerNorm": (LayerNorm(Z, X, "i"), 512 / 1e8 + OVERHEAD["LayerNorm"]),
     "BatchNorm": (
-        ops.BatchNorm(Z, X, "i", Value("m", ("i",)), Value("v", ("i",))),
+        BatchNorm(Z, X, "i", Value("m", ("i",)), Value("v", ("i",))),
         512 / 1e8 + OVERHEAD["BatchNorm"],
     ),
     "Split": (Split(Value("z", ("t", "a", "b")), X, "i", ("a", "b")), OVERHEAD["split"]),
@@ -120,7 +121,7 @@ EXAMPLES: dict[str, tuple[ops.Op, float | None]] = {
         ContractMix(Value("z", ("t", "a", "o")), Value("m", ("t", "a", "b")), X, Value("w", ("i", "b", "o")), None),
         16384e-9 + OVERHEAD["matmul"] + OVERHEAD["merge"] + OVERHEAD["split"] + 4096 / 5e8 + OVERHEAD["batched"],
     ),
-    "GeluBackward": (ops.GeluBackward(Z, X, X), None),  # forward passes are what is timed
+    "GeluBackward": (GeluBackward(Z, X, X), None),  # forward passes are what is timed
 }
 
 

@@ -17,7 +17,8 @@ from tnmoe.charts.html_report import html_report
 from tnmoe.cli.main import main
 from tnmoe.emission.build import loaded
 from tnmoe.emission.emit import emit
-from tnmoe.ir.ops import BatchNorm, Gelu, Softmax, operands, results
+from tnmoe.ir.ops import operands, results
+from tnmoe.ir.pointwise_ops import BatchNorm, Gelu, Softmax
 from tnmoe.measuring.calibrate import processor
 from tnmoe.timing.datasheet import datasheet
 from tnmoe.timing.device_profile import DeviceProfile

@@ -13,7 +13,7 @@ from tracked import track
 
 import tnmoe
 from tnmoe.ir.contractions import Add
-from tnmoe.ir.ops import Gelu
+from tnmoe.ir.pointwise_ops import Gelu
 from tnmoe.ir.value import Value
 from tnmoe.lowering.overwrite import overwrite
 from tnmoe.presets.registry import PRESETS

@@ -13,7 +13,8 @@ import tnmoe
 from tnmoe.backends.numpy.execute import execute
 from tnmoe.ir.contractions import Add, Contract, Merge, Multiply, Permute, Split
 from tnmoe.ir.initialise import Normal
-from tnmoe.ir.ops import Gelu, LayerNorm, Op
+from tnmoe.ir.ops import Op
+from tnmoe.ir.pointwise_ops import Gelu, LayerNorm
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import Noise
 from tnmoe.ir.value import Parameter, Value

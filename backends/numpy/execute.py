@@ -24,11 +24,11 @@ from tnmoe.ir.contractions import (
     merged_order,
     split_order,
 )
-from tnmoe.ir.fused_ops import FusedOp
-from tnmoe.ir.ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Op, Sigmoid, Softmax, Sparsemax, operands
+from tnmoe.ir.fused_ops import FusedOp, unfused
+from tnmoe.ir.ops import Op, operands
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import RoutingOp
-from tnmoe.ir.unfused import unfused
 from tnmoe.ir.value import Value
 from tnmoe.symbolic.dims import Dim, evaluate
 

@@ -25,7 +25,8 @@ from tnmoe.backends.torch.statements import (
     wrapped,
 )
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Multiply, Reduce, matmul_groups
-from tnmoe.ir.ops import Gelu, GeluBackward, Op
+from tnmoe.ir.ops import Op
+from tnmoe.ir.pointwise_ops import Gelu, GeluBackward
 from tnmoe.ir.value import Value
 
 CHUNKS = '''\

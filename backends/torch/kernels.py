@@ -9,7 +9,8 @@ from functools import cache
 
 from tnmoe.backends.torch.copied import as_emitted, runtime_source
 from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, DualContract
-from tnmoe.ir.ops import Entmax15, Op
+from tnmoe.ir.ops import Op
+from tnmoe.ir.pointwise_ops import Entmax15
 
 IMPORT = """\
 try:

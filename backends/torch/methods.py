@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from tnmoe.backends.torch.function import FunctionUnit, call_statements
 from tnmoe.backends.torch.statements import Writer, axes_comment, broken, docstring, indented
 from tnmoe.ir.dataflow import needed
-from tnmoe.ir.ops import BatchNorm, Op, results
+from tnmoe.ir.ops import Op, results
+from tnmoe.ir.pointwise_ops import BatchNorm
 from tnmoe.ir.program import Folded, Program
 from tnmoe.ir.value import Value
 

@@ -18,7 +18,7 @@ from tnmoe.backends.torch.statements import WIDTH, Writer, axes_comment, broken,
 from tnmoe.errors import EmitError
 from tnmoe.ir.dataflow import gate_ops
 from tnmoe.ir.initialise import DiagonalNormal, Init, Normal, Ones, SharedUniform, Uniform, Zeros
-from tnmoe.ir.ops import Entmax15, Sparsemax
+from tnmoe.ir.pointwise_ops import Entmax15, Sparsemax
 from tnmoe.ir.program import Program
 from tnmoe.ir.value import Parameter, Role
 from tnmoe.symbolic.dims import check_name

@@ -25,23 +25,11 @@ from tnmoe.ir.contractions import (
     Split,
     matmul_groups,
 )
-from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, FusedOp
-from tnmoe.ir.ops import (
-    BatchNorm,
-    Entmax15,
-    Gelu,
-    GeluBackward,
-    LayerNorm,
-    Op,
-    Sigmoid,
-    Softmax,
-    Sparsemax,
-    operands,
-    results,
-)
+from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, FusedOp, unfused
+from tnmoe.ir.ops import Op, operands, results
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import RoutingOp
-from tnmoe.ir.unfused import unfused
 from tnmoe.ir.value import Value
 
 WIDTH = 100

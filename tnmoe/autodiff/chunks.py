@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from tnmoe.autodiff.adjoint import Adjoint
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Multiply, Reduce, matmul_groups
 from tnmoe.ir.dataflow import is_view, memory_owners
-from tnmoe.ir.ops import Gelu, GeluBackward, Op, operands
+from tnmoe.ir.ops import Op, operands
+from tnmoe.ir.pointwise_ops import Gelu, GeluBackward
 from tnmoe.ir.program import Program
 from tnmoe.ir.value import Value
 

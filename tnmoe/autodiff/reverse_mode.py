@@ -25,7 +25,8 @@ from tnmoe.ir.contractions import (
     is_matmul,
     matmul_groups,
 )
-from tnmoe.ir.ops import Gelu, GeluBackward, Op, operands
+from tnmoe.ir.ops import Op, operands
+from tnmoe.ir.pointwise_ops import Gelu, GeluBackward
 from tnmoe.ir.program import Program
 from tnmoe.ir.value import Value
 

@@ -14,19 +14,8 @@ from tnmoe.costing.op_cost import GELU_BACKWARD, Cost, op_cost
 from tnmoe.errors import CostError
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Merge, Multiply, Permute, Reduce, Split, matmul_groups
 from tnmoe.ir.dataflow import elements, joint_indices
-from tnmoe.ir.ops import (
-    BatchNorm,
-    Entmax15,
-    Gelu,
-    LayerNorm,
-    Op,
-    Sigmoid,
-    Softmax,
-    Sparsemax,
-    operands,
-    propagate,
-    results,
-)
+from tnmoe.ir.ops import Op, operands, propagate, results
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import RoutingOp
 from tnmoe.ir.value import Role

@@ -21,11 +21,11 @@ from tnmoe.costing import routing_cost
 from tnmoe.errors import CostError
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Merge, Multiply, Permute, Reduce, Split
 from tnmoe.ir.dataflow import elements, is_view, joint_indices
-from tnmoe.ir.fused_ops import FusedOp
-from tnmoe.ir.ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Op, Sigmoid, Softmax, Sparsemax, results
+from tnmoe.ir.fused_ops import FusedOp, unfused
+from tnmoe.ir.ops import Op, results
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import RoutingOp
-from tnmoe.ir.unfused import unfused
 from tnmoe.symbolic.dims import Dim, ceil_log2
 
 GELU_BACKWARD = 11

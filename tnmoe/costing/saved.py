@@ -10,19 +10,8 @@ from tnmoe.errors import CostError, no_rule
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Merge, Multiply, Permute, Reduce, Split
 from tnmoe.ir.dataflow import elements, is_view
 from tnmoe.ir.fused_ops import FusedOp
-from tnmoe.ir.ops import (
-    BatchNorm,
-    Entmax15,
-    Gelu,
-    GeluBackward,
-    LayerNorm,
-    Op,
-    Sigmoid,
-    Softmax,
-    Sparsemax,
-    operands,
-    results,
-)
+from tnmoe.ir.ops import Op, operands, results
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import RoutingOp
 from tnmoe.ir.value import Value

@@ -21,7 +21,8 @@ from tnmoe.footprint.timeline import Script, entries, lines, size, whole
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Merge, Multiply, Permute, Reduce, Split, matmul_groups
 from tnmoe.ir.dataflow import is_view
 from tnmoe.ir.fused_ops import FusedOp
-from tnmoe.ir.ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Op, Sigmoid, Softmax, Sparsemax, operands
+from tnmoe.ir.ops import Op, operands
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.routing_ops import Gather, Noise, RoutingOp
 from tnmoe.ir.value import INTEGER_BYTES, Value
 from tnmoe.symbolic.dims import Dim

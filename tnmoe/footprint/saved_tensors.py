@@ -11,7 +11,8 @@ from tnmoe.footprint.allocations import saved_inside_bytes
 from tnmoe.footprint.timeline import size
 from tnmoe.ir.contractions import Contract, ContractAdd, Multiply
 from tnmoe.ir.dataflow import memory_owners
-from tnmoe.ir.ops import BatchNorm, Entmax15, LayerNorm, Op, operands, propagate, results
+from tnmoe.ir.ops import Op, operands, propagate, results
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, LayerNorm
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import CapacitySlots, GroupedContract, Noise, Normalise, ProductTopK, ScatterAdd, TopK
 from tnmoe.ir.value import Value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tnmoe.errors import no_rule
 from tnmoe.ir.value import Value
 
 # ---- multilinear ---------------------------------------------------------------------------------------------
@@ -171,3 +172,57 @@ def is_subsequence(part: tuple[str, ...], whole: tuple[str, ...]) -> bool:
     """True if `part` is `whole` with some entries left out."""
     remaining = iter(whole)
     return all(i in remaining for i in part)
+
+
+# ---- what is well formed -------------------------------------------------------------------------------------
+
+ContractionOp = Contract | ContractAdd | Multiply | Add | Reduce | Permute | Split | Merge
+
+
+def fault(op: ContractionOp, *, laid_out: bool) -> str | None:
+    """The rule that an op breaks; None if it breaks none.
+
+    With `laid_out`, also that every contraction is a matrix product over views, and that no broadcast transposes.
+    """
+    out = op.out.indices
+    match op:
+        case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
+            return _contraction_fault(op, lhs, rhs, laid_out=laid_out)
+        case Multiply(_, lhs, rhs) | Add(_, lhs, rhs):
+            if set(out) != set(lhs.indices) | set(rhs.indices):
+                return "the result's indices are not the union"
+            views = is_subsequence(lhs.indices, out) and is_subsequence(rhs.indices, out)
+            return None if views or not laid_out else "an operand is transposed"
+        case Reduce(_, x):
+            if not set(out) < set(x.indices):
+                return "nothing is reduced"
+            return None if is_subsequence(out, x.indices) or not laid_out else "the result is transposed"
+        case Permute(_, x):
+            return None if sorted(out) == sorted(x.indices) else "the indices differ"
+        case Split(_, x, index, _):
+            split = split_order(x.indices, op) if index in x.indices else ()
+            return None if _fits(out, split, laid_out=laid_out) else "the parts do not fit"
+        case Merge(_, x, index, _):
+            split = split_order(out, op) if index in out else ()
+            return None if _fits(x.indices, split, laid_out=laid_out) else "the parts do not fit"
+        case _:
+            no_rule(op, "its indices")
+
+
+def _contraction_fault(op: Contract | ContractAdd, lhs: Value, rhs: Value, *, laid_out: bool) -> str | None:
+    out, shared = op.out.indices, set(lhs.indices) & set(rhs.indices)
+    joint = set(lhs.indices) | set(rhs.indices)
+    if not shared - set(out):
+        return "sums no shared index"
+    if not joint - shared <= set(out) <= joint:
+        return "an index of one operand alone is summed"
+    if isinstance(op, ContractAdd):
+        if not set(op.bias.indices) <= set(out):
+            return "the bias has an index that the result lacks"
+        if laid_out and not is_subsequence(op.bias.indices, out):
+            return "the bias is transposed"
+    return "is no matrix product over views" if laid_out and not is_matmul(op) else None
+
+
+def _fits(order: tuple[str, ...], wanted: tuple[str, ...], *, laid_out: bool) -> bool:
+    return order == wanted or (not laid_out and sorted(order) == sorted(wanted))

@@ -7,120 +7,16 @@ order of a value's indices is its layout in memory. Sizes live in the program, n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
-from tnmoe.ir.contractions import Add, Contract, ContractAdd, Merge, Multiply, Permute, Reduce, Split
+from tnmoe.ir.contractions import ContractionOp
 from tnmoe.ir.fused_ops import FusedOp
+from tnmoe.ir.pointwise_ops import PointwiseOp
 from tnmoe.ir.routing_ops import WRITTEN, RoutingOp
 from tnmoe.ir.value import Value
 
-# ---- gates (over one index) ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Softmax:
-    """exp(x) over its sum along `index`."""
-
-    out: Value
-    x: Value
-    index: str
-
-
-@dataclass(frozen=True, slots=True)
-class Entmax15:
-    """α-entmax with α = 1.5 (Peters et al., 2019, arXiv 1905.05702)."""
-
-    out: Value
-    x: Value
-    index: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sparsemax:
-    """Euclidean projection onto the simplex (Martins & Astudillo, 2016, arXiv 1602.02068)."""
-
-    out: Value
-    x: Value
-    index: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sigmoid:
-    """1 / (1 + exp(-x)), entry by entry."""
-
-    out: Value
-    x: Value
-
-
-# ---- pointwise and norms -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Gelu:
-    """x · Φ(x), the exact (erf) form."""
-
-    out: Value
-    x: Value
-
-
-@dataclass(frozen=True, slots=True)
-class GeluBackward:
-    """`grad` times the derivative of `Gelu` at `x`: Φ(x) + x φ(x)."""
-
-    out: Value
-    grad: Value
-    x: Value
-
-
-@dataclass(frozen=True, slots=True)
-class LayerNorm:
-    """Zero mean and unit variance over `index`; then, if given, times `weight` plus `bias`."""
-
-    out: Value
-    x: Value
-    index: str
-    weight: Value | None = None
-    bias: Value | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BatchNorm:
-    """Zero mean and unit variance over all indices but `index`, without affine parameters.
-
-    Training uses the batch's statistics and updates the running `mean` and `var`; evaluation, and a batch of
-    fewer than two entries (whose variance says nothing), uses the running ones.
-    """
-
-    out: Value
-    x: Value
-    index: str
-    mean: Value
-    var: Value
-
-
-# ---- all of them, with those of `tnmoe.ir.routing_ops` and `tnmoe.ir.fused_ops` --------------------------------------
-
-Op = (
-    Contract
-    | ContractAdd
-    | Multiply
-    | Add
-    | Reduce
-    | Permute
-    | Split
-    | Merge
-    | Softmax
-    | Entmax15
-    | Sparsemax
-    | Sigmoid
-    | Gelu
-    | GeluBackward
-    | LayerNorm
-    | BatchNorm
-    | RoutingOp
-    | FusedOp
-)
+Op = ContractionOp | PointwiseOp | RoutingOp | FusedOp
 
 
 def results(op: Op) -> tuple[Value, ...]:

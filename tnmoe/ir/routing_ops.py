@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import sympy
 
+from tnmoe.errors import no_rule
 from tnmoe.ir.value import Value
 
 # ---- choosing ------------------------------------------------------------------------------------------------
@@ -298,3 +299,5 @@ def fault(op: RoutingOp) -> str | None:
             return None if out == tuple(i for i in x.indices if i != index) else "the rest does not fit"
         case LoadBalance() | ZLoss() | Dropped() | Missed():
             return None if not out else "is a scalar"
+        case _:
+            no_rule(op, "its indices")

@@ -13,7 +13,8 @@ from tnmoe.ir.contractions import Add, Split
 from tnmoe.ir.initialise import Init, Uniform
 from tnmoe.ir.layer import DYNAMIC, Contraction, ExpertMap, Layer, Node
 from tnmoe.ir.network import FoldedBias, Network, Tensor
-from tnmoe.ir.ops import Gelu, Op, Softmax, results
+from tnmoe.ir.ops import Op, results
+from tnmoe.ir.pointwise_ops import Gelu, Softmax
 from tnmoe.ir.routing_ops import Gather, GroupedContract
 from tnmoe.ir.value import Parameter, Role, Value
 from tnmoe.layers.parts import Declaration, input_layer_norm

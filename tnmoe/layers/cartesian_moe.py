@@ -10,7 +10,7 @@ from tnmoe.ir.contractions import Multiply
 from tnmoe.ir.initialise import Ones
 from tnmoe.ir.layer import DYNAMIC, Layer
 from tnmoe.ir.network import FoldedBias
-from tnmoe.ir.ops import LayerNorm, Softmax
+from tnmoe.ir.pointwise_ops import LayerNorm, Softmax
 from tnmoe.ir.routing_ops import Select, TopK
 from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder

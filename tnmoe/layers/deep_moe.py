@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tnmoe.ir.layer import DYNAMIC, Layer
-from tnmoe.ir.ops import Gelu
+from tnmoe.ir.pointwise_ops import Gelu
 from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.parts import Declaration

@@ -12,7 +12,7 @@ from tnmoe.factorizations.base import numbered
 from tnmoe.ir.initialise import Ones, Zeros
 from tnmoe.ir.layer import Contraction, Node
 from tnmoe.ir.network import Network, Tensor
-from tnmoe.ir.ops import BatchNorm, Entmax15, LayerNorm, Sigmoid, Softmax, Sparsemax
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.value import Parameter, Role, Value
 from tnmoe.symbolic.dims import Dim
 

@@ -11,7 +11,7 @@ from tnmoe.factorizations.base import Sizes
 from tnmoe.ir.initialise import Uniform
 from tnmoe.ir.layer import DYNAMIC, Contraction, ExpertMap, Layer
 from tnmoe.ir.network import FoldedBias, Network, Tensor
-from tnmoe.ir.ops import Gelu
+from tnmoe.ir.pointwise_ops import Gelu
 from tnmoe.ir.value import Parameter, Role, Value
 from tnmoe.layers.parts import Declaration, input_layer_norm
 from tnmoe.symbolic.dims import Size

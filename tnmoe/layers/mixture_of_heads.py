@@ -8,7 +8,7 @@ from typing import ClassVar
 from tnmoe.errors import DeclarationError
 from tnmoe.ir.contractions import Merge, Split
 from tnmoe.ir.layer import DYNAMIC, Layer
-from tnmoe.ir.ops import Softmax
+from tnmoe.ir.pointwise_ops import Softmax
 from tnmoe.ir.routing_ops import Gather, ScatterAdd, SortSlots, TopK, Unsort
 from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder

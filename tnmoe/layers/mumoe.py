@@ -9,7 +9,7 @@ from typing import ClassVar
 from tnmoe.errors import DeclarationError
 from tnmoe.factorizations.base import Factorization, Sizes
 from tnmoe.ir.layer import DYNAMIC, Layer, Node
-from tnmoe.ir.ops import Gelu
+from tnmoe.ir.pointwise_ops import Gelu
 from tnmoe.ir.value import Parameter, Value
 from tnmoe.layers.factorized import FactorizedMap, check_factorization, factorized_map
 from tnmoe.layers.gate import Gate, GateNodes, gate_nodes

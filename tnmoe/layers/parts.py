@@ -11,7 +11,7 @@ import sympy
 from tnmoe.errors import DeclarationError, unknown
 from tnmoe.factorizations.kinds import FACTORIZATIONS
 from tnmoe.ir.initialise import Ones, Zeros
-from tnmoe.ir.ops import LayerNorm
+from tnmoe.ir.pointwise_ops import LayerNorm
 from tnmoe.ir.value import Parameter, Value
 from tnmoe.symbolic.dims import Dim, as_dim, dim_text, evaluate, symbol_names
 

@@ -12,7 +12,7 @@ from tnmoe.errors import DeclarationError
 from tnmoe.ir.initialise import Uniform
 from tnmoe.ir.layer import DYNAMIC, Layer
 from tnmoe.ir.network import Tensor
-from tnmoe.ir.ops import Gelu
+from tnmoe.ir.pointwise_ops import Gelu
 from tnmoe.ir.routing_ops import Gather, ProductTopK
 from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder

@@ -10,7 +10,7 @@ import sympy
 from tnmoe.errors import DeclarationError
 from tnmoe.factorizations.base import Factorization
 from tnmoe.ir.layer import DYNAMIC, Layer
-from tnmoe.ir.ops import Softmax
+from tnmoe.ir.pointwise_ops import Softmax
 from tnmoe.ir.routing_ops import CapacitySlots, Dropped, LoadBalance, Noise, Normalise, TopK, ZLoss
 from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder

@@ -12,7 +12,7 @@ from tnmoe.ir.contractions import Merge, Split
 from tnmoe.ir.initialise import Normal
 from tnmoe.ir.layer import DYNAMIC, Layer
 from tnmoe.ir.network import Tensor
-from tnmoe.ir.ops import LayerNorm
+from tnmoe.ir.pointwise_ops import LayerNorm
 from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 from tnmoe.layers.parts import Declaration

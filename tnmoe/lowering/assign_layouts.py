@@ -30,7 +30,8 @@ from tnmoe.ir.contractions import (
     split_order,
 )
 from tnmoe.ir.fused_ops import FusedOp
-from tnmoe.ir.ops import BatchNorm, Entmax15, LayerNorm, Op, Softmax, Sparsemax, operands, rename, results
+from tnmoe.ir.ops import Op, operands, rename, results
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, LayerNorm, Softmax, Sparsemax
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import RoutingOp
 from tnmoe.ir.value import Value

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 
 from tnmoe.ir.contractions import Contract, ContractAdd, Multiply, matmul_groups
-from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, DualContract, FusedOp
+from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, DualContract, FusedOp, fault
 from tnmoe.ir.ops import Op, operands
 from tnmoe.ir.program import Program
-from tnmoe.ir.unfused import fault
 from tnmoe.ir.value import Value
 
 WIDEST = 16

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from tnmoe.ir.contractions import Contract, ContractAdd, Merge, Split
 from tnmoe.ir.fused_ops import FusedOp
-from tnmoe.ir.ops import Gelu, operands
+from tnmoe.ir.ops import operands
+from tnmoe.ir.pointwise_ops import Gelu
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import GroupedContract
 

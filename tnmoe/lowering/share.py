@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 
 from tnmoe.ir.contractions import Add, Contract, Multiply, Reduce
-from tnmoe.ir.ops import BatchNorm, Op, rename, results
+from tnmoe.ir.ops import Op, rename, results
+from tnmoe.ir.pointwise_ops import BatchNorm
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import Noise
 from tnmoe.ir.value import Value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tnmoe.backends.torch.names import attribute
 from tnmoe.emission.build import build
 from tnmoe.errors import EmitError
-from tnmoe.ir.ops import Sparsemax
+from tnmoe.ir.pointwise_ops import Sparsemax
 from tnmoe.ir.routing_ops import RoutingOp
 from tnmoe.ir.value import Parameter
 from tnmoe.measuring.race import Runner

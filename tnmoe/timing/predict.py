@@ -28,11 +28,11 @@ from tnmoe.ir.contractions import (
     matmul_groups,
 )
 from tnmoe.ir.dataflow import elements
-from tnmoe.ir.fused_ops import FusedOp
-from tnmoe.ir.ops import BatchNorm, Entmax15, Gelu, LayerNorm, Op, Sigmoid, Softmax, Sparsemax, operands, results
+from tnmoe.ir.fused_ops import FusedOp, unfused
+from tnmoe.ir.ops import Op, operands, results
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import GroupedContract, Noise, RoutingOp, Select
-from tnmoe.ir.unfused import unfused
 from tnmoe.ir.value import DTYPE_BYTES
 from tnmoe.render.table import Cell, Table
 from tnmoe.symbolic.dims import Dim

@@ -21,7 +21,8 @@ from tnmoe.costing.op_cost import op_cost
 from tnmoe.errors import CostError
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Multiply, Permute, matmul_groups
 from tnmoe.ir.dataflow import elements
-from tnmoe.ir.ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Op, Sigmoid, Softmax, Sparsemax, operands
+from tnmoe.ir.ops import Op, operands
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import Gather, GroupedContract, RoutingOp, ScatterAdd, Unsort
 from tnmoe.ir.value import DTYPE_BYTES, Role, Value
