@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 import tnmoe
+from tnmoe.costing import contraction_cost, pointwise_cost, routing_cost
 from tnmoe.costing.backward import backward_cost
 from tnmoe.costing.op_cost import op_cost
-from tnmoe.costing.routing_cost import backward
-from tnmoe.costing.routing_saved import inside, saved
 from tnmoe.costing.saved import saved_inside, saved_values
-from tnmoe.footprint.allocations import backward_scripts, forward_script
-from tnmoe.footprint.routing_allocations import backward as routed_backward
-from tnmoe.footprint.routing_allocations import forward as routed_forward
+from tnmoe.footprint import contraction_allocations, pointwise_allocations, routing_allocations
+from tnmoe.footprint.allocations import backward_traces, forward_trace
+from tnmoe.footprint.tensor_bytes import TensorBytes
+from tnmoe.ir import contractions, fused_ops, routing_ops
+from tnmoe.ir.bound import as_bound
 from tnmoe.ir.program import Program
 from tnmoe.ir.value import Value
 from tnmoe.ir.verify import verify
@@ -35,19 +36,39 @@ SIZES = {"t": 3, "i": 5}
 NEEDING = frozenset({"x"})
 PROGRAM = Program(inputs=(OP.x,), parameters=(), buffers=(), ops=(OP,), output=OP.out, sizes=SIZES)
 
+TENSORS = TensorBytes(as_bound(PROGRAM), 4, NEEDING)
+
 RULES: dict[str, Callable[[], object]] = {
     "work": lambda: op_cost(OP, SIZES),
     "work of gradients": lambda: backward_cost(OP, SIZES, NEEDING),
     "kept values": lambda: saved_values(OP, SIZES, NEEDING),
     "kept inside": lambda: saved_inside(OP, SIZES, NEEDING),
-    "allocations": lambda: forward_script(OP, SIZES, 4, evaluation=False),
-    "allocations of gradients": lambda: backward_scripts(OP, SIZES, 4, NEEDING),
+    "allocations": lambda: forward_trace(OP, TENSORS, evaluation=False),
+    "allocations of gradients": lambda: backward_traces(OP, TENSORS),
     "indices": lambda: verify(PROGRAM),
-    "routed work of gradients": lambda: backward(OP, SIZES, NEEDING),
-    "routed kept values": lambda: saved(OP, SIZES, NEEDING),
-    "routed kept inside": lambda: inside(OP, SIZES, NEEDING),
-    "routed allocations": lambda: routed_forward(OP, SIZES, 4, NEEDING, evaluation=False),
-    "routed allocations of gradients": lambda: routed_backward(OP, SIZES, 4, NEEDING, frozenset()),
+    # One that is of a family, but that the family's file does not know:
+    "contraction: indices": lambda: contractions.fault(OP, laid_out=True),
+    "contraction: work": lambda: contraction_cost.forward(OP, SIZES),
+    "contraction: work of gradients": lambda: contraction_cost.backward(OP, SIZES, NEEDING),
+    "contraction: kept values": lambda: contraction_cost.saved(OP, NEEDING),
+    "contraction: kept inside": lambda: contraction_cost.inside(OP),
+    "contraction: allocations": lambda: contraction_allocations.forward(OP, TENSORS),
+    "contraction: allocations of gradients": lambda: contraction_allocations.backward(OP, TENSORS),
+    "contraction: gradients handed on": lambda: contraction_allocations.passes_on(OP, OP.x, TENSORS),
+    "pointwise: work": lambda: pointwise_cost.forward(OP, SIZES),
+    "pointwise: work of gradients": lambda: pointwise_cost.backward(OP, SIZES, NEEDING),
+    "pointwise: kept values": lambda: pointwise_cost.saved(OP),
+    "pointwise: kept inside": lambda: pointwise_cost.inside(OP, SIZES),
+    "pointwise: allocations": lambda: pointwise_allocations.forward(OP, TENSORS, evaluation=False),
+    "pointwise: allocations of gradients": lambda: pointwise_allocations.backward(OP, TENSORS),
+    "routing: indices": lambda: routing_ops.fault(OP),
+    "routing: work": lambda: routing_cost.forward(OP, SIZES),
+    "routing: work of gradients": lambda: routing_cost.backward(OP, SIZES, NEEDING),
+    "routing: kept values": lambda: routing_cost.saved(OP, SIZES, NEEDING),
+    "routing: kept inside": lambda: routing_cost.inside(OP, SIZES, NEEDING),
+    "routing: allocations": lambda: routing_allocations.forward(OP, TENSORS, evaluation=False),
+    "routing: allocations of gradients": lambda: routing_allocations.backward(OP, TENSORS),
+    "fused: what it stands for": lambda: fused_ops.unfused(OP),
 }
 
 

@@ -19,9 +19,10 @@ from tracked import Tracked, ready, track
 
 import tnmoe
 from tnmoe.cli.main import main
-from tnmoe.footprint.allocations import forward_script
+from tnmoe.footprint.allocations import forward_trace
 from tnmoe.footprint.forward import inference, training
-from tnmoe.footprint.timeline import Moment, room
+from tnmoe.footprint.tensor_bytes import TensorBytes
+from tnmoe.footprint.timeline import Step, most_at_once
 from tnmoe.ir.ops import operands
 from tnmoe.ir.value import Role
 from tnmoe.planning.plan import Plan
@@ -40,10 +41,10 @@ def tracker(plan: Plan, dtype: torch.dtype, *, grad: bool, frozen: Collection[st
     return track(module, inputs, grad=grad)
 
 
-def predicted(moments: list[Moment]) -> tuple[Tracked, ...]:
+def predicted(steps: list[Step]) -> tuple[Tracked, ...]:
     """The same off a timeline."""
-    ends = [k for k, m in enumerate(moments) if k + 1 == len(moments) or moments[k + 1].phase != m.phase]
-    return tuple(Tracked(max(m.peak for m in moments[: end + 1]), moments[end].after) for end in ends)
+    ends = [k for k, m in enumerate(steps) if k + 1 == len(steps) or steps[k + 1].phase != m.phase]
+    return tuple(Tracked(max(m.peak for m in steps[: end + 1]), steps[end].after) for end in ends)
 
 
 def needing(plan: Plan, frozen: Collection[str] = ()) -> set[str]:
@@ -80,7 +81,7 @@ def test_random_layers_take_the_memory_predicted() -> None:
         found = predicted(training(plan.bound, item, needing(plan, frozen)))
         assert found == tracker(plan, dtype, grad=True, frozen=frozen), told
         frozen_layers += bool(frozen)
-        dropped += bool(plan.bound.drops)
+        dropped += bool(plan.bound.released)
     assert frozen_layers > 20
     assert dropped > 40
 
@@ -241,7 +242,7 @@ def test_random_networks_take_the_memory_predicted() -> None:
         assert predicted(inference(plan.bound, 4)) == tracker(plan, torch.float32, grad=False), str(network)
 
 
-def test_drops_reach_the_least_peak_there_is() -> None:
+def test_releases_reach_the_least_peak_there_is() -> None:
     """No further `del` would lower the peak: dropping every value right after its last use gives the same."""
     rng = random.Random(54)
     saved = 0
@@ -249,11 +250,11 @@ def test_drops_reach_the_least_peak_there_is() -> None:
         plan, *_ = random_layer(rng)
         program = plan.bound
         order = [op.out.name for op in program.ops]
-        kept = replace(program, drops={})
+        kept = replace(program, released={})
         peak = max(m.peak for m in inference(program, 4))
         assert peak <= max(m.peak for m in inference(kept, 4))
         saved += peak < max(m.peak for m in inference(kept, 4))
-        module_values = {name for names in program.drops.values() for name in names}
+        module_values = {name for names in program.released.values() for name in names}
         assert module_values <= set(order)
         # By hand: at each step, what is read now or later, and what is written.
         least = least_peak(plan)
@@ -280,7 +281,7 @@ def least_peak(plan: Plan) -> int:
         if k < len(gates):  # what is returned at the end lives
             later |= coefficients
         made = [o.out.name for o in ops[:k] if o.out.name in later]
-        scratch = room(forward_script(op, program.sizes, 4, evaluation=True))
+        scratch = most_at_once(forward_trace(op, TensorBytes(program, 4), evaluation=True))
         most = max(most, leaves + sum(count[n] for n in made) + scratch)
     return most
 

@@ -306,6 +306,6 @@ def _chunk_statements(
         condition = asked
         writer.margin = 16 if asked else 12
         found = writer.streamed(op, parts.get(op.out.name, ""))
-        found += writer.given_up(writer.at_work.drops.get(op.out.name, ()))
+        found += writer.given_up(writer.at_work.released.get(op.out.name, ()))
         lines += nested(found) if asked else found
     return lines

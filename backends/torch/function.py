@@ -81,8 +81,8 @@ def function_source(unit: FunctionUnit, name: str) -> str:
         return stream_source(a, name, unit.chunk, PRODUCTS[unit.flavour])
     own = {op.out.name for op in a.forward} - a.kept
     forward = released_forward(a)
-    drops = {name: tuple(v for v in dead if v in own) for name, dead in forward.drops.items()}
-    program = replace(forward, drops={name: dead for name, dead in drops.items() if dead})
+    released = {name: tuple(v for v in dead if v in own) for name, dead in forward.released.items()}
+    program = replace(forward, released={name: dead for name, dead in released.items() if dead})
     writer = Writer(program, attributes=False, product=PRODUCTS[unit.flavour])
     kept = [op.out for op in a.ops if op.out.name in a.kept and op.out in a.saved]
     lines = [
@@ -121,7 +121,7 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
     if unit.chunk is None:
         plain = replace(writer, program=released_inference(a), gelu="_gelu" if unit.aside else writer.gelu)
         ops = [op for op in plain.program.ops if op not in a.before]
-        statements = [line for op in ops for line in (*plain.drops(op), *plain.statement(op))]
+        statements = [line for op in ops for line in (*plain.releases(op), *plain.statement(op))]
         if unit.aside:
             condition = f"if torch.is_grad_enabled() and not _autocasts({arguments[0]}):"
             call = nested(wrapped(f"{target} = {name}.apply(", arguments, f")[0]{comment}", margin=12))
@@ -162,7 +162,7 @@ def _statements(writer: Writer, ops: Sequence[Op], conditions: Mapping[Op, str])
     lines = [f"{name} = {where}" for name, where in writer.runtime_sizes(ops).items()]
     part = ops[0].out.part
     for op in ops:
-        lines += writer.drops(op)
+        lines += writer.releases(op)
         if op.out.part != part:
             part = op.out.part
             lines.append("")

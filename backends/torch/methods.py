@@ -113,7 +113,7 @@ def coefficients(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
     else:
         lines.append(f"    def _coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:")
     for op in ops:
-        lines += indented([*(writer.drops(op) if gates else []), *writer.statement(op)])
+        lines += indented([*(writer.releases(op) if gates else []), *writer.statement(op)])
     lines.append(f"        return {_tuple(names)}")
     return lines
 
@@ -163,7 +163,7 @@ def forward(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
     for op in ops:
         if op in done:
             continue
-        lines += indented(writer.drops(op) if unit.function is None else [])
+        lines += indented(writer.releases(op) if unit.function is None else [])
         if op.out.part != part:
             part = op.out.part
             lines.append("")

@@ -181,9 +181,9 @@ class Writer:
             found[f"size_{index}"] = f"{self.ref(holder.name)}.shape[{holder.indices.index(index)}]"
         return found
 
-    def drops(self, op: Op) -> list[str]:
+    def releases(self, op: Op) -> list[str]:
         """`del` of the values that are given up before the op runs, so that they do not add to its memory."""
-        return self.given_up(self.program.drops.get(op.out.name, ()))
+        return self.given_up(self.program.released.get(op.out.name, ()))
 
     def given_up(self, names: Sequence[str]) -> list[str]:
         """`del` of some values, in as few lines as have room for them."""

@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 from tnmoe.autodiff.reverse_mode import DIFFERENTIABLE, fresh
 from tnmoe.autodiff.reverse_mode import gradients as reverse
 from tnmoe.costing.backward import training_cost
-from tnmoe.costing.op_cost import Cost, op_cost
+from tnmoe.costing.cost import Cost
+from tnmoe.costing.op_cost import op_cost
 from tnmoe.costing.saved import saved_elements, saved_values
 from tnmoe.errors import PlanError
+from tnmoe.ir.aliases import is_view
 from tnmoe.ir.contractions import Merge, Split
-from tnmoe.ir.dataflow import elements, gate_ops, is_view
+from tnmoe.ir.dataflow import elements, gate_ops
 from tnmoe.ir.ops import Op, operands
 from tnmoe.ir.program import Program
 from tnmoe.ir.value import Value
@@ -70,7 +72,7 @@ class Adjoint:
 
     def ending_in(self, forward: tuple[Op, ...]) -> Program:
         """The whole forward program with `forward` after what stays before it; nothing is given up."""
-        return verify(replace(self.program, ops=self.before + forward, drops={}), laid_out=True)
+        return verify(replace(self.program, ops=self.before + forward, released={}), laid_out=True)
 
     @property
     def reads(self) -> tuple[Value, ...]:
@@ -167,7 +169,7 @@ class Adjoint:
             inputs=(*data, self.seed),
             ops=ops,
             output=ops[-1].out,
-            drops={},
+            released={},
             coefficients=(),
             diagnostics=(),
         )

@@ -3,7 +3,7 @@
 What a chunk needs for a while lies in rooms that all chunks share, and what stays of it (the result, what is kept, the
 gradients of the inputs) in arrays over all tokens; gradients of weights are summed up. Where products do not write
 their result where they are told to, what is kept stays a tensor of each chunk, for an array would be a copy; and what
-a chunk makes besides is given up after its last use, so that the next product may take its memory, which is in the
+a chunk makes besides is released after its last use, so that the next product may take its memory, which is in the
 cache. The emitter writes what is decided here, and the memory report counts it.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tnmoe.autodiff.adjoint import Adjoint
+from tnmoe.ir.aliases import is_view, memory_owners
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Multiply, Reduce, matmul_groups
-from tnmoe.ir.dataflow import is_view, memory_owners
 from tnmoe.ir.ops import Op, operands
 from tnmoe.ir.pointwise_ops import Gelu, GeluBackward
 from tnmoe.ir.program import Program
@@ -39,8 +39,8 @@ class Pass:
         placing: whether products write their result where they are told to; oneDNN's do not.
         rooms: the room of each other result that is written where it is told to be.
         shapes: the axes of each room.
-        drops: names that a chunk gives up after an op, by the name of its result.
-        ends: names that it gives up at its end, when what is kept is noted.
+        released: names that a chunk releases after an op, by the name of its result.
+        ends: names that it releases at its end, when what is kept is noted.
     """
 
     program: Program
@@ -53,7 +53,7 @@ class Pass:
     placing: bool
     rooms: Mapping[str, int]
     shapes: tuple[tuple[str, ...], ...]
-    drops: Mapping[str, tuple[str, ...]]
+    released: Mapping[str, tuple[str, ...]]
     ends: tuple[str, ...]
 
     @property
@@ -91,8 +91,8 @@ def forward_pass(a: Adjoint, *, placing: bool) -> Pass:
     once = tuple(op for op in ops if token not in op.out.indices)
     chunk = tuple(op for op in ops if token in op.out.indices)
     rooms, shapes = _furnish(program, token, chunk, {v.name for v in (*arrays, *listed)}, placing)
-    drops, ends = _drops(program, token, chunk, listed, placing)
-    return Pass(program, token, once, chunk, (), arrays, listed, placing, rooms, shapes, drops, ends)
+    released, ends = _released(program, token, chunk, listed, placing)
+    return Pass(program, token, once, chunk, (), arrays, listed, placing, rooms, shapes, released, ends)
 
 
 def backward_pass(a: Adjoint, *, placing: bool) -> Pass:
@@ -111,8 +111,8 @@ def backward_pass(a: Adjoint, *, placing: bool) -> Pass:
             (after if waits else once).append(op)
             late |= {op.out.name} if waits else set()
     rooms, shapes = _furnish(program, token, chunk, {v.name for v in arrays}, placing)
-    drops, ends = _drops(program, token, chunk, (), placing)
-    return Pass(program, token, tuple(once), chunk, tuple(after), arrays, (), placing, rooms, shapes, drops, ends)
+    released, ends = _released(program, token, chunk, (), placing)
+    return Pass(program, token, tuple(once), chunk, tuple(after), arrays, (), placing, rooms, shapes, released, ends)
 
 
 def _placed(op: Op, token: str, placing: bool) -> bool:
@@ -123,7 +123,7 @@ def _placed(op: Op, token: str, placing: bool) -> bool:
     return isinstance(op, (Reduce, *ELEMENTWISE))
 
 
-def _drops(
+def _released(
     program: Program, token: str, ops: Sequence[Op], listed: Sequence[Value], placing: bool
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """The names of tensors that a chunk makes: by the op that reads each last, and those of what is kept."""
@@ -132,11 +132,11 @@ def _drops(
     kept = {v.name for v in listed}
     names = {op.out.name for op in ops if owner[op.out.name] in own}
     last = {v.name: op for op in ops for v in (*operands(op), op.out) if v.name in names}
-    found: dict[str, tuple[str, ...]] = {}
+    released: dict[str, tuple[str, ...]] = {}
     for name, op in last.items():
         if owner[name] not in kept:
-            found[op.out.name] = (*found.get(op.out.name, ()), name)
-    return found, tuple(name for name in last if owner[name] in kept)
+            released[op.out.name] = (*released.get(op.out.name, ()), name)
+    return released, tuple(name for name in last if owner[name] in kept)
 
 
 def _furnish(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from tnmoe.costing.op_cost import op_cost
 from tnmoe.errors import PlanError
-from tnmoe.ir.dataflow import elements, is_view
+from tnmoe.ir.aliases import is_view
+from tnmoe.ir.dataflow import elements
 from tnmoe.ir.ops import Op, operands
 
 SHARES = {"save": 1 / 200, "recompute": 3 / 20}

@@ -13,7 +13,8 @@ from typing import cast
 
 import sympy
 
-from tnmoe.costing.op_cost import Cost, Estimate, estimate
+from tnmoe.costing.cost import Cost
+from tnmoe.costing.op_cost import Estimate, estimate
 from tnmoe.ir.contractions import Merge, Split
 from tnmoe.ir.ops import Op, operands, results
 from tnmoe.ir.program import Program

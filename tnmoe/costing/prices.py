@@ -64,7 +64,7 @@ def _figure(
             live = propagate(ops, needing)
             kept = {v.name: v for op in ops for v in saved_values(op, sizes, live) if v.name not in leaves}
             values = [elements(v.indices, sizes) for v in kept.values()]
-            return sum(values + [saved_inside(op, sizes, live) for op in ops])
+            return sum(values + [saved_inside(op, sizes, live).elements for op in ops])
         case "traffic":
             moved = [forward_traffic(op, sizes) for op in ops]
             return cast(int, sum(t.read + t.written for t in moved))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tnmoe.costing.op_cost import Cost, Estimate
+from tnmoe.costing.cost import Cost
+from tnmoe.costing.op_cost import Estimate
 from tnmoe.costing.traffic import Traffic, forward_traffic
 from tnmoe.ir.program import Program
 from tnmoe.render.table import Cell, Table

@@ -6,17 +6,20 @@ reads the slices that its tokens choose, and never more than there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
 import sympy
 
+from tnmoe.costing.cost import Sizes
+from tnmoe.costing.routing_cost import chosen_slices
 from tnmoe.costing.saved import saved_inside, saved_values
-from tnmoe.ir.dataflow import elements, is_view
+from tnmoe.ir.aliases import is_view
+from tnmoe.ir.dataflow import elements
 from tnmoe.ir.ops import Op, operands, results
 from tnmoe.ir.program import Program
-from tnmoe.ir.routing_ops import Gather, GroupedContract, ScatterAdd
+from tnmoe.ir.routing_ops import RoutingOp, ScatterAdd
 from tnmoe.ir.value import Value
 from tnmoe.symbolic.dims import Dim
 
@@ -32,7 +35,7 @@ class Traffic:
         return Traffic(self.read + other.read, self.written + other.written)
 
 
-def forward_traffic(op: Op, sizes: Mapping[str, Dim]) -> Traffic:
+def forward_traffic(op: Op, sizes: Sizes) -> Traffic:
     """What an op reads and writes; an operand that it reads twice counts once, and a view moves nothing."""
     if is_view(op):
         return Traffic()
@@ -40,7 +43,7 @@ def forward_traffic(op: Op, sizes: Mapping[str, Dim]) -> Traffic:
     return Traffic(read, total(elements(v.indices, sizes) for v in results(op)))
 
 
-def gradient_traffic(op: Op, operand: Value, sizes: Mapping[str, Dim]) -> Traffic:
+def gradient_traffic(op: Op, operand: Value, sizes: Sizes) -> Traffic:
     """What the gradient of one operand reads (the result's gradient, and what was saved for it) and writes.
 
     Raises:
@@ -52,7 +55,7 @@ def gradient_traffic(op: Op, operand: Value, sizes: Mapping[str, Dim]) -> Traffi
     kept = _distinct(saved_values(op, sizes, alone))
     read_again = (v for v in kept if not (isinstance(op, ScatterAdd) and v == op.x))  # which is kept for its shape
     saved = total(elements(v.indices, sizes) for v in read_again)
-    read = elements(op.out.indices, sizes) + saved + saved_inside(op, sizes, alone)
+    read = elements(op.out.indices, sizes) + saved + saved_inside(op, sizes, alone).elements
     return Traffic(read, elements(operand.indices, sizes))
 
 
@@ -68,12 +71,13 @@ def touched_parameters(program: Program) -> Dim:
 
 def _stored(program: Program, *, tokens: bool) -> Dim:
     sizes = program.sizes if tokens else _one_token(program)
-    found: list[Dim] = []
+    stored: list[Dim] = []
     for p in program.parameters:
-        value = Value(p.name, p.indices)
-        routed = [_read(op, value, sizes) for op in program.ops if _picks(op, p.name)]
-        found.append(routed[0] if routed else elements(p.indices, program.sizes))
-    return total(found)
+        routed = (chosen_slices(op, p.name, sizes) for op in program.ops if isinstance(op, RoutingOp))
+        chosen = next((slices for slices in routed if slices is not None), None)
+        every = elements(p.indices, program.sizes)
+        stored.append(every if chosen is None else chosen * elements(p.indices[1:], sizes))
+    return total(stored)
 
 
 def _one_token(program: Program) -> dict[str, Dim]:
@@ -84,41 +88,15 @@ def _one_token(program: Program) -> dict[str, Dim]:
     return {**program.sizes, **{i: int(d) if d.is_Integer else d for i, d in lengths.items()}}
 
 
-def _picks(op: Op, name: str) -> bool:
-    """True if the op reads only chosen slices of the value `name`."""
-    match op:
-        case GroupedContract(rhs=rhs, bias=bias):
-            return name in (rhs.name, bias.name if bias else None)
-        case Gather(x=x):
-            return name == x.name
-    return False
-
-
-def _read(op: Op, value: Value, sizes: Mapping[str, Dim]) -> Dim:
+def _read(op: Op, value: Value, sizes: Sizes) -> Dim:
     """Elements that an op reads of an operand: of a routed one as many slices as are chosen, at most all."""
-    if not _picks(op, value.name):
-        return elements(value.indices, sizes)
-    assert isinstance(op, GroupedContract | Gather)
-    index, chosen = (
-        (op.rhs.indices[0], op.lhs.indices[:1])
-        if isinstance(op, GroupedContract)
-        else (
-            op.index,
-            op.positions.indices,
-        )
-    )
-    one = elements(tuple(i for i in value.indices if i != index), sizes)
-    return one * least(sizes[index], elements(chosen, sizes))
+    chosen = chosen_slices(op, value.name, sizes) if isinstance(op, RoutingOp) else None
+    return elements(value.indices, sizes) if chosen is None else chosen * elements(value.indices[1:], sizes)
 
 
-def least(a: Dim, b: Dim) -> Dim:
-    """The smaller of two sizes."""
-    return min(a, b) if isinstance(a, int) and isinstance(b, int) else cast(Dim, sympy.Min(a, b))
-
-
-def total(found: Iterable[Dim]) -> Dim:
+def total(amounts: Iterable[Dim]) -> Dim:
     """The sum of sizes, 0 of none."""
-    return sum(found, start=cast(Dim, 0))
+    return sum(amounts, start=cast(Dim, 0))
 
 
 def _distinct(values: Iterable[Value]) -> list[Value]:

@@ -18,108 +18,108 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from tnmoe.costing.saved import differentiated, saved_values, storages
-from tnmoe.footprint.allocations import forward_script, saved_inside_bytes
+from tnmoe.costing.saved import differentiated, saved_values
+from tnmoe.footprint.allocations import forward_trace
 from tnmoe.footprint.autograd import Backward, inside
-from tnmoe.footprint.timeline import Heap, Moment, size
-from tnmoe.ir.dataflow import execution_order, gate_ops, memory_owners
+from tnmoe.footprint.tensor_bytes import TensorBytes
+from tnmoe.footprint.timeline import MemoryTimeline, Step
+from tnmoe.ir.bound import BoundProgram
 from tnmoe.ir.ops import Op, operands, propagate, results
-from tnmoe.ir.program import Program
 
 
-def inference(program: Program, item: int) -> list[Moment]:
-    """The timeline of a forward pass without autograd, in evaluation mode; `item` is the bytes of an element."""
-    heap = leaves(program, item)
-    run_forward(program, heap, item, "inference")
-    return heap.moments
+def inference(program: BoundProgram, itemsize: int) -> list[Step]:
+    """The timeline of a forward pass without autograd, in evaluation mode; `itemsize` is the bytes of an element."""
+    tensors = TensorBytes(program, itemsize)
+    timeline = leaves(tensors)
+    run_forward(tensors, timeline, "inference")
+    return timeline.steps
 
 
-def training(program: Program, item: int, needing: Set[str]) -> list[Moment]:
+def training(program: BoundProgram, itemsize: int, requires_grad: Set[str]) -> list[Step]:
     """The timeline of a forward pass and of the backward pass after it.
 
     Args:
-        program: bound.
-        item: bytes of an element.
-        needing: the leaves that need a gradient.
+        program: what is run.
+        itemsize: bytes of an element.
+        requires_grad: the leaves that need a gradient.
     """
-    heap = leaves(program, item)
-    live = propagate(program.ops, needing, integers=False)
-    run_forward(program, heap, item, "forward", live)
-    if program.output.name in live:
-        walk = Backward(program, heap, item, live, memory_owners(program))
+    tensors = TensorBytes(program, itemsize, propagate(program.ops, requires_grad, integers=False))
+    timeline = leaves(tensors)
+    run_forward(tensors, timeline, "forward")
+    if tensors.needs(program.output):
+        walk = Backward(tensors, timeline)
         walk.begin()
-        walk.run(execution_order(program))
-    return heap.moments
+        walk.run(program.order)
+    return timeline.steps
 
 
-def leaves(program: Program, item: int) -> Heap:
-    """A heap that holds weights and inputs."""
-    heap = Heap()
-    inputs = {v.name for v in program.inputs}
-    for v in program.leaves:
-        heap.hold(v.name, size(v, program.sizes, item), "inputs" if v.name in inputs else "weights")
-    return heap
+def leaves(tensors: TensorBytes) -> MemoryTimeline:
+    """A timeline that holds weights and inputs."""
+    timeline = MemoryTimeline()
+    inputs = {v.name for v in tensors.program.inputs}
+    for v in tensors.program.leaves:
+        timeline.hold(v.name, tensors.of(v), "inputs" if v.name in inputs else "weights")
+    return timeline
 
 
-def run_forward(program: Program, heap: Heap, item: int, phase: str, needing: Set[str] = frozenset()) -> None:
-    """Run the forward pass on a heap that holds the leaves; without `needing`, nothing is kept for a backward pass."""
-    owner = memory_owners(program, evaluation=phase == "inference")
-    passed = differentiated(program, needing)
-    kept = {owner[v.name] for op in passed for v in saved_values(op, program.sizes, needing)}
+def run_forward(tensors: TensorBytes, timeline: MemoryTimeline, phase: str) -> None:
+    """Run the forward pass on a timeline that holds the leaves; what needs a gradient is kept for a backward pass."""
+    program = tensors.program
+    owner = program.evaluation_owner if phase == "inference" else program.owner
+    passed = differentiated(program, tensors.requires_grad)
+    kept = {owner[v.name] for op in passed for v in saved_values(op, program.sizes, tensors.requires_grad)}
     kept |= {inside(op) for op in passed}
-    gates = gate_ops(program)
-    run_ops(program, gates, heap, item, phase, kept, needing)
-    leave(heap, gates, kept.union(owner[v.name] for op in gates for v in results(op) if v.name in program.coefficients))
-    run_ops(program, execution_order(program)[len(gates) :], heap, item, phase, kept, needing)
-    leave(heap, program.ops, kept | {owner[program.output.name]})
+    gates = program.gates
+    run_ops(tensors, gates, timeline, phase, kept)
+    coefficients = (owner[v.name] for op in gates for v in results(op) if v.name in program.coefficients)
+    leave(timeline, gates, kept.union(coefficients))
+    run_ops(tensors, program.order[len(gates) :], timeline, phase, kept)
+    leave(timeline, program.ops, kept | {owner[program.output.name]})
 
 
 def run_ops(
-    program: Program,
+    tensors: TensorBytes,
     ops: Sequence[Op],
-    heap: Heap,
-    item: int,
+    timeline: MemoryTimeline,
     phase: str,
     kept: Set[str] = frozenset(),
-    needing: Set[str] = frozenset(),
     skipped: Set[Op] = frozenset(),
 ) -> None:
     """Run some ops of a program, in order, and hold what they make.
 
     Args:
-        program: says what is dropped when, and what is a view of what.
-        ops, heap, item, phase: as in `run_forward`.
+        tensors: of a program, which says what is released when, and what is a view of what.
+        ops, timeline, phase: as in `run_forward`.
         kept: names of the values that somebody else holds as well, for the backward pass.
-        needing: names of the values that need a gradient.
-        skipped: ops that do not run; what is dropped before them is.
+        skipped: ops that do not run; what is released before them is.
     """
-    owner, held = memory_owners(program, evaluation=phase == "inference"), storages(program)
-    read_back = {owner[v.name] for op in ops for v in saved_values(op, program.sizes, needing)}  # while they are alive
+    program, evaluation = tensors.program, phase == "inference"
+    owner = program.evaluation_owner if evaluation else program.owner
+    saved = (v for op in ops for v in saved_values(op, program.sizes, tensors.requires_grad))
+    held = kept | {owner[v.name] for v in saved}  # while they are alive
     for op in ops:
-        for name in program.drops.get(op.out.name, ()):
+        for name in program.released.get(op.out.name, ()):
             storage = owner[name]
-            if storage in heap.held and storage not in kept | read_back:  # all names of a memory are dropped at once
-                heap.free(storage)
+            if storage in timeline.held and storage not in held:  # all names of a memory are released at once
+                timeline.free(storage)
         if op in skipped:
             continue
         over = op.out.name in program.overwrites
-        script = () if over else forward_script(op, program.sizes, item, needing, evaluation=phase == "inference")
-        heap.step(phase, op.out.name, script)
+        timeline.step(phase, op.out.name, () if over else forward_trace(op, tensors, evaluation=evaluation))
         for v in results(op):
             if owner[v.name] == v.name:
-                room = size(held.get(v.name, v), program.sizes, item)
-                heap.hold(v.name, room, "saved" if v.name in kept else "temporaries")
-        if any(v.name in needing for v in operands(op)):
-            room = saved_inside_bytes(op, program.sizes, item, needing)
-            heap.hold(inside(op), room, "saved" if inside(op) in kept else "temporaries")
-        heap.done()
+                count = tensors.of(program.storages.get(v.name, v))
+                timeline.hold(v.name, count, "saved" if v.name in kept else "temporaries")
+        if any(tensors.needs(v) for v in operands(op)):
+            timeline.hold(inside(op), tensors.kept_inside(op), "saved" if inside(op) in kept else "temporaries")
+        timeline.done()
 
 
-def leave(heap: Heap, ops: Sequence[Op], but: Set[str]) -> None:
+def leave(timeline: MemoryTimeline, ops: Sequence[Op], but: Set[str]) -> None:
     """A function returns: its values go, unless somebody else holds them."""
     for op in ops:
         for name in (*(v.name for v in results(op)), inside(op)):
-            if name in heap.held and name not in but:
-                heap.free(name)
-    if heap.moments:
-        heap.done()
+            if name in timeline.held and name not in but:
+                timeline.free(name)
+    if timeline.steps:
+        timeline.done()

@@ -1,17 +1,17 @@
 """Which bytes a routing primitive takes and gives back while it runs, statement by statement of the emitted functions.
 
-The scripts follow `backends/runtime/routing_functions.py` and `backends/runtime/grouped_matmul.py` (its loop over
+The traces follow `backends/runtime/routing_functions.py` and `backends/runtime/grouped_matmul.py` (its loop over
 experts), and what autograd does backwards with each statement. What depends on the load of the experts is counted for
 the load of `LOAD`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-
-from tnmoe.costing import routing_saved
+from tnmoe.costing.routing_cost import best
 from tnmoe.errors import no_rule
-from tnmoe.footprint.timeline import Script, entries, lines, size, whole
+from tnmoe.footprint.tensor_bytes import TensorBytes
+from tnmoe.footprint.timeline import AllocationTrace
+from tnmoe.ir.aliases import sorted_in_place
 from tnmoe.ir.routing_ops import (
     CapacitySlots,
     Dropped,
@@ -33,7 +33,6 @@ from tnmoe.ir.routing_ops import (
     ZLoss,
 )
 from tnmoe.ir.value import INTEGER_BYTES, Value
-from tnmoe.symbolic.dims import Dim
 
 LOAD = (
     "Products of sorted rows are counted as the loop over experts makes them, with all experts chosen alike and no "
@@ -42,34 +41,33 @@ LOAD = (
     "Not counted: what compiled modules, and the kernel for all experts at once (bfloat16 on CUDA), allocate instead."
 )
 
-Sizes = Mapping[str, Dim]
 INT = INTEGER_BYTES
 
 
-def forward(op: RoutingOp, sizes: Sizes, item: int, needing: Set[str], *, evaluation: bool) -> Script:
-    """As `tnmoe.footprint.allocations.forward_script`."""
-    out = size(op.out, sizes, item)
-    kept = any(v.name in needing for v in _read(op))
+def forward(op: RoutingOp, tensors: TensorBytes, *, evaluation: bool) -> AllocationTrace:
+    """As `tnmoe.footprint.allocations.forward_trace`."""
+    out = tensors.of(op.out)
+    kept = bool(tensors.wanted(op))
     match op:
         case TopK(_, positions, x):
-            full, ints = size(x, sizes, item), INT * entries(x.indices, sizes)
-            if routing_saved.sorted_in_place(op, sizes):
+            full, ints = tensors.of(x), INT * tensors.entries(x.indices)
+            if sorted_in_place(op, tensors.program.sizes):
                 return full, ints
-            return full, ints, out, size(positions, sizes, item), -full, 0 if kept else -ints
+            return full, ints, out, tensors.of(positions), -full, 0 if kept else -ints
         case ProductTopK():
-            return _product_top_k(op, sizes, item, needing)
+            return _product_top_k(op, tensors)
         case PairPositions(_, lhs):  # product, sum
-            product = size(lhs, sizes, item)
+            product = tensors.of(lhs)
             return product, out, -product
         case Noise(_, _, scale):  # softplus, draw, product, sum
-            drawn = 0 if scale.name in needing else -out
+            drawn = 0 if tensors.needs(scale) else -out
             return () if evaluation else (out, out, out, -out, drawn, out, -out)
         case Normalise():
-            return _normalise(op, sizes, item, kept=kept)
+            return _normalise(op, tensors, kept=kept)
         case SortSlots():
-            return _sort_slots(op, sizes)
+            return _sort_slots(op, tensors)
         case CapacitySlots():
-            return _capacity_slots(op, sizes, item, kept=kept)
+            return _capacity_slots(op, tensors, kept=kept)
         case ScatterAdd() | Spread():  # zeros; the sum, out of place
             return out, out, -out
         case GroupedContract():  # one product for each expert, zeros for the null ones; all of them in one
@@ -82,42 +80,42 @@ def forward(op: RoutingOp, sizes: Sizes, item: int, needing: Set[str], *, evalua
             no_rule(op, "what it allocates")
 
 
-def backward(op: RoutingOp, sizes: Sizes, item: int, needing: Set[str], stored: Set[str]) -> tuple[Script, ...]:
-    """As `tnmoe.footprint.allocations.backward_scripts`.
+def backward(op: RoutingOp, tensors: TensorBytes) -> tuple[AllocationTrace, ...]:
+    """As `tnmoe.footprint.allocations.backward_traces`.
 
-    All but the first of several scripts also give back what the first has made, and what the op keeps inside.
+    All but the first of several traces also give back what the first has made, and what the op keeps inside.
     """
-    out = size(op.out, sizes, item)
+    out = tensors.of(op.out)
     match op:
         case TopK(_, _, x):  # a slice; a scatter, out of place
-            full = size(x, sizes, item)
-            whole_row = sizes[op.out.indices[-1]] == sizes[op.index]
+            full = tensors.of(x)
+            whole_row = tensors.size(op.out.indices[-1]) == tensors.size(op.index)
             scatter = (full, full, -full)
             return (scatter,) if whole_row else ((full,), (*scatter, -full))
         case ProductTopK():
-            return _product_top_k_backward(op, sizes, item, needing)
+            return _product_top_k_backward(op, tensors)
         case Noise(_, _, scale):  # product; the derivative of softplus
-            return ((out, -out, out, -out),) if scale.name in needing else ((),)
+            return ((out, -out, out, -out),) if tensors.needs(scale) else ((),)
         case Normalise():
-            return _normalise_backward(op, sizes, item)
+            return _normalise_backward(op, tensors)
         case CapacitySlots(_, _, shares):  # where; a sum into the choices, out of place
-            full, places = size(shares, sizes, item), entries(op.out.indices, sizes)
-            return (item, out, -item), (-places, full, full, -full, -out, -INT * places)
+            full, places = tensors.of(shares), tensors.entries(op.out.indices)
+            return (tensors.itemsize, out, -tensors.itemsize), (-places, full, full, -full, -out, -INT * places)
         case Gather(_, x, _, _, sparse):
-            full = size(x, sizes, item)
+            full = tensors.of(x)
             if sparse:
                 return ((),)
-            embedded = len(x.indices) == 2 and x.name in stored
+            embedded = len(x.indices) == 2 and x.name in tensors.program.stored
             return ((full,),) if embedded else ((full, full, -full),)  # else a sum into zeros, out of place
         case Unsort(_, x):  # a sum into zeros, out of place
-            full = size(x, sizes, item)
+            full = tensors.of(x)
             return ((full, full, -full),)
         case ScatterAdd(_, x) | Spread(_, Value() as x):
-            return ((size(x, sizes, item),),)
+            return ((tensors.of(x),),)
         case Select(_, x):
-            return ((size(x, sizes, item),),)
+            return ((tensors.of(x),),)
         case GroupedContract():
-            return _grouped_backward(op, sizes, item, needing)
+            return _grouped_backward(op, tensors)
         case Spread():  # of ones, which need no gradient
             return ((),)
         case PairPositions() | SortSlots() | LoadBalance() | ZLoss() | Dropped() | Missed():  # no gradient passes
@@ -126,84 +124,107 @@ def backward(op: RoutingOp, sizes: Sizes, item: int, needing: Set[str], stored: 
             no_rule(op, "what its gradients allocate")
 
 
-def _read(op: RoutingOp) -> Sequence[Value]:
-    """Operands that may need a gradient."""
-    names = ("x", "lhs", "rhs", "bias", "scale", "shares")
-    return [v for name in names if isinstance(v := getattr(op, name, None), Value)]
+# ---- gradients that are no arrays of their own -----------------------------------------------------------------
+
+
+def passes_on(op: RoutingOp, value: Value) -> bool:
+    """True if the gradient of an operand is that of the result, the same bytes."""
+    # Of a sparse gather these are the rows of the gradient, beside their positions.
+    return (isinstance(op, Noise) and value == op.x) or is_sparse(op)
+
+
+def gradient_order(op: RoutingOp, value: Value) -> tuple[str, ...]:
+    """How torch lays out the gradient of an operand: that of `CapacitySlots` as a transpose."""
+    return value.indices[::-1] if isinstance(op, CapacitySlots) else value.indices
+
+
+def copies_gradient(op: RoutingOp, tensors: TensorBytes) -> bool:
+    """Whether a gradient of the result that is not laid out as it is has to be copied."""
+    return is_sparse(op) or (isinstance(op, Unsort) and all(tensors.size(i) != 1 for i in op.out.indices[:2]))
+
+
+def reads_to_the_end(op: RoutingOp) -> bool:
+    """`TopK` undoes its slice first, for which it needs no positions."""
+    return isinstance(op, TopK)
+
+
+def is_sparse(op: RoutingOp) -> bool:
+    """Whether the gradient of what an op reads is a list of rows with their positions."""
+    return isinstance(op, Gather) and op.sparse
 
 
 # ---- choosing ------------------------------------------------------------------------------------------------
 
 
-def _product_top_k(op: ProductTopK, sizes: Sizes, item: int, needing: Set[str]) -> Script:
+def _product_top_k(op: ProductTopK, tensors: TensorBytes) -> AllocationTrace:
     """`product_top_k`: the best of either side, their sums, the best of these; positions on either side."""
-    out, ints = size(op.out, sizes, item), size(op.positions, sizes, item)
-    a, b = (whole(routing_saved.best(op, v, sizes)) for v in (op.lhs, op.rhs))
-    pairs = item * _pairs(op, sizes)
-    kept_a, kept_b = (op.lhs.name in needing, op.rhs.name in needing)
+    out, ints = tensors.of(op.out), tensors.of(op.positions)
+    a, b = (int(best(op, v, tensors.program.sizes)) for v in (op.lhs, op.rhs))
+    pairs = tensors.itemsize * _pairs(op, tensors)
+    kept_a, kept_b = (tensors.needs(op.lhs), tensors.needs(op.rhs))
     return (
-        *(item * a, INT * a, item * b, INT * b),
+        *(tensors.itemsize * a, INT * a, tensors.itemsize * b, INT * b),
         *(pairs, out, ints, -pairs),
         *(ints, ints, -ints, ints, -ints),  # on the left: quotient, gather, product
         *(ints, ints, -ints, ints, -2 * ints),  # on the right: remainder, gather; sum
-        *(0 if kept_a or kept_b else -ints, -item * (a + b)),
+        *(0 if kept_a or kept_b else -ints, -tensors.itemsize * (a + b)),
         *(0 if kept_a else -INT * a, 0 if kept_b else -INT * b),
     )
 
 
-def _pairs(op: ProductTopK, sizes: Sizes) -> int:
+def _pairs(op: ProductTopK, tensors: TensorBytes) -> int:
     """All pairs of the best."""
-    each = lines(op.out, op.out.indices[-1], sizes)
-    a, b = (whole(routing_saved.best(op, v, sizes)) for v in (op.lhs, op.rhs))
+    each = tensors.lines(op.out, op.out.indices[-1])
+    a, b = (int(best(op, v, tensors.program.sizes)) for v in (op.lhs, op.rhs))
     return a * b // max(1, each)
 
 
-def _product_top_k_backward(op: ProductTopK, sizes: Sizes, item: int, needing: Set[str]) -> tuple[Script, ...]:
+def _product_top_k_backward(op: ProductTopK, tensors: TensorBytes) -> tuple[AllocationTrace, ...]:
     """A scatter into the pairs; sums over either side; a scatter into each."""
-    pairs, each = item * _pairs(op, sizes), lines(op.out, op.out.indices[-1], sizes)
-    ints = size(op.positions, sizes, item)
-    parts = {v.name: whole(routing_saved.best(op, v, sizes)) for v in (op.lhs, op.rhs)}
-    wanted = [v for v in (op.lhs, op.rhs) if v.name in needing]
+    pairs, each = tensors.itemsize * _pairs(op, tensors), tensors.lines(op.out, op.out.indices[-1])
+    ints = tensors.of(op.positions)
+    parts = {v.name: int(best(op, v, tensors.program.sizes)) for v in (op.lhs, op.rhs)}
+    wanted = [v for v in (op.lhs, op.rhs) if tensors.needs(v)]
     other = {op.lhs.name: op.rhs.name, op.rhs.name: op.lhs.name}
-    summed = [0 if parts[other[v.name]] == each else item * parts[v.name] for v in wanted]
+    summed = [0 if parts[other[v.name]] == each else tensors.itemsize * parts[v.name] for v in wanted]
     # A sum over one entry is no sum: then the gradient of the pairs is that of the side, and lives as long.
     until = 0 if 0 in summed else -pairs
     after: list[int] = [-ints, *summed, until]
-    for v, best in reversed(list(zip(wanted, summed, strict=True))):
-        full = size(v, sizes, item)
-        after += [full, full, -full, -best, -INT * parts[v.name]]
+    for v, of_side in reversed(list(zip(wanted, summed, strict=True))):
+        full = tensors.of(v)
+        after += [full, full, -full, -of_side, -INT * parts[v.name]]
     return (pairs, pairs, -pairs), tuple(after)
 
 
-def _normalise(op: Normalise, sizes: Sizes, item: int, *, kept: bool) -> Script:
+def _normalise(op: Normalise, tensors: TensorBytes, *, kept: bool) -> AllocationTrace:
     """(What is counted, the product with that;) sum, whether it is 0, one instead of 0, quotient."""
-    full, sums = entries(op.x.indices, sizes), entries(op.x.indices[:-1], sizes)
-    line = item * sums
-    masked = (full, item * full, 0 if kept else -full) if op.positions is not None else ()
-    unmasked = -item * full if op.positions is not None and not kept else 0
-    where = (line, sums, item, line, -item, 0 if kept else -sums)
-    return (*masked, *where, item * full, -line, 0 if kept else -line, unmasked)
+    full, sums = tensors.entries(op.x.indices), tensors.entries(op.x.indices[:-1])
+    line = tensors.itemsize * sums
+    masked = (full, tensors.itemsize * full, 0 if kept else -full) if op.positions is not None else ()
+    unmasked = -tensors.itemsize * full if op.positions is not None and not kept else 0
+    where = (line, sums, tensors.itemsize, line, -tensors.itemsize, 0 if kept else -sums)
+    return (*masked, *where, tensors.itemsize * full, -line, 0 if kept else -line, unmasked)
 
 
-def _normalise_backward(op: Normalise, sizes: Sizes, item: int) -> tuple[Script, ...]:
-    full, sums = size(op.x, sizes, item), entries(op.x.indices[:-1], sizes)
-    line = item * sums
+def _normalise_backward(op: Normalise, tensors: TensorBytes) -> tuple[AllocationTrace, ...]:
+    full, sums = tensors.of(op.x), tensors.entries(op.x.indices[:-1])
+    line = tensors.itemsize * sums
     quotient = (full, full, full, full, -3 * full, full, line, -full)  # of the divisor in four; of what is divided
     masked = op.positions is not None
-    total = (item, line, -item, -line, -sums)  # where
+    total = (tensors.itemsize, line, -tensors.itemsize, -line, -sums)  # where
     added = (full, -full, -line)  # both gradients of x
-    product = (full, -full, -full // item) if masked else ()
+    product = (full, -full, -full // tensors.itemsize) if masked else ()
     return quotient, (-line, -full if masked else 0, *total, *added, *product)
 
 
 # ---- dispatch ------------------------------------------------------------------------------------------------
 
 
-def _sort_slots(op: SortSlots, sizes: Sizes) -> Script:
+def _sort_slots(op: SortSlots, tensors: TensorBytes) -> AllocationTrace:
     """`sort_slots`: a sort, counts, the sort of its order, the tokens; `sort_slots_in_blocks` after it."""
-    slots, experts = INT * entries(op.positions.indices, sizes), INT * entries(op.counts.indices, sizes)
-    total = INT * entries(op.rows.indices, sizes)
-    found = (
+    slots, experts = INT * tensors.entries(op.positions.indices), INT * tensors.entries(op.counts.indices)
+    total = INT * tensors.entries(op.rows.indices)
+    one_by_one = (
         *(slots, slots, -slots),  # entries are given back
         *(experts, slots, experts, -experts, -slots),  # zeros, ones, counts
         *(slots, slots, -slots),
@@ -211,10 +232,10 @@ def _sort_slots(op: SortSlots, sizes: Sizes) -> Script:
     )
     choices = slots // INT
     if op.block == 1 or choices <= 2 * (experts // INT):
-        return found
+        return one_by_one
     last = (experts // INT, experts, INT, experts, -INT, -experts // INT, -experts, INT, -experts)
     return (
-        *found,
+        *one_by_one,
         *(experts, experts, -experts, experts, -experts, experts, -experts),  # padded
         *last,
         *(INT, INT, -INT, experts, -INT, -experts),  # what is left
@@ -225,14 +246,14 @@ def _sort_slots(op: SortSlots, sizes: Sizes) -> Script:
     )
 
 
-def _capacity_slots(op: CapacitySlots, sizes: Sizes, item: int, *, kept: bool) -> Script:
+def _capacity_slots(op: CapacitySlots, tensors: TensorBytes, *, kept: bool) -> AllocationTrace:
     """`capacity_slots`: a sort; where each expert's choices start; the choice in each slot; its share and token."""
-    tokens, choices = (whole(sizes[i]) for i in op.positions.indices)
-    experts, width = (whole(sizes[i]) for i in op.out.indices)
+    tokens, choices = (tensors.size(i) for i in op.positions.indices)
+    experts, width = (tensors.size(i) for i in op.out.indices)
     places, slots = experts * width, tokens * choices
     copied = 0 if 1 in (tokens, choices) else 1  # a transpose of one row is a view
     chosen, order, ends, table = INT * slots * copied, INT * slots, INT * experts, INT * places
-    shares = item * slots * copied
+    shares = tensors.itemsize * slots * copied
     return (
         chosen,
         *(order, order, -order),
@@ -241,7 +262,15 @@ def _capacity_slots(op: CapacitySlots, sizes: Sizes, item: int, *, kept: bool) -
         *(INT * width, table, -INT * width),
         places,
         *(table, table, -table, -table),
-        *(shares, item * places, -shares, item, item * places, -item, -item * places),
+        *(
+            shares,
+            tensors.itemsize * places,
+            -shares,
+            tensors.itemsize,
+            tensors.itemsize * places,
+            -tensors.itemsize,
+            -tensors.itemsize * places,
+        ),
         *(table, INT, table, -INT, -table),
         *(-chosen, -order, -2 * ends),
         *(() if kept else (-table, -places)),
@@ -251,28 +280,28 @@ def _capacity_slots(op: CapacitySlots, sizes: Sizes, item: int, *, kept: bool) -
 # ---- products of rows ----------------------------------------------------------------------------------------
 
 
-def _grouped_backward(op: GroupedContract, sizes: Sizes, item: int, needing: Set[str]) -> tuple[Script, ...]:
+def _grouped_backward(op: GroupedContract, tensors: TensorBytes) -> tuple[AllocationTrace, ...]:
     """The products of each expert, the last one first; then the gradients of the slices in one, of rows at the end."""
-    of_rows = size(op.lhs, sizes, item) if op.lhs.name in needing else 0
-    experts = whole(sizes[op.rhs.indices[0]])
-    of_weight = size(op.rhs, sizes, item) if op.rhs.name in needing else 0
-    of_bias = size(op.bias, sizes, item) if op.bias is not None and op.bias.name in needing else 0
+    of_rows = tensors.of(op.lhs) if tensors.needs(op.lhs) else 0
+    experts = tensors.size(op.rhs.indices[0])
+    of_weight = tensors.of(op.rhs) if tensors.needs(op.rhs) else 0
+    of_bias = tensors.of(op.bias) if op.bias is not None and tensors.needs(op.bias) else 0
     matrix, offset = of_weight // experts, of_bias // experts
-    total = whole(sizes[op.lhs.indices[0]])
-    script: list[int] = []
+    total = tensors.size(op.lhs.indices[0])
+    trace: list[int] = []
     added: list[int] = []  # after the last product
-    if total > 2 * whole(sizes[op.counts.indices[0]]):
-        script += [of_rows, of_weight, of_bias]
+    if total > 2 * tensors.size(op.counts.indices[0]):
+        trace += [of_rows, of_weight, of_bias]
         used = experts
     else:  # a product for each row, whose gradients add up out of place
         row, used = of_rows // max(1, total), min(experts, total)
         for n in reversed(range(used)):
             for again in range(total // experts + (n < total % experts)):
-                script += [*added, row, matrix, offset]
+                trace += [*added, row, matrix, offset]
                 added = [offset, -offset, matrix, -matrix, -offset - matrix] if again else []
     after = added
     for each, every in ((offset, of_bias), (matrix, of_weight)):
         if every:  # a slice without a gradient is a zero, as wide as it has to be
-            parts = each * used + item * (experts - used)
-            after += [item * (experts - used), every, -parts]
-    return tuple(script), (*after, of_rows, -of_rows)
+            parts = each * used + tensors.itemsize * (experts - used)
+            after += [tensors.itemsize * (experts - used), every, -parts]
+    return tuple(trace), (*after, of_rows, -of_rows)

@@ -1,4 +1,4 @@
-"""Bytes alive, storage by storage, and the moments at which that changes."""
+"""Bytes alive, storage by storage, and the steps at which that changes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from tnmoe.errors import CostError
-from tnmoe.ir.dataflow import elements
-from tnmoe.ir.value import INTEGER_BYTES, Value
-from tnmoe.symbolic.dims import Dim
-
 CLASSES = ("weights", "inputs", "saved", "temporaries", "gradients")
 """Parameters and buffers; the input; kept for the backward pass; other results and scratch; gradients of weights and
 inputs, with that of the result (those of intermediates are temporaries)."""
 
+AllocationTrace = tuple[int, ...]
+"""Numbers of bytes in order of time: + what is allocated, - what is freed. Their sum is what stays."""
+
+
+def most_at_once(trace: AllocationTrace) -> int:
+    """The most bytes that a trace holds at once: its largest running sum."""
+    return max(accumulate(trace, initial=0))
+
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class Step:
     """One step of a timeline.
 
     Attributes:
@@ -35,13 +38,13 @@ class Moment:
     after: int
 
 
-class Heap:
-    """Storages by name, and the moments at which they change."""
+class MemoryTimeline:
+    """Storages by name, and the steps at which they change."""
 
     def __init__(self) -> None:
         self.held: dict[str, tuple[str, int]] = {}
         self.live = dict.fromkeys(CLASSES, 0)
-        self.moments: list[Moment] = []
+        self.steps: list[Step] = []
 
     @property
     def total(self) -> int:
@@ -69,50 +72,12 @@ class Heap:
         """Call what `hold` took by another name."""
         self.held[new] = self.held.pop(name)
 
-    def step(self, phase: str, name: str, script: Script) -> None:
-        """Note what is alive while a script runs; what stays of it is to be held by the caller."""
-        live = self.live | {"temporaries": self.live["temporaries"] + room(script)}
-        self.moments.append(Moment(phase, name, sum(live.values()), live, 0))
+    def step(self, phase: str, name: str, trace: AllocationTrace) -> None:
+        """Note what is alive while a trace runs; what stays of it is to be held by the caller."""
+        live = self.live | {"temporaries": self.live["temporaries"] + most_at_once(trace)}
+        self.steps.append(Step(phase, name, sum(live.values()), live, 0))
 
     def done(self) -> None:
         """Note what is alive after the last step."""
-        last = self.moments[-1]
-        self.moments[-1] = Moment(last.phase, last.step, last.peak, last.live, self.total)
-
-
-Script = tuple[int, ...]
-
-
-def room(script: Script) -> int:
-    """The most bytes that a script holds at once."""
-    return max(accumulate(script, initial=0))
-
-
-def size(value: Value, sizes: Mapping[str, Dim], item: int) -> int:
-    """Bytes of a value whose elements take `item` bytes each, or those of an integer."""
-    return (INTEGER_BYTES if value.integer else item) * entries(value.indices, sizes)
-
-
-def entries(indices: tuple[str, ...], sizes: Mapping[str, Dim]) -> int:
-    """Elements of an array with these indices.
-
-    Raises:
-        CostError: a size that is no number.
-    """
-    return whole(elements(indices, sizes))
-
-
-def lines(value: Value, index: str, sizes: Mapping[str, Dim]) -> int:
-    """Elements of a value for each entry of one of its indices."""
-    return entries(tuple(i for i in value.indices if i != index), sizes)
-
-
-def whole(dim: Dim) -> int:
-    """A size that is a number.
-
-    Raises:
-        CostError: if it is a formula.
-    """
-    if not isinstance(dim, int):
-        raise CostError(f"memory is counted for given sizes only, not for {dim}")
-    return dim
+        last = self.steps[-1]
+        self.steps[-1] = Step(last.phase, last.step, last.peak, last.live, self.total)

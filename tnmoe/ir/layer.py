@@ -65,6 +65,16 @@ class Contraction:
 Node = Contraction | Op
 
 
+def reads(node: Node) -> tuple[Tensor | Value, ...]:
+    """What a node of a layer reads."""
+    return node.network.leaves if isinstance(node, Contraction) else operands(node)
+
+
+def writes(node: Node) -> tuple[Value, ...]:
+    """What a node of a layer defines."""
+    return (node.out,) if isinstance(node, Contraction) else results(node)
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """A declared layer, before any order is chosen.
@@ -122,15 +132,13 @@ class Layer:
         for parameter in self.parameters + self.buffers:
             define(parameter.name, parameter.indices)
         for node in self.nodes + self.diagnostics:
-            reads: tuple[Tensor | Value, ...]
-            reads = node.network.leaves if isinstance(node, Contraction) else operands(node)
-            for read in reads:
+            for read in reads(node):
                 if defined.get(read.name) != frozenset(read.indices):
                     raise DeclarationError(
                         f"{read.name!r} has indices {read.indices} where it is used, but "
                         f"{sorted(defined.get(read.name, ()))} where it is defined"
                     )
-            for value in (node.out,) if isinstance(node, Contraction) else results(node):
+            for value in writes(node):
                 define(value.name, value.indices)
         if self.output.name not in defined:
             raise DeclarationError(f"the output {self.output.name!r} of layer {self.name!r} is never defined")
@@ -152,14 +160,11 @@ class Layer:
 
     def gradient_names(self, inputs: Collection[str]) -> frozenset[str]:
         """Names of the values that need a gradient: trained weights, those of `inputs`, and what depends on them."""
-        found = {p.name for p in self.parameters if p.role is Role.WEIGHT} | set(inputs)
+        names = {p.name for p in self.parameters if p.role is Role.WEIGHT} | set(inputs)
         for node in self.nodes:
-            reads: tuple[Tensor | Value, ...]
-            reads = node.network.leaves if isinstance(node, Contraction) else operands(node)
-            if any(v.name in found for v in reads):
-                written = (node.out,) if isinstance(node, Contraction) else results(node)
-                found |= {v.name for v in written if not v.integer}
-        return frozenset(found)
+            if any(v.name in names for v in reads(node)):
+                names |= {v.name for v in writes(node) if not v.integer}
+        return frozenset(names)
 
     def network_gradients(self, node: Contraction, inputs: Collection[str]) -> frozenset[str]:
         """Names of the tensors of one network that need a gradient."""

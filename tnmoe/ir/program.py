@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import sympy
 from rich.text import Text
 
-from tnmoe.ir.initialise import bind_init
 from tnmoe.ir.ops import Op, operands, propagate, results
 from tnmoe.ir.value import Parameter, Value
 from tnmoe.render.table import Table
-from tnmoe.symbolic.dims import Dim, evaluate, symbol, symbol_names
+from tnmoe.symbolic.dims import Dim, symbol_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +23,9 @@ class Program:
         parameters, buffers: stored values; their `indices` are the order in which they are stored.
         ops: in order of execution.
         output: what is returned.
-        sizes: each index's size, symbolic or (after `bind`) an integer.
+        sizes: each index's size, symbolic, or an integer in a `BoundProgram`.
         coefficients: names of the values that are expert coefficients.
-        drops: values that are given up before an op runs, by the name of the op's result; by default each value lives
+        released: values that are freed before an op runs, by the name of the op's result; by default each value lives
             until the function that computes it returns. See `tnmoe.footprint.liveness`.
         lengths: sizes that only the data knows, as formulas in the inputs' sizes, also in a bound program.
         diagnostics: ops beside the forward pass, no part of any figure: of scalars, e.g. a load-balancing loss, and of
@@ -42,7 +41,7 @@ class Program:
     output: Value
     sizes: Mapping[str, Dim]
     coefficients: tuple[str, ...] = ()
-    drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    released: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lengths: Mapping[str, Dim] = field(default_factory=dict)
     diagnostics: tuple[Op, ...] = ()
     overwrites: Mapping[str, str] = field(default_factory=dict)
@@ -89,24 +88,6 @@ def data_lengths(program: Program) -> dict[str, Dim]:
     symbols = symbol_names([d for d in free.values() if isinstance(d, sympy.Symbol)])
     known = symbol_names(program.sizes[i] for i in stored)
     return free | {i: d for i, d in program.sizes.items() if i not in stored and symbol_names([d]) & (symbols - known)}
-
-
-def bind(program: Program, values: Mapping[str, int]) -> Program:
-    """The program with every size an integer and every initial scale a number, under `values` by symbol name."""
-    return replace(
-        program,
-        sizes={i: evaluate(d, values) for i, d in program.sizes.items()},
-        lengths=_bound_lengths(program, values),
-        parameters=tuple(replace(p, init=bind_init(p.init, values)) for p in program.parameters),
-        buffers=tuple(replace(p, init=bind_init(p.init, values)) for p in program.buffers),
-    )
-
-
-def _bound_lengths(program: Program, values: Mapping[str, int]) -> dict[str, Dim]:
-    inputs = {i for v in program.inputs for i in v.indices}
-    data = symbol_names(d for i, d in program.lengths.items() if i in inputs)
-    known = {symbol(name): sympy.Integer(value) for name, value in values.items() if name not in data}
-    return {i: d.xreplace(known) if isinstance(d, sympy.Expr) else d for i, d in program.lengths.items()}
 
 
 @dataclass(frozen=True, slots=True)

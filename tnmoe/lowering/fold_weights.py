@@ -23,5 +23,5 @@ def fold_weights(program: Program) -> Folded:
     # What is made is stored, never drawn: how it starts has no meaning.
     parameters += [Parameter(v.name, v.indices, Zeros(), v.part, Role.FROZEN) for v in made]
     buffers = tuple(b for b in program.buffers if b.name in read)
-    each = replace(program, parameters=tuple(parameters), buffers=buffers, ops=rest, drops={}, diagnostics=beside)
+    each = replace(program, parameters=tuple(parameters), buffers=buffers, ops=rest, released={}, diagnostics=beside)
     return Folded(once, each)

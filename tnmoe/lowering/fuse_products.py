@@ -31,7 +31,7 @@ def fuse_program(program: Program, sizes: Mapping[str, int]) -> Program:
     """
     wanted = {program.output.name, *program.coefficients}
     wanted |= {v.name for op in program.diagnostics for v in operands(op)}
-    return replace(program, ops=fuse_products(program.ops, fusible(program.ops, wanted, sizes)), drops={})
+    return replace(program, ops=fuse_products(program.ops, fusible(program.ops, wanted, sizes)), released={})
 
 
 def fusible(ops: Sequence[Op], wanted: Set[str], sizes: Mapping[str, int]) -> frozenset[str]:

@@ -9,10 +9,8 @@ from tnmoe.costing.objective import ALONE, PEAK
 from tnmoe.errors import PlanError, unknown
 from tnmoe.footprint.forward import inference
 from tnmoe.footprint.liveness import eager
-from tnmoe.footprint.timeline import size
-from tnmoe.ir.dataflow import memory_owners
-from tnmoe.ir.layer import Contraction, Node
-from tnmoe.ir.ops import operands, results
+from tnmoe.ir.layer import Contraction, reads, writes
+from tnmoe.ir.ops import results
 from tnmoe.ir.path import ContractionPath
 from tnmoe.ir.value import DTYPE_BYTES
 from tnmoe.planners import greedy, peak
@@ -46,26 +44,26 @@ def within_peak(asked: Question, goal: str, memory_limit: object, dtype: str) ->
         raise PlanError(f"memory_limit must be a number of bytes, got {memory_limit!r}")
     if goal in ALONE and goal != PEAK:
         raise PlanError(f"the objective {goal!r} takes no limit; plan by a price of the forward pass")
-    item = DTYPE_BYTES[dtype]
-    parts, rest = _parts(asked, "flops" if goal == PEAK else goal, item)
+    itemsize = DTYPE_BYTES[dtype]
+    parts, rest = _parts(asked, "flops" if goal == PEAK else goal, itemsize)
     least = max([rest, *(part.least for part in parts.values())])
     if memory_limit is not None and memory_limit < least:
         raise PlanError(f"no order holds {memory_limit:,} bytes or fewer in a forward pass; the least is {least:,}")
     wanted = [least] if goal == PEAK or memory_limit is None else [memory_limit, least]
     limit = least if memory_limit is None else memory_limit
     for attempt in wanted:  # where copies exceed the limit, what leaves the most room for them
-        plan = _planned(asked, goal, parts, attempt, item)
-        found = max((m.peak for m in inference(plan.bound, item)), default=0)
+        plan = _planned(asked, goal, parts, attempt, itemsize)
+        found = max((step.peak for step in inference(plan.bound, itemsize)), default=0)
         if found <= limit or memory_limit is None:
             plan = replace(plan, memory_limit=memory_limit)
             return plan if found <= attempt == wanted[0] else _unproven(plan)
     raise PlanError(f"no order was found that holds {limit:,} bytes or fewer, copies included; the least is {found:,}")
 
 
-def _planned(asked: Question, goal: str, parts: Mapping[str, _Part], limit: int, item: int) -> Plan:
+def _planned(asked: Question, goal: str, parts: Mapping[str, _Part], limit: int, itemsize: int) -> Plan:
     paths: dict[str, ContractionPath] = {}
     for name, part in parts.items():
-        path = peak.cheapest(part.space, (limit - part.besides) // item)
+        path = peak.cheapest(part.space, (limit - part.besides) // itemsize)
         assert path is not None, "the limit is at least the least peak of every part"
         paths[name] = path
     return Plan(asked.layer, paths, asked.values, goal, asked.inputs)
@@ -75,37 +73,27 @@ def _unproven(plan: Plan) -> Plan:
     return replace(plan, paths={name: replace(path, exact=False) for name, path in plan.paths.items()})
 
 
-def _parts(asked: Question, price: str, item: int) -> tuple[dict[str, _Part], int]:
+def _parts(asked: Question, price: str, itemsize: int) -> tuple[dict[str, _Part], int]:
     """Every network, and the peak of the steps that are no part of one."""
     first = {node.out.name: greedy.plan(node.network, asked.sizes) for node in asked.layer.contractions}
     program = eager(Plan(asked.layer, first, asked.values).bound)
     nodes = asked.layer.nodes
-    owner = memory_owners(program)
+    owner = program.owner
     values = {v.name: v for v in program.leaves} | {v.name: v for op in program.ops for v in results(op)}
-    always = sum(size(v, program.sizes, item) for v in program.leaves)
-    made = {name for node in nodes for name in _makes(node)}
-    read = [_reads(node) for node in nodes]
+    always = sum(program.bytes(v, itemsize) for v in program.leaves)
+    made = {v.name for node in nodes for v in writes(node)}
+    read = [{v.name for v in reads(node)} for node in nodes]
     # The coefficients live until the function that makes them returns, and every one of them is read after that.
     parts: dict[str, _Part] = {}
     for k, node in enumerate(nodes):
         if not isinstance(node, Contraction):
             continue
         later = {owner[name] for names in read[k + 1 :] for name in names} | {owner[program.output.name]}
-        before = {owner[name] for n in nodes[:k] for name in _makes(n)} & made
-        besides = always + sum(size(values[name], program.sizes, item) for name in before & later)
+        before = {owner[v.name] for n in nodes[:k] for v in writes(n)} & made
+        besides = always + sum(program.bytes(values[name], itemsize) for name in before & later)
         dying = {name for name in read[k] if owner[name] in before - later}
         space = peak.Space(node.network, asked.sizes, price, dying)
-        parts[node.out.name] = _Part(space, besides, besides + item * peak.least_peak(space))
+        parts[node.out.name] = _Part(space, besides, besides + itemsize * peak.least_peak(space))
     single = {node.out.name for node in nodes if not isinstance(node, Contraction)}
-    rest = [m.peak for m in inference(program, item) if m.step in single]
+    rest = [step.peak for step in inference(program, itemsize) if step.step in single]
     return parts, max(rest, default=always)
-
-
-def _makes(node: Node) -> set[str]:
-    return {node.out.name} if isinstance(node, Contraction) else {v.name for v in results(node)}
-
-
-def _reads(node: Node) -> set[str]:
-    if isinstance(node, Contraction):
-        return {t.name for t in node.network.leaves}
-    return {v.name for v in operands(node)}

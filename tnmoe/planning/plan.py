@@ -17,6 +17,7 @@ from tnmoe.costing.step_table import step_table
 from tnmoe.errors import PlanError
 from tnmoe.footprint.liveness import bound
 from tnmoe.io.files import json_text
+from tnmoe.ir.bound import BoundProgram
 from tnmoe.ir.contractions import Permute
 from tnmoe.ir.fused_ops import FusedOp
 from tnmoe.ir.layer import Layer
@@ -86,7 +87,7 @@ class Plan:
         return self if turned == self.turned else replace(self, turned=turned)
 
     @cached_property
-    def bound(self) -> Program:
+    def bound(self) -> BoundProgram:
         """The ops, with integer sizes, as they are emitted unless `executed` fuses some."""
         return bound(self.program, self.values)
 

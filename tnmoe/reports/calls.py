@@ -8,8 +8,9 @@ from dataclasses import replace
 from tnmoe.costing.padding import padded_splits
 from tnmoe.errors import CostError, unknown
 from tnmoe.footprint.liveness import release
+from tnmoe.ir.bound import bind
 from tnmoe.ir.layer import Layer, Node
-from tnmoe.ir.program import Program, bind
+from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import CapacitySlots, SortSlots, Spread
 from tnmoe.ir.value import Role
 from tnmoe.layers.kinds import declare

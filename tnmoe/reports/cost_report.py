@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from rich.text import Text
 
 from tnmoe.costing.backward import backward_cost
-from tnmoe.costing.op_cost import Cost
+from tnmoe.costing.cost import Cost
 from tnmoe.costing.step_table import _MOVED, _moved, step_table
 from tnmoe.costing.traffic import gradient_traffic
 from tnmoe.ir.dataflow import elements

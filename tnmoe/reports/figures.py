@@ -12,7 +12,8 @@ import sympy
 from tnmoe.autodiff.adjoint import Adjoint
 from tnmoe.autodiff.backward_plan import Function
 from tnmoe.costing.backward import gradient_names, training_cost
-from tnmoe.costing.op_cost import Cost, Estimate, estimate
+from tnmoe.costing.cost import Cost
+from tnmoe.costing.op_cost import Estimate, estimate
 from tnmoe.costing.padding import trimmed
 from tnmoe.costing.saved import differentiated, saved_elements, saved_flags, saved_integers
 from tnmoe.costing.traffic import (
@@ -24,10 +25,11 @@ from tnmoe.costing.traffic import (
     touched_parameters,
 )
 from tnmoe.errors import CostError, unknown
+from tnmoe.ir.bound import BoundProgram, bind
 from tnmoe.ir.dataflow import elements
 from tnmoe.ir.layer import Layer
 from tnmoe.ir.ops import Op, operands
-from tnmoe.ir.program import Program, bind
+from tnmoe.ir.program import Program
 from tnmoe.ir.rank import layer_rank
 from tnmoe.ir.value import DTYPE_BYTES, INTEGER_BYTES, Role
 from tnmoe.symbolic.dims import Dim
@@ -181,7 +183,7 @@ class Figures:
             raise CostError(f"unknown dtype {self.dtype!r}; there are {', '.join(DTYPE_BYTES)}")
 
     @cached_property
-    def bound(self) -> Program:
+    def bound(self) -> BoundProgram:
         """The program with integer sizes."""
         return bind(self.program, self.values)
 

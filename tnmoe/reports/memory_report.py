@@ -12,10 +12,11 @@ from tnmoe.footprint.forward import inference, training
 from tnmoe.footprint.own_backward import FunctionMemory
 from tnmoe.footprint.routing_allocations import LOAD
 from tnmoe.footprint.saved_tensors import Saved, merged, saved_by_autograd, saved_by_function
-from tnmoe.footprint.timeline import CLASSES, Moment, size
-from tnmoe.ir.dataflow import execution_order, is_view
-from tnmoe.ir.ops import results
-from tnmoe.ir.program import Program
+from tnmoe.footprint.tensor_bytes import TensorBytes
+from tnmoe.footprint.timeline import CLASSES, Step
+from tnmoe.ir.aliases import is_view
+from tnmoe.ir.bound import BoundProgram
+from tnmoe.ir.ops import propagate, results
 from tnmoe.ir.routing_ops import Gather, GroupedContract
 from tnmoe.ir.value import DTYPE_BYTES, Role, Value
 from tnmoe.planning.plan import Plan
@@ -39,7 +40,7 @@ class MemoryReport:
     plan: Plan
     dtype: str = "float32"
     frozen: tuple[str, ...] = ()
-    call: Program | None = None
+    call: BoundProgram | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -50,17 +51,22 @@ class MemoryReport:
                 raise CostError(unknown("parameter", name, names))
 
     @property
-    def program(self) -> Program:
+    def program(self) -> BoundProgram:
         """What is run, bound."""
         return self.plan.bound if self.call is None else self.call
 
     @property
-    def item(self) -> int:
+    def itemsize(self) -> int:
         """Bytes of an element."""
         return DTYPE_BYTES[self.dtype]
 
     @cached_property
-    def needing(self) -> frozenset[str]:
+    def _tensors(self) -> TensorBytes:
+        requires_grad = propagate(self.program.ops, self.requires_grad, integers=False)
+        return TensorBytes(self.program, self.itemsize, requires_grad)
+
+    @cached_property
+    def requires_grad(self) -> frozenset[str]:
         """Names of the leaves that need a gradient."""
         if self.call is not None:
             return frozenset()
@@ -75,30 +81,30 @@ class MemoryReport:
         adjoint, function = self.plan.adjoint, self.plan.function
         if adjoint is None or function is None or self.call is not None:
             return None
-        return FunctionMemory(adjoint, function.chunk, self.item, self.needing, function.flavour != "fast")
+        return FunctionMemory(adjoint, function.chunk, self.itemsize, self.requires_grad, function.flavour != "fast")
 
     @cached_property
-    def inference(self) -> tuple[Moment, ...]:
+    def inference(self) -> tuple[Step, ...]:
         """The timeline of a forward pass without grad, in evaluation mode."""
         own = self._function
-        return tuple(inference(self.program, self.item) if own is None else own.inference())
+        return tuple(inference(self.program, self.itemsize) if own is None else own.inference())
 
     @cached_property
-    def training(self) -> tuple[Moment, ...]:
+    def training(self) -> tuple[Step, ...]:
         """The timeline of a forward pass with grad, and of `y.backward(gradient)`."""
         if self.call is not None:
             return ()
         own = self._function
-        return tuple(training(self.program, self.item, self.needing) if own is None else own.training())
+        return tuple(training(self.program, self.itemsize, self.requires_grad) if own is None else own.training())
 
     @cached_property
     def saved(self) -> tuple[Saved, ...]:
         """What is kept for the backward pass besides weights and inputs, with the reason, in order of the forward."""
-        program, own = self.program, self._function
+        own = self._function
         if own is None:
-            return saved_by_autograd(program, execution_order(program), self.item, self.needing)
-        by_autograd = saved_by_autograd(program, own.before, self.item, self.needing)
-        return merged(by_autograd, saved_by_function(own.adjoint, self.item) if own.differentiated else ())
+            return saved_by_autograd(self._tensors, self.program.order)
+        by_autograd = saved_by_autograd(self._tensors, own.before)
+        return merged(by_autograd, saved_by_function(own.adjoint, self._tensors) if own.differentiated else ())
 
     @property
     def weight_bytes(self) -> int:
@@ -113,11 +119,13 @@ class MemoryReport:
     @property
     def gradient_bytes(self) -> int:
         """Gradients of weights and inputs, after a training step; of sparse ones what they hold, positions once."""
-        program, sizes = self.program, self.program.sizes
-        sparse = [op for op in program.ops if isinstance(op, Gather) and op.sparse and op.x.name in self.needing]
-        dense = self._leaves(lambda v: v.name in self.needing and v not in [op.x for op in sparse])
-        lists = {op.positions.name: size(op.positions, sizes, self.item) for op in sparse}
-        return dense + sum(size(op.out, sizes, self.item) for op in sparse) + sum(lists.values())
+        of = self._tensors.of
+        sparse = [
+            op for op in self.program.ops if isinstance(op, Gather) and op.sparse and op.x.name in self.requires_grad
+        ]
+        dense = self._leaves(lambda v: v.name in self.requires_grad and v not in [op.x for op in sparse])
+        lists = {op.positions.name: of(op.positions) for op in sparse}
+        return dense + sum(of(op.out) for op in sparse) + sum(lists.values())
 
     @property
     def saved_bytes(self) -> int:
@@ -152,15 +160,11 @@ class MemoryReport:
     @property
     def largest(self) -> tuple[str, int]:
         """Name and bytes of the largest intermediate."""
-        program = self.program
-        found = [
-            (v.name, size(v, program.sizes, self.item)) for op in program.ops if not is_view(op) for v in results(op)
-        ]
-        return max(found, key=lambda f: f[1], default=("none", 0))
+        written = (v for op in self.program.ops if not is_view(op) for v in results(op))
+        return max(((v.name, self._tensors.of(v)) for v in written), key=lambda pair: pair[1], default=("none", 0))
 
     def _leaves(self, wanted: Callable[[Value], bool]) -> int:
-        program = self.program
-        return sum(size(v, program.sizes, self.item) for v in program.leaves if wanted(v))
+        return sum(self._tensors.of(v) for v in self.program.leaves if wanted(v))
 
     # ---- tables ----------------------------------------------------------------------------------------------
 
@@ -168,8 +172,8 @@ class MemoryReport:
         """One row for each figure."""
         name, largest = self.largest
 
-        def at(moments: Collection[Moment]) -> str:
-            highest = max(moments, key=lambda m: m.peak, default=None)
+        def at(steps: Collection[Step]) -> str:
+            highest = max(steps, key=lambda m: m.peak, default=None)
             return "" if highest is None else f"at {highest.step}"
 
         forward = [m for m in self.training if m.phase == "forward"]
