@@ -167,8 +167,8 @@ def test_numpy_runs_the_backward_program():
     stored = {n: p.detach().numpy() for n, p in plain.named_parameters()}
     forward = numpy_backend.execute(plan.bound, {"x": x.detach().numpy(), **stored}, training=True)
     seed = np.random.default_rng(0).normal(size=(4, 5))
-    known = {v.name: forward[v.name] for v in a.as_program().leaves if v.name in forward}
-    found = numpy_backend.execute(a.as_program(), {**known, a.seed.name: seed})
+    known = {v.name: forward[v.name] for v in a.backward_program.leaves if v.name in forward}
+    found = numpy_backend.execute(a.backward_program, {**known, a.seed.name: seed})
     module(x).backward(torch.from_numpy(seed))
     for name, p in module.named_parameters():
         if name in a.wanted:

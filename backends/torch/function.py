@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from tnmoe.autodiff.adjoint import Adjoint
 from tnmoe.backends.torch.chunks import CHUNKS, TRACED, stream_source
@@ -14,6 +15,7 @@ from tnmoe.backends.torch.copied import as_emitted, runtime_source
 from tnmoe.backends.torch.function_parts import dense_seed, described, restored
 from tnmoe.backends.torch.statements import Writer, axes_comment, conditional, indented, nested, wrapped
 from tnmoe.footprint.liveness import released_backward, released_forward, released_inference
+from tnmoe.ir.bound import BoundProgram
 from tnmoe.ir.ops import Op
 
 AUTOCAST = '''\
@@ -48,7 +50,7 @@ PRODUCTS = {"portable": "@", "fast": "_mm", "triton": "@"}
 """What multiplies two matrices, by flavour."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FunctionUnit:
     """How the end of a program is emitted.
 
@@ -64,14 +66,19 @@ class FunctionUnit:
     chunk: int | None = None
     aside: bool = False
 
+    @cached_property
+    def undifferentiated(self) -> BoundProgram:
+        """The whole forward program as it runs without autograd."""
+        return released_inference(self.adjoint)
+
     @property
     def helpers(self) -> tuple[str, ...]:
         """Sources of the functions that the emitted one calls."""
-        found = [AUTOCASTS if self.aside else AUTOCAST]
-        found += [] if self.chunk is None else [TRACED, CHUNKS]
-        found += [GELU] if self.aside and released_inference(self.adjoint).overwrites else []
-        found += [FAST] if self.flavour == "fast" else []
-        return tuple(found)
+        sources = [AUTOCASTS if self.aside else AUTOCAST]
+        sources += [] if self.chunk is None else [TRACED, CHUNKS]
+        sources += [GELU] if self.aside and self.undifferentiated.overwrites else []
+        sources += [FAST] if self.flavour == "fast" else []
+        return tuple(sources)
 
 
 def function_source(unit: FunctionUnit, name: str) -> str:
@@ -119,7 +126,7 @@ def call_statements(unit: FunctionUnit, name: str, writer: Writer) -> list[str]:
     sizes = [f"{name} = {where}" for name, where in writer.runtime_sizes(a.ops).items()]
     operands = nested(wrapped("operands = _autocast(", arguments, ")", margin=12))
     if unit.chunk is None:
-        plain = replace(writer, program=released_inference(a), gelu="_gelu" if unit.aside else writer.gelu)
+        plain = replace(writer, program=unit.undifferentiated, gelu="_gelu" if unit.aside else writer.gelu)
         ops = [op for op in plain.program.ops if op not in a.before]
         statements = [line for op in ops for line in (*plain.releases(op), *plain.statement(op))]
         if unit.aside:

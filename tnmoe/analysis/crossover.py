@@ -146,14 +146,7 @@ def _formula(
         rows = values.get(layer.token_symbol, DEFAULT_TOKENS) if layer.batched else DEFAULT_TOKENS
         open_symbols = layer.free_symbols - ({layer.token_symbol} if layer.batched else set())
         planned = plan(layer, tokens=rows, sizes={k: values.get(k, TYPICAL) for k in open_symbols})
-    report = CostReport(
-        planned.layer,
-        planned.program,
-        planned.values,
-        input_gradients=planned.input_gradients,
-        function=planned.function,
-    )
-    formula = sympy.sympify(report.expression(figure))
+    formula = sympy.sympify(CostReport.of(planned).expression(figure))
     return formula.subs({_symbol(k): v for k, v in values.items()}), layer.name
 
 

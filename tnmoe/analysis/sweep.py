@@ -90,7 +90,7 @@ def sweep(
     else:
         fixed = {k: v for k, v in known.items() if k not in lengths}
         plans = _plans(layer, fixed, lengths, objective, input_gradients)
-    reports = [CostReport(p.layer, p.program, p.values, dtype, p.input_gradients, p.function) for p in plans]
+    reports = [CostReport.of(p, dtype) for p in plans]
     order = _cheapest(reports, columns, PRICES[objective])
     needed = {name for c in constraints for name in c.names} - set(columns.named)
     for name in (*wanted, *sorted(needed)):

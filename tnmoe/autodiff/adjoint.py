@@ -10,8 +10,9 @@ the end of the program, from the gates on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from tnmoe.autodiff.reverse_mode import DIFFERENTIABLE, fresh
 from tnmoe.autodiff.reverse_mode import gradients as reverse
@@ -20,8 +21,7 @@ from tnmoe.costing.cost import Cost
 from tnmoe.costing.op_cost import op_cost
 from tnmoe.costing.saved import saved_elements, saved_values
 from tnmoe.errors import PlanError
-from tnmoe.ir.aliases import is_view
-from tnmoe.ir.contractions import Merge, Split
+from tnmoe.ir.aliases import is_view, memory_owners
 from tnmoe.ir.dataflow import elements, gate_ops
 from tnmoe.ir.ops import Op, operands
 from tnmoe.ir.program import Program
@@ -31,7 +31,7 @@ from tnmoe.lowering.fuse_products import fuse_products
 from tnmoe.symbolic.dims import Dim
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Adjoint:
     """A program whose end runs as one function with a backward pass of its own.
 
@@ -59,88 +59,88 @@ class Adjoint:
     kept: frozenset[str]
     fused: frozenset[str] = frozenset()
 
-    @property
+    @cached_property
     def forward(self) -> tuple[Op, ...]:
         """What the forward pass runs: `ops`, with what is fused and not kept computed inside what reads it."""
         return fuse_products(self.ops, self.fused - self.kept)
 
-    @property
+    @cached_property
     def executed(self) -> Program:
         """The whole forward program as it runs: that with `forward` at its end."""
         forward = self.forward
         return self.program if forward == self.ops else self.ending_in(forward)
 
     def ending_in(self, forward: tuple[Op, ...]) -> Program:
-        """The whole forward program with `forward` after what stays before it; nothing is given up."""
+        """The whole forward program with `forward` after what stays before it; nothing is released."""
         return verify(replace(self.program, ops=self.before + forward, released={}), laid_out=True)
 
-    @property
+    @cached_property
     def reads(self) -> tuple[Value, ...]:
         """Values of the forward pass that the gradients are made from."""
         made = {op.out.name for op in self.gradients} | {self.seed.name}
         return tuple({v.name: v for op in self.gradients for v in operands(op) if v.name not in made}.values())
 
-    @property
+    @cached_property
     def repeated(self) -> tuple[Op, ...]:
         """Forward ops that the backward pass runs again: what it reads and has not kept."""
         missing = {v.name for v in self.reads}
-        found: list[Op] = []
+        again: list[Op] = []
         for op in reversed(self.ops):
             if op.out.name in missing and op.out.name not in self.kept:
-                found.append(op)
+                again.append(op)
                 missing |= {v.name for v in operands(op)}
-        return tuple(reversed(found))
+        return tuple(reversed(again))
 
-    @property
+    @cached_property
     def backward(self) -> tuple[Op, ...]:
         """Everything that the backward pass runs, each repeated op right before its first use."""
         waiting = {op.out.name: op for op in self.repeated}
-        found: list[Op] = []
+        ops: list[Op] = []
 
         def make(op: Op) -> None:
             for value in operands(op):
                 if value.name in waiting:
                     make(waiting.pop(value.name))
-            found.append(op)
+            ops.append(op)
 
         for op in self.gradients:
             make(op)
-        return tuple(found)
+        return tuple(ops)
 
-    @property
+    @cached_property
     def only_for(self) -> Mapping[Op, str]:
         """Backward ops that serve the gradient of one input alone, and that input; without it they do not run."""
         serves: dict[str, set[str]] = {}
         for name, gradient in self.wanted.items():
             serves.setdefault(gradient.name, set()).add(name)
-        found: dict[Op, str] = {}
+        alone: dict[Op, str] = {}
         for op in reversed(self.backward):
             purposes = serves.get(op.out.name, set())
             for value in operands(op):
                 serves.setdefault(value.name, set()).update(purposes)
             if len(purposes) == 1:
-                found[op] = next(iter(purposes))
-        return found
+                alone[op] = next(iter(purposes))
+        return alone
 
     @property
     def differentiated(self) -> bool:
         """Whether any input of the function needs a gradient, so that it has a backward pass at all."""
         return any(v.name in self.needing for v in self.inputs)
 
-    @property
+    @cached_property
     def run(self) -> tuple[Op, ...]:
         """What the backward pass runs: ops that serve the gradient of one frozen input alone are left out."""
         only = self.only_for
         return tuple(op for op in self.backward if only.get(op, "") in self.needing or op not in only)
 
-    @property
+    @cached_property
     def saved(self) -> tuple[Value, ...]:
         """Inputs and results of the function that are kept for its backward pass, in order of their definition."""
         used = {v.name for op in self.backward for v in operands(op)}
         results = tuple(op.out for op in self.ops if op.out.name in self.kept)
         return tuple(v for v in self.inputs + results if v.name in used)
 
-    @property
+    @cached_property
     def token(self) -> str:
         """The index along which the function can run in chunks: the first of the output and of all inputs that have it.
 
@@ -159,7 +159,8 @@ class Adjoint:
                 raise PlanError(f"{op.out.name!r} sums over the tokens ({token}), so they cannot run in chunks")
         return token
 
-    def as_program(self) -> Program:
+    @cached_property
+    def backward_program(self) -> Program:
         """The backward pass as a program; its inputs are what was saved and the gradient of the output."""
         stored = {p.name for p in (*self.program.parameters, *self.program.buffers)}
         data = tuple(v for v in self.saved if v.name not in stored)
@@ -184,13 +185,11 @@ class Adjoint:
 
     def saved_elements(self) -> Dim:
         """Elements kept by autograd and by the function, parameters, buffers and inputs aside."""
-        views = _views(self.before)
+        owner = memory_owners(self.program)
         there = {v.name for v in self.program.leaves}
-        there |= {
-            _root(v.name, views) for op in self.before for v in saved_values(op, self.program.sizes, self.needing)
-        }
+        there |= {owner[v.name] for op in self.before for v in saved_values(op, self.program.sizes, self.needing)}
         kept = self.saved if self.differentiated else ()
-        own = [elements(v.indices, self.program.sizes) for v in kept if _root(v.name, views) not in there]
+        own = [elements(v.indices, self.program.sizes) for v in kept if owner[v.name] not in there]
         return sum(own, start=saved_elements(self.program, self.needing, self.before))
 
 
@@ -230,7 +229,7 @@ def adjoint(
     seed = replace(program.output, name=fresh(program, f"{program.output.name}_grad"))
     gradients, known = reverse(program, ops, seed, needing)
     wanted = {v.name: known[v.name] for v in inputs if v.name in known}
-    found = Adjoint(
+    whole = Adjoint(
         program,
         frozenset(needing),
         before,
@@ -243,23 +242,10 @@ def adjoint(
         frozenset(fused),
     )
     if kept is None:
-        views = _views(ops)
-        roots = {_root(v.name, views) for v in found.reads}
-        found = replace(found, kept=frozenset(roots & made))
-    found.as_program()
-    return found
-
-
-def _views(ops: Sequence[Op]) -> Mapping[str, str]:
-    """Of each result that is a view: the operand whose memory it is."""
-    return {op.out.name: op.x.name for op in ops if isinstance(op, Split | Merge) and is_view(op)}
-
-
-def _root(name: str, views: Mapping[str, str]) -> str:
-    """The value whose memory the value `name` is a view of."""
-    while name in views:
-        name = views[name]
-    return name
+        owner = memory_owners(program)
+        whole = replace(whole, kept=frozenset({owner[v.name] for v in whole.reads} & made))
+    _ = whole.backward_program  # which is verified
+    return whole
 
 
 def split(program: Program, *, chunked: bool = False) -> tuple[tuple[Op, ...], tuple[Op, ...]]:

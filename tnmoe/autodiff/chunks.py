@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tnmoe.autodiff.adjoint import Adjoint
-from tnmoe.ir.aliases import is_view, memory_owners
+from tnmoe.ir.aliases import is_view
+from tnmoe.ir.bound import BoundProgram, as_bound
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Multiply, Reduce, matmul_groups
 from tnmoe.ir.ops import Op, operands
 from tnmoe.ir.pointwise_ops import Gelu, GeluBackward
-from tnmoe.ir.program import Program
 from tnmoe.ir.value import Value
 
 ELEMENTWISE = (Multiply, Add, Gelu, GeluBackward)
@@ -29,7 +29,7 @@ class Pass:
     """The forward or the backward pass of a streamed function.
 
     Attributes:
-        program: whose ops they are; bound.
+        program: whose ops they are.
         token: the index along which tokens are chunked.
         once: ops that run before the chunks.
         ops: ops of each chunk.
@@ -43,7 +43,7 @@ class Pass:
         ends: names that it releases at its end, when what is kept is noted.
     """
 
-    program: Program
+    program: BoundProgram
     token: str
     once: tuple[Op, ...]
     ops: tuple[Op, ...]
@@ -85,7 +85,7 @@ def listed_values(a: Adjoint, *, placing: bool) -> tuple[Value, ...]:
 
 def forward_pass(a: Adjoint, *, placing: bool) -> Pass:
     """The forward pass; its arrays are the result and, if products can write there, what is kept."""
-    program, ops, token = a.executed, a.forward, a.token
+    program, ops, token = as_bound(a.executed), a.forward, a.token
     kept, listed = kept_values(a), listed_values(a, placing=placing)
     arrays = (program.output, *(v for v in kept if v not in listed))
     once = tuple(op for op in ops if token not in op.out.indices)
@@ -97,7 +97,7 @@ def forward_pass(a: Adjoint, *, placing: bool) -> Pass:
 
 def backward_pass(a: Adjoint, *, placing: bool) -> Pass:
     """The backward pass; its arrays are the gradients of what has tokens."""
-    program, token = a.as_program(), a.token
+    program, token = as_bound(a.backward_program), a.token
     made = {op.out.name for op in program.ops}
     wanted = {a.wanted[v.name].name: a.wanted[v.name] for v in a.inputs if v.name in a.wanted}
     arrays = tuple(v for v in wanted.values() if token in v.indices and v.name in made)
@@ -124,10 +124,10 @@ def _placed(op: Op, token: str, placing: bool) -> bool:
 
 
 def _released(
-    program: Program, token: str, ops: Sequence[Op], listed: Sequence[Value], placing: bool
+    program: BoundProgram, token: str, ops: Sequence[Op], listed: Sequence[Value], placing: bool
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """The names of tensors that a chunk makes: by the op that reads each last, and those of what is kept."""
-    owner = memory_owners(program)
+    owner = program.owner
     own = {op.out.name for op in ops if token in op.out.indices and not is_view(op) and not _placed(op, token, placing)}
     kept = {v.name for v in listed}
     names = {op.out.name for op in ops if owner[op.out.name] in own}
@@ -140,10 +140,10 @@ def _released(
 
 
 def _furnish(
-    program: Program, token: str, ops: Sequence[Op], elsewhere: Iterable[str], placing: bool
+    program: BoundProgram, token: str, ops: Sequence[Op], elsewhere: Iterable[str], placing: bool
 ) -> tuple[dict[str, int], tuple[tuple[str, ...], ...]]:
     """A room for every placed result that lies nowhere else; values that never live together share one."""
-    owner = memory_owners(program)
+    owner = program.owner
     last = {owner[v.name]: k for k, op in enumerate(ops) for v in (op.out, *operands(op))}
     elsewhere = frozenset(elsewhere)
     rooms: dict[str, int] = {}

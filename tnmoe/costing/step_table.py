@@ -16,15 +16,16 @@ def step_table(program: Program, numbers: Estimate, title: str, width: int | Non
     """
     table, rows = program.table(), []
     for op, row, cost in zip(program.ops, table.rows, numbers.per_op, strict=True):
-        moved = _moved(cost, forward_traffic(op, program.sizes), width) if width else (int(cost.activations),)
+        moved = moved_cells(cost, forward_traffic(op, program.sizes), width) if width else (int(cost.activations),)
         rows.append((*row, int(cost.macs), int(cost.flops), *moved))
-    columns = (*table.columns, ("macs", "MACs"), ("flops", "FLOPs"), *(_MOVED if width else (("size", "size"),)))
+    columns = (*table.columns, ("macs", "MACs"), ("flops", "FLOPs"), *(MOVED if width else (("size", "size"),)))
     return Table(title, columns, tuple(rows))
 
 
-_MOVED = (("read_bytes", "bytes read"), ("written_bytes", "bytes written"), ("intensity", "intensity"))
+MOVED = (("read_bytes", "bytes read"), ("written_bytes", "bytes written"), ("intensity", "intensity"))
 
 
-def _moved(work: Cost, moved: Traffic, width: int) -> tuple[Cell, ...]:
+def moved_cells(work: Cost, moved: Traffic, width: int) -> tuple[Cell, ...]:
+    """The cells of the columns `MOVED`: bytes read and written, FLOPs a byte."""
     read, written = width * int(moved.read), width * int(moved.written)
     return read, written, round(int(work.flops) / max(1, read + written), 4)  # a view moves nothing

@@ -14,7 +14,7 @@ from tnmoe.footprint.liveness import release
 from tnmoe.lowering.fold_weights import fold_weights
 from tnmoe.planning.plan import Plan
 from tnmoe.planning.plan_layer import for_inference
-from tnmoe.reports.calls import cost
+from tnmoe.reports.calls import cost, cost_of_calls
 
 
 def as_plan(what: object) -> Plan:
@@ -89,7 +89,7 @@ def _orders(planned: Plan) -> list[str]:
 def _frozen(trained: Plan, name: str, product: str) -> Frozen:
     """The inference form of a class."""
     planned = for_inference(trained)
-    report = cost(trained, inference=True)
+    report = cost_of_calls(trained, planned)
     notes = [
         "",
         *_orders(planned),

@@ -35,18 +35,19 @@ def release(program: BoundProgram, returned: Collection[str] = ()) -> BoundProgr
     """
     dead = _dead(program, returned)
     least = max((s.peak for s in inference(replace(program, released=dead), ITEMSIZE)), default=0)
-    chosen = replace(program, released={})
+    held = _bytes_held(program)
+    released: dict[str, tuple[str, ...]] = {}
     pending: list[str] = []
-    steps = inference(chosen, ITEMSIZE)
-    for k, op in enumerate(program.order):
+    freed = 0  # of what is alive when nothing is released: it lives until the function returns
+    for k, (op, step) in enumerate(zip(program.order, inference(replace(program, released={}), ITEMSIZE), strict=True)):
         if k == len(program.gates):
-            pending = []  # the function of the gates has returned
+            pending, freed = [], 0  # the function of the gates has returned
         pending += dead.get(op.out.name, ())
-        if pending and steps[k].peak > least:
-            chosen = replace(chosen, released={**chosen.released, op.out.name: tuple(pending)})
+        if pending and step.peak - freed > least:
+            released[op.out.name] = tuple(pending)
+            freed += sum(map(held.__getitem__, {program.evaluation_owner[name] for name in pending}))
             pending = []
-            steps = inference(chosen, ITEMSIZE)
-    return chosen
+    return replace(program, released=released)
 
 
 def released_forward(adjoint: Adjoint) -> BoundProgram:
@@ -56,11 +57,11 @@ def released_forward(adjoint: Adjoint) -> BoundProgram:
 
 
 def released_backward(adjoint: Adjoint) -> BoundProgram:
-    """The backward pass, `Adjoint.as_program`, that releases what is dead where that lowers its peak.
+    """The backward pass, `Adjoint.backward_program`, that releases what is dead where that lowers its peak.
 
     What one function computes would else live until it returns, where autograd frees each gradient after its use.
     """
-    return release(as_bound(adjoint.as_program()), {v.name for v in adjoint.wanted.values()})
+    return release(as_bound(adjoint.backward_program), {v.name for v in adjoint.wanted.values()})
 
 
 def released_inference(adjoint: Adjoint) -> BoundProgram:
@@ -81,6 +82,12 @@ def released_inference(adjoint: Adjoint) -> BoundProgram:
 def eager(program: BoundProgram, returned: Collection[str] = ()) -> BoundProgram:
     """The program with every value released right after its last use, which gives the least peak."""
     return replace(program, released=_dead(program, returned))
+
+
+def _bytes_held(program: BoundProgram) -> dict[str, int]:
+    """Bytes of every result that has a memory of its own."""
+    values = {v.name: v for op in program.ops for v in results(op)} | dict(program.storages)
+    return {name: program.bytes(value, ITEMSIZE) for name, value in values.items()}
 
 
 def _dead(program: BoundProgram, returned: Collection[str]) -> dict[str, tuple[str, ...]]:

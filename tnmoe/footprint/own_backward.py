@@ -168,7 +168,7 @@ class FunctionMemory:
         skipped: Set[Op] = frozenset(),
     ) -> None:
         """Run a pass in chunks; its arrays (of so many `rows`), sums and what is kept stay held, all else is gone."""
-        program, made = as_bound(place.program), set[str]()
+        program, made = place.program, set[str]()
         owner, names = program.owner, dict[str, set[str]]()  # of what a chunk makes
 
         @cache
@@ -288,7 +288,7 @@ class FunctionMemory:
         timeline, adjoint = walk.timeline, self.adjoint
         skipped = {op for op, name in adjoint.only_for.items() if name not in self.tensors.requires_grad}
         wanted = [v for v in adjoint.inputs if v.name in adjoint.wanted and self.tensors.needs(v)]
-        program = released_backward(adjoint) if self.chunk is None else as_bound(adjoint.as_program())
+        program = released_backward(adjoint) if self.chunk is None else as_bound(adjoint.backward_program)
         owner = program.owner
         storages = {v.name: owner[adjoint.wanted[v.name].name] for v in wanted}
         if self.chunk is None:

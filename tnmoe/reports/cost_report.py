@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
 
 from rich.text import Text
 
 from tnmoe.costing.backward import backward_cost
 from tnmoe.costing.cost import Cost
-from tnmoe.costing.step_table import _MOVED, _moved, step_table
+from tnmoe.costing.padding import padded_splits
+from tnmoe.costing.step_table import MOVED, moved_cells, step_table
 from tnmoe.costing.traffic import gradient_traffic
+from tnmoe.errors import CostError, unknown
 from tnmoe.ir.dataflow import elements
 from tnmoe.ir.ops import operands
-from tnmoe.ir.value import DTYPE_BYTES
+from tnmoe.ir.value import DTYPE_BYTES, Role
+from tnmoe.planning.plan import Plan
 from tnmoe.render.table import Cell, Table
 from tnmoe.reports.figures import FIGURES, HEADINGS, RATIOS, Figures
+from tnmoe.reports.ideal import ideal_plan
 from tnmoe.reports.training_state import OPTIMIZERS, TrainingState, training_state
 
 CONVENTIONS = (
@@ -42,11 +48,52 @@ class CostReport(Figures):
     """Figures of one layer at given sizes, and their tables.
 
     Attributes:
-        ideal: of the same layer if no token ran through an expert that it did not choose, and no axis were padded;
-            None where nothing is computed in vain. All figures here are of what is executed.
+        plan: what is reported on; None for what has no ideal twin to plan, as the inference form.
     """
 
-    ideal: CostReport | None = None
+    plan: Plan | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, dtype: str = "float32", frozen: Collection[str] = ()) -> Self:
+        """The report of a plan.
+
+        Args:
+            plan: what is reported on.
+            dtype: of weights and activations.
+            frozen: names of parameters that get no gradient, besides those declared so.
+
+        Raises:
+            CostError: an unknown dtype or parameter.
+        """
+        program = plan.program
+        stored = {p.name: p for p in program.parameters}
+        for name in frozen:
+            if name not in stored:
+                raise CostError(unknown("parameter", name, stored))
+        since = frozenset(name for name in frozen if stored[name].role is Role.WEIGHT)
+        parameters = (replace(p, role=Role.FROZEN) if p.name in since else p for p in program.parameters)
+        return cls(
+            plan.layer,
+            replace(program, parameters=tuple(parameters)),
+            plan.values,
+            dtype,
+            plan.input_gradients,
+            plan.function,
+            frozen=since,
+            plan=plan,
+        )
+
+    @cached_property
+    def ideal(self) -> CostReport | None:
+        """Of the same layer if no token ran through an expert that it did not choose, and no axis were padded.
+
+        None where nothing is wasted. All figures of the report itself are of what is executed. The twin is planned
+        when it is first asked for.
+        """
+        alone = None if self.plan is None else ideal_plan(self.plan)
+        report = None if alone is None else CostReport.of(alone, self.dtype, self.frozen)
+        padded = report or self
+        return replace(padded, without_padding=True) if padded_splits(padded.program) else report
 
     # ---- tables ----------------------------------------------------------------------------------------------
 
@@ -58,16 +105,16 @@ class CostReport(Figures):
 
     def parts(self) -> Table:
         """Figures by part of the layer, with a total."""
-        found: dict[str, tuple[int, Cost]] = {}
+        parts: dict[str, tuple[int, Cost]] = {}
         for p in self.bound.parameters:
-            stored, work = found.get(p.part, (0, Cost()))
+            stored, work = parts.get(p.part, (0, Cost()))
             size = elements(p.indices, self.bound.sizes)
             assert isinstance(size, int)
-            found[p.part] = stored + size, work
+            parts[p.part] = stored + size, work
         for op, cost in zip(self.executed.ops, self.numbers.per_op, strict=True):
-            stored, work = found.get(op.out.part, (0, Cost()))
-            found[op.out.part] = stored, work + cost
-        rows = [self._row(part or "layer", stored, work) for part, (stored, work) in found.items()]
+            stored, work = parts.get(op.out.part, (0, Cost()))
+            parts[op.out.part] = stored, work + cost
+        rows = [self._row(part or "layer", stored, work) for part, (stored, work) in parts.items()]
         if len(rows) > 1:
             rows.append(self._row("total", self.parameters, self.numbers.total))
         keys = ("parameters", "macs", "flops", "matmul_flops", "elementwise_flops", "special_flops", "activation_bytes")
@@ -76,11 +123,11 @@ class CostReport(Figures):
             f"Cost of {self.title}",
             columns,
             tuple(rows),
-            (*self._vain, f"Max expert rank: {self.max_rank:,}.", *CONVENTIONS),
+            (*self._wasted, f"Max expert rank: {self.max_rank:,}.", *CONVENTIONS),
         )
 
     @property
-    def _vain(self) -> tuple[str, ...]:
+    def _wasted(self) -> tuple[str, ...]:
         if self.ideal is None:
             return ()
         ideal = self.ideal
@@ -109,13 +156,13 @@ class CostReport(Figures):
                     continue
                 work, moved = backward_cost(op, sizes, {v.name}), gradient_traffic(op, v, sizes)
                 figures = (int(f) for f in (work.macs, work.flops, work.matmul_flops))
-                rows.append((k, type(op).__name__, v.label, *figures, *_moved(work, moved, width)))
+                rows.append((k, type(op).__name__, v.label, *figures, *moved_cells(work, moved, width)))
         columns = (
             ("step", "step"),
             ("op", "op"),
             ("operand", "gradient of"),
             *((key, HEADINGS[key]) for key in ("macs", "flops", "matmul_flops")),
-            *_MOVED,
+            *MOVED,
         )
         notes = (f"Gradients of trained weights and {self._inputs}.", TRAFFIC)
         return Table(f"Backward pass of {self.title}", columns, tuple(rows), notes)
@@ -174,7 +221,7 @@ class CostReport(Figures):
         return {"layer": label or self.layer.name, **{f: self.value(f) for f in figures}}
 
     def value(self, name: str) -> int | float:
-        """A figure, a ratio, or `ideal_` and a figure: what that would be if nothing were computed in vain.
+        """A figure, a ratio, or `ideal_` and a figure: what that would be if nothing were wasted.
 
         Raises:
             CostError: if there is none of that name.
@@ -222,7 +269,7 @@ def comparison(
 ) -> Table:
     """One row for each report, under its label, with the chosen figures; `ideal_macs` and the like can be among them.
 
-    Where a layer computes something in vain, the ideal MACs and FLOPs stand beside the executed ones, unless `beside`
+    Where a layer wastes something, the ideal MACs and FLOPs stand beside the executed ones, unless `beside`
     is false: then the columns are the chosen figures whatever the layers, so that tables can be joined.
 
     Raises:

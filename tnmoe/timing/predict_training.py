@@ -104,7 +104,7 @@ def predict_training(
     if program.output.name not in needing:
         return None
     clock = _Seconds(program, profile, dtype, flavour == "fast")
-    own = () if adjoint is None else tuple(op for op in adjoint.as_program().ops)
+    own = () if adjoint is None else tuple(op for op in adjoint.backward_program.ops)
     found = [(op.out.name, clock.of(op, own=True)) for op in own]
     nodes, functions, uses = 0, int(adjoint is not None), Counter[Value]()
     for op in reversed(program.ops if adjoint is None else adjoint.before):
