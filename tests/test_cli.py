@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tnmoe
-from tnmoe.backends.torch.statements import Writer
+from tnmoe.backends.torch import pointwise
 from tnmoe.cli.main import main
 from tnmoe.costing import op_cost
 
@@ -496,8 +496,8 @@ def test_check_fails_on_a_wrong_parameter_count(cli, monkeypatch):
 def test_check_fails_on_wrong_values(cli, monkeypatch):
     """A module that computes something else does not pass, however well it is costed."""
     cli.write("block.toml", BLOCK)
-    right = Writer._elementwise
-    monkeypatch.setattr(Writer, "_elementwise", lambda self, op: right(self, op).replace("F.gelu(", "F.relu("))
+    right = pointwise.expression
+    monkeypatch.setattr(pointwise, "expression", lambda op, writer: right(op, writer).replace("F.gelu(", "F.relu("))
     assert failed(cli, "block.toml") == ["values, evaluation", "values, training"]
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tnmoe.backends.numpy.execute import Array, run_op
+from tnmoe.backends.numpy.arrays import Array
+from tnmoe.backends.numpy.execute import run_op
 from tnmoe.ir.layer import Contraction, Layer
 from tnmoe.ir.network import Network, Tensor
 from tnmoe.ir.value import Role

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tnmoe.backends.numpy.arrays import Array
 from tnmoe.errors import ProgramError
 from tnmoe.ir.routing_ops import (
     CapacitySlots,
@@ -31,8 +30,6 @@ from tnmoe.ir.routing_ops import (
 )
 from tnmoe.ir.value import Value
 from tnmoe.symbolic.dims import Dim, evaluate
-
-Array = NDArray[Any]
 
 
 def run_routing(op: RoutingOp, env: dict[str, Array], sizes: Mapping[str, Dim], training: bool) -> None:

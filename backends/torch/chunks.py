@@ -13,17 +13,10 @@ from dataclasses import dataclass
 
 from tnmoe.autodiff.adjoint import Adjoint
 from tnmoe.autodiff.chunks import Pass, backward_pass, forward_pass, kept_values, listed_values
+from tnmoe.backends.torch.contractions import factors
 from tnmoe.backends.torch.function_parts import dense_seed, described, restored
-from tnmoe.backends.torch.statements import (
-    WIDTH,
-    Writer,
-    axes_comment,
-    broken,
-    conditional,
-    indented,
-    nested,
-    wrapped,
-)
+from tnmoe.backends.torch.lines import WIDTH, axes_comment, broken, indented, nested, wrapped
+from tnmoe.backends.torch.statements import Writer, conditional
 from tnmoe.ir.contractions import Add, Contract, ContractAdd, Multiply, Reduce, matmul_groups
 from tnmoe.ir.ops import Op
 from tnmoe.ir.pointwise_ops import Gelu, GeluBackward
@@ -112,15 +105,15 @@ class StreamWriter(Writer):
         match op:
             case Contract() | ContractAdd():
                 g = matmul_groups(op)
-                lhs, rhs = self.factors(op, g)
-                into = self._view(op.out, g.axes)
+                lhs, rhs = factors(op, g, self)
+                into = self.view(op.out, g.axes)
                 if isinstance(op, ContractAdd):
                     groups = (g.cols,) if set(op.bias.indices) == set(g.cols) else (g.rows, g.cols)
-                    return f"torch.addmm({self._view(op.bias, groups)}, {lhs}, {rhs}, out={into})"
+                    return f"torch.addmm({self.view(op.bias, groups)}, {lhs}, {rhs}, out={into})"
                 return f"torch.{'bmm' if g.batch or g.outer else 'mm'}({lhs}, {rhs}, out={into})"
             case Multiply(out, lhs, rhs) | Add(out, lhs, rhs):
                 call = "mul" if isinstance(op, Multiply) else "add"
-                return f"torch.{call}({self._spread(lhs, out)}, {self._spread(rhs, out)}, out={target})"
+                return f"torch.{call}({self.spread(lhs, out)}, {self.spread(rhs, out)}, out={target})"
             case Reduce(out, x):
                 axes = [k for k, i in enumerate(x.indices) if i not in out.indices]
                 return f"torch.sum({self.ref(x.name)}, {axes[0] if len(axes) == 1 else tuple(axes)}, out={target})"
@@ -137,8 +130,8 @@ class StreamWriter(Writer):
         target = self.ref(op.out.name)
         if isinstance(op, Contract) and self.at_work.added_in_place(op):
             g = matmul_groups(op)
-            lhs, rhs = self.factors(op, g)
-            into = self._view(op.out, g.axes)
+            lhs, rhs = factors(op, g, self)
+            into = self.view(op.out, g.axes)
             return broken(f"torch.addmm({into}, {lhs}, {rhs}, out={into})", axes_comment(op.out.indices), self.margin)
         return broken(f"{target} += {self.viewed(op)}", axes_comment(op.out.indices), self.margin)
 
@@ -186,7 +179,7 @@ def _forward(a: Adjoint, chunk: int, product: str) -> list[str]:
     if listed:
         names = [writer.ref(v.name) for v in listed]
         inner += ["if keep:", *nested(wrapped("kept += ", names, "", parenthesised=True, margin=16))]
-        inner += writer.given_up(place.ends)
+        inner += writer.deleted(place.ends)
     body += nested(inner)
     saved = _saved_names(writer, a, listed)
     if kept:
@@ -306,6 +299,6 @@ def _chunk_statements(
         condition = asked
         writer.margin = 16 if asked else 12
         found = writer.streamed(op, parts.get(op.out.name, ""))
-        found += writer.given_up(writer.at_work.released.get(op.out.name, ()))
+        found += writer.deleted(writer.at_work.released.get(op.out.name, ()))
         lines += nested(found) if asked else found
     return lines

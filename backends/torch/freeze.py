@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tnmoe.backends.torch.lines import axes_comment, broken, indented
 from tnmoe.backends.torch.methods import Frozen, Unit
 from tnmoe.backends.torch.names import attribute
-from tnmoe.backends.torch.statements import Writer, axes_comment, broken, indented
+from tnmoe.backends.torch.statements import Writer
 from tnmoe.ir.contractions import Merge, Split
 from tnmoe.ir.ops import operands
 from tnmoe.ir.program import Program

@@ -13,7 +13,8 @@ from tnmoe.autodiff.adjoint import Adjoint
 from tnmoe.backends.torch.chunks import CHUNKS, TRACED, stream_source
 from tnmoe.backends.torch.copied import as_emitted, runtime_source
 from tnmoe.backends.torch.function_parts import dense_seed, described, restored
-from tnmoe.backends.torch.statements import Writer, axes_comment, conditional, indented, nested, wrapped
+from tnmoe.backends.torch.lines import axes_comment, indented, nested, wrapped
+from tnmoe.backends.torch.statements import Writer, conditional
 from tnmoe.footprint.liveness import released_backward, released_forward, released_inference
 from tnmoe.ir.bound import BoundProgram
 from tnmoe.ir.ops import Op

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from tnmoe.autodiff.adjoint import Adjoint
-from tnmoe.backends.torch.statements import WIDTH, broken, docstring, listed, wrapped
+from tnmoe.backends.torch.lines import WIDTH, broken, docstring, listed, wrapped
 from tnmoe.ir.value import Value
 
 

@@ -7,8 +7,11 @@ import textwrap
 from collections.abc import Iterable
 from functools import cache
 
+from tnmoe.backends.torch.contractions import factors
 from tnmoe.backends.torch.copied import as_emitted, runtime_source
-from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, DualContract
+from tnmoe.backends.torch.operands import Operands
+from tnmoe.ir.contractions import Contract, ContractAdd, MatmulGroups, matmul_groups
+from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, DualContract, FusedOp, unfused
 from tnmoe.ir.ops import Op
 from tnmoe.ir.pointwise_ops import Entmax15
 
@@ -71,3 +74,32 @@ def _definitions() -> tuple[dict[str, str], dict[str, str]]:
         return found
 
     return sources(body), sources(guarded.body)
+
+
+def product_groups(op: FusedOp) -> MatmulGroups:
+    """The groups of the matrix product whose shape the result has: of a mix the last, else the first."""
+    parts = unfused(op)
+    product = parts[-1] if isinstance(op, ContractMix) else parts[0]
+    assert isinstance(product, Contract | ContractAdd)
+    return matmul_groups(product)
+
+
+def call(op: FusedOp, writer: Operands) -> str:
+    """The function of a fused op, with its operands as matrices and each bias as a row."""
+    g = product_groups(op)
+    arguments = [text for part in unfused(op)[:-1] for text in _factors(part, writer)]
+    if isinstance(op, ContractMix):
+        arguments.insert(0, writer.matrix(op.mixer, g.batch, g.rows, g.inner))
+    if isinstance(op, ContractMultiply):
+        arguments.append(writer.matrix(op.factor, g.batch, g.rows, g.cols))
+    while arguments[-1] == "None":
+        arguments.pop()
+    return f"{FUNCTIONS[type(op)]}({', '.join(arguments)})"
+
+
+def _factors(product: Op, writer: Operands) -> tuple[str, str, str]:
+    """Both matrices of a product, and its bias or `None`."""
+    assert isinstance(product, Contract | ContractAdd)
+    g = matmul_groups(product)
+    bias = writer.view(product.bias, (g.cols,)) if isinstance(product, ContractAdd) else "None"
+    return *factors(product, g, writer), bias

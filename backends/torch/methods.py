@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tnmoe.backends.torch.function import FunctionUnit, call_statements
-from tnmoe.backends.torch.statements import Writer, axes_comment, broken, docstring, indented
+from tnmoe.backends.torch.lines import axes_comment, broken, docstring, indented
+from tnmoe.backends.torch.statements import Writer
 from tnmoe.ir.dataflow import needed
 from tnmoe.ir.ops import Op, results
 from tnmoe.ir.pointwise_ops import BatchNorm

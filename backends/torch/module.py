@@ -11,10 +11,11 @@ from tnmoe.backends.torch.copied import as_emitted, runtime_source
 from tnmoe.backends.torch.freeze import freeze_method, frozen_init
 from tnmoe.backends.torch.function import FAST_IMPORT, function_source
 from tnmoe.backends.torch.kernels import IMPORT, kernel_sources
+from tnmoe.backends.torch.lines import WIDTH, axes_comment, broken, docstring, indented
 from tnmoe.backends.torch.methods import Unit, coefficients, diagnostics, forward, function_name, rows
 from tnmoe.backends.torch.names import CLASSES, LOCALS, attribute
 from tnmoe.backends.torch.routing import routing_sources
-from tnmoe.backends.torch.statements import WIDTH, Writer, axes_comment, broken, docstring, indented
+from tnmoe.backends.torch.statements import Writer
 from tnmoe.errors import EmitError
 from tnmoe.ir.dataflow import gate_ops
 from tnmoe.ir.initialise import DiagonalNormal, Init, Normal, Ones, SharedUniform, Uniform, Zeros

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tnmoe.backends.numpy import dense_oracle
-from tnmoe.backends.numpy.execute import Array
+from tnmoe.backends.numpy.arrays import Array
 from tnmoe.backends.torch.names import attribute
 from tnmoe.emission.build import build
 from tnmoe.ir.contractions import Split
