@@ -38,8 +38,14 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """Numbers that an op keeps and that are no value of the program: elements, 64-bit integers and single bytes."""
+    """Numbers that an op keeps and that are no value of the program.
 
+    Attributes:
+        what: they are, in words, e.g. "mean and 1/σ of rows".
+        elements, integers, flags: how many of the program's dtype, of 64 bits, and of one byte.
+    """
+
+    what: str = ""
     elements: Dim = 0
     integers: Dim = 0
     flags: Dim = 0

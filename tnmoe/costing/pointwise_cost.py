@@ -119,13 +119,13 @@ def saved(op: PointwiseOp) -> tuple[Value, ...]:
 def inside(op: PointwiseOp, sizes: Sizes) -> Inside:
     """What the backward of `op` keeps besides values of the program."""
     match op:
-        case Entmax15(_, x):  # the root of the result
-            return Inside(elements(x.indices, sizes))
-        case LayerNorm(_, x, index):  # mean and 1/σ of each row
-            return Inside(2 * elements(tuple(i for i in x.indices if i != index), sizes))
-        case BatchNorm(_, x, index):  # mean and 1/σ of each column, in training; one row has no statistics of its own
+        case Entmax15(_, x):
+            return Inside("root of the result", elements(x.indices, sizes))
+        case LayerNorm(_, x, index):
+            return Inside("mean and 1/σ of rows", 2 * elements(tuple(i for i in x.indices if i != index), sizes))
+        case BatchNorm(_, x, index):  # in training; one row has no statistics of its own
             alone = elements(tuple(i for i in x.indices if i != index), sizes) == 1
-            return Inside(0 if alone else 2 * sizes[index])
+            return Inside("mean and 1/σ of columns", 0 if alone else 2 * sizes[index])
         case Softmax() | Sparsemax() | Sigmoid() | Gelu() | GeluBackward():  # a value of the program is enough
             return Inside()
         case _:

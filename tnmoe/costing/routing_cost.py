@@ -156,17 +156,20 @@ def inside(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> Inside:
     out = elements_of(op.out, sizes)
     match op:
         case TopK(_, _, x):  # the whole order of its sort, if that is no value
-            return Inside(integers=0 if sorted_in_place(op, sizes) else elements_of(x, sizes))
+            return Inside("order of the sort", integers=0 if sorted_in_place(op, sizes) else elements_of(x, sizes))
         case ProductTopK(_, _, lhs, rhs):  # of either side, and of their pairs
             sides = [best(op, v, sizes) for v in (lhs, rhs) if v.name in needing]
-            return Inside(integers=sum(sides, start=out))
+            return Inside("positions of the best of either side, and of their pairs", integers=sum(sides, start=out))
         case Noise(_, _, scale):  # what was drawn
-            return Inside(elements=out if scale.name in needing else 0)
+            return Inside("what was drawn", out if scale.name in needing else 0)
         case Normalise(_, x, positions):  # the sums, and which are 0; what is counted, and the products with that
             sums = elements(x.indices[:-1], sizes)
-            return Inside(sums, flags=sums) if positions is None else Inside(out + sums, flags=out + sums)
+            what = "what is divided by, and whether it was 0"
+            if positions is None:
+                return Inside(what, sums, flags=sums)
+            return Inside(f"{what}; what counts, and the products with that", out + sums, flags=out + sums)
         case CapacitySlots():  # the choice in each slot, and whether there is one
-            return Inside(integers=out, flags=out)
+            return Inside("the choice in each slot, and whether there is one", integers=out, flags=out)
         case Unsort() | Gather() | ScatterAdd() | Spread() | GroupedContract() | Select():
             return Inside()
         case PairPositions() | SortSlots() | LoadBalance() | ZLoss() | Dropped() | Missed():  # no gradient passes

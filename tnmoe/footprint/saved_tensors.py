@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tnmoe.autodiff.adjoint import Adjoint
-from tnmoe.costing.saved import differentiated, saved_values
+from tnmoe.costing.saved import differentiated, saved_inside, saved_values
 from tnmoe.footprint.tensor_bytes import TensorBytes
 from tnmoe.ir.contractions import Contract, ContractAdd, Multiply
 from tnmoe.ir.ops import Op, operands, results
-from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, LayerNorm
-from tnmoe.ir.routing_ops import CapacitySlots, GroupedContract, Noise, Normalise, ProductTopK, ScatterAdd, TopK
+from tnmoe.ir.routing_ops import GroupedContract, ScatterAdd
 from tnmoe.ir.value import Value
-
-_INSIDE: Mapping[type, str] = {
-    Entmax15: "root of the result",
-    LayerNorm: "mean and 1/σ of rows",
-    BatchNorm: "mean and 1/σ of columns",
-    TopK: "order of the sort",
-    ProductTopK: "positions of the best of either side, and of their pairs",
-    Noise: "what was drawn",
-    Normalise: "what is divided by, and whether it was 0; of null experts also what counts, and the products with that",
-    CapacitySlots: "the choice in each slot, and whether there is one",
-}
-"""What an op keeps that is no value of the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +40,12 @@ def saved_by_autograd(tensors: TensorBytes, ops: Sequence[Op]) -> tuple[Saved, .
         (program.owner[v.name], _reason(op, v, tensors)) for op in passed for v in saved_values(op, program.sizes, live)
     ]
     inside = [
-        Saved(f"of {op.out.name}", (), kept, (f"{_INSIDE[type(op)]}, for {_gradients(op, tensors)}",))
+        Saved(
+            f"of {op.out.name}",
+            (),
+            kept,
+            (f"{saved_inside(op, program.sizes, live).what}, for {_gradients(op, tensors)}",),
+        )
         for op in passed
         if (kept := tensors.kept_inside(op))
     ]

@@ -13,20 +13,22 @@ from tnmoe.ir.value import Value
 from tnmoe.symbolic.dims import Dim
 
 
-def is_view(op: Op) -> bool:
-    """True if the op writes nothing: its result is its operand's memory."""
+def is_view(op: Op, *, evaluation: bool = False) -> bool:
+    """True if the op writes nothing: its result is its operand's memory.
+
+    In evaluation noise leaves its operand as it is.
+    """
+    if isinstance(op, Noise):
+        return evaluation
     return isinstance(op, Merge | Select) or (isinstance(op, Split) and not op.padded)
 
 
 def memory_owners(program: Program, *, evaluation: bool = False) -> dict[str, str]:
-    """The value whose memory each value is: its own, but for views and what is written over an operand.
-
-    In evaluation noise leaves its operand as it is.
-    """
+    """The value whose memory each value is: its own, but for views and what is written over an operand."""
     owner = {v.name: v.name for v in program.leaves}
     for op in program.ops:
-        view = is_view(op) or op.out.name in program.overwrites or (evaluation and isinstance(op, Noise))
-        owner |= {v.name: owner[operands(op)[0].name] if view else v.name for v in results(op)}
+        shares = is_view(op, evaluation=evaluation) or op.out.name in program.overwrites
+        owner |= {v.name: owner[operands(op)[0].name] if shares else v.name for v in results(op)}
     return owner
 
 

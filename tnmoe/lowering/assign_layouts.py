@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
+from tnmoe.errors import no_rule
 from tnmoe.ir.contractions import (
     Add,
     Contract,
@@ -31,7 +32,7 @@ from tnmoe.ir.contractions import (
 )
 from tnmoe.ir.fused_ops import FusedOp
 from tnmoe.ir.ops import Op, operands, rename, results
-from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, LayerNorm, Softmax, Sparsemax
+from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Sigmoid, Softmax, Sparsemax
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import RoutingOp
 from tnmoe.ir.value import Value
@@ -41,9 +42,6 @@ Order = tuple[str, ...]
 
 LONGEST = 20
 """Characters of a name that says a copy's order; a longer one says only that it is a copy."""
-
-ROWWISE = (LayerNorm, BatchNorm, Softmax, Entmax15, Sparsemax)
-"""Ops over one index, which has to be the last in memory."""
 
 
 def assign_layouts(program: Program, sizes: Mapping[str, int]) -> Program:
@@ -116,13 +114,15 @@ def _laid_out(program: Program, sizes: Mapping[str, int]) -> Program:
                     order = want
                     op = replace(op, x=permuted(x, split_order(order, op)))
                 op = replace(op, out=replace(out, indices=order))
-            case _ if isinstance(op, ROWWISE):
+            case Softmax() | Entmax15() | Sparsemax() | LayerNorm() | BatchNorm():  # their index has to be the last
                 x = permuted(op.x, _last(op.x.indices, op.index))
                 op = replace(op, x=x, out=replace(op.out, indices=x.indices))
+            case Sigmoid() | Gelu() | GeluBackward():
+                op = replace(op, out=replace(op.out, indices=op.x.indices))
             case _ if isinstance(op, RoutingOp | FusedOp):  # takes and gives its operands as they are declared
                 op = rename(op, {v.name: permuted(known[v.name], v.indices) for v in declared})
             case _:
-                op = replace(op, out=replace(op.out, indices=op.x.indices))
+                no_rule(op, "its layout")
         if op.out.name == program.output.name and op.out.indices != program.output.indices:
             raw = replace(op.out, name=f"{op.out.name}_raw")
             ops += [replace(op, out=raw), Permute(program.output, raw)]
@@ -185,13 +185,15 @@ def _demands(program: Program, sizes: Mapping[str, int]) -> dict[str, Order]:
                 demands.setdefault(x.name, merged_order(want, op))
             case Merge(_, x):
                 demands.setdefault(x.name, split_order(want, op))
-            case _ if isinstance(op, ROWWISE):
+            case Softmax() | Entmax15() | Sparsemax() | LayerNorm() | BatchNorm():
                 demands.setdefault(op.x.name, _last(want, op.index))
+            case Permute() | Sigmoid() | Gelu() | GeluBackward():
+                demands.setdefault(op.x.name, want)
             case _ if isinstance(op, RoutingOp | FusedOp):
                 for value in operands(op):
                     demands.setdefault(value.name, value.indices)
             case _:
-                demands.setdefault(op.x.name, want)
+                no_rule(op, "the layout that it wants")
     return demands
 
 
