@@ -298,7 +298,7 @@ def _chunk_statements(
             lines.append(f"if {asked}:")
         condition = asked
         writer.margin = 16 if asked else 12
-        found = writer.streamed(op, parts.get(op.out.name, ""))
-        found += writer.deleted(writer.at_work.released.get(op.out.name, ()))
-        lines += nested(found) if asked else found
+        statements = writer.streamed(op, parts.get(op.out.name, ""))
+        statements += writer.deleted(writer.at_work.released.get(op.out.name, ()))
+        lines += nested(statements) if asked else statements
     return lines

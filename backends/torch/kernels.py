@@ -65,13 +65,13 @@ def _definitions() -> tuple[dict[str, str], dict[str, str]]:
     lines = text.splitlines()
 
     def sources(nodes: Iterable[ast.stmt]) -> dict[str, str]:
-        found = {}
+        definitions = {}
         for node in nodes:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
                 source = textwrap.dedent("\n".join(lines[first - 1 : node.end_lineno]))
-                found[node.name] = as_emitted(source)
-        return found
+                definitions[node.name] = as_emitted(source)
+        return definitions
 
     return sources(body), sources(guarded.body)
 

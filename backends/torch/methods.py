@@ -91,9 +91,9 @@ def coefficients(unit: Unit, writer: Writer, gates: Sequence[Op]) -> list[str]:
     still = ", update=False" if running and not unit.inference else ""
     levels = "one (..., experts) tensor for each level" if several else "a tuple of one (..., experts) tensor"
     written = {v.name: v for op in ops for v in results(op)}
-    found = [written[name] for name in program.coefficients]
-    if any(v.integer or len(v.indices) != 2 for v in found):
-        levels = ", ".join(f"{writer.ref(v.name)} ({_shape(v, program)})" for v in found)
+    values = [written[name] for name in program.coefficients]
+    if any(v.integer or len(v.indices) != 2 for v in values):
+        levels = ", ".join(f"{writer.ref(v.name)} ({_shape(v, program)})" for v in values)
     lines = [
         f"    def expert_coefficients(self, {x.name}: Tensor) -> tuple[Tensor, ...]:",
         *docstring([f"Shares of the experts for (..., {width}): {levels}."], 8),

@@ -72,9 +72,9 @@ def _gate_source(name: str, *, called: bool) -> str:
     """What a gate's function needs, as it stands in `activations.py`, and the function that is called, if wanted."""
     text = runtime_source("activations")
     function = {"entmax15": "_Entmax15Root", "sparsemax": "_Sparsemax"}[name]
-    found = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+    definitions = {n.name: n for n in ast.parse(text).body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
     parts = [
-        ast.get_source_segment(text, found[n]) or ""
+        ast.get_source_segment(text, definitions[n]) or ""
         for n in (f"_{name}_threshold", function, *([name] if called else []))
     ]
     return as_emitted("\n\n\n".join(parts))

@@ -52,12 +52,12 @@ FUNCTIONS = {
 
 def routing_sources(ops: Iterable[Op]) -> list[str]:
     """Source of every function that `ops` call, as it stands in `routing_functions.py` and `grouped_matmul.py`."""
-    found = list(ops)
-    used = {FUNCTIONS[type(op)] for op in found if type(op) in FUNCTIONS}
-    if any(isinstance(op, SortSlots) and op.block > 1 for op in found):
+    every = list(ops)
+    used = {FUNCTIONS[type(op)] for op in every if type(op) in FUNCTIONS}
+    if any(isinstance(op, SortSlots) and op.block > 1 for op in every):
         used.add("sort_slots_in_blocks")
     sources = [source for name, source in _sources().items() if name in used]
-    return sources + (_grouped_sources() if any(isinstance(op, GroupedContract) for op in found) else [])
+    return sources + (_grouped_sources() if any(isinstance(op, GroupedContract) for op in every) else [])
 
 
 @cache

@@ -17,11 +17,11 @@ def step_sources(program: Program, product: str = "@") -> str:
         product: what multiplies two matrices, as in the emitted module.
     """
     writer = Writer(program, attributes=False, product=product)
-    found = []
+    functions = []
     for k, op in enumerate(program.ops, start=1):
         names = dict.fromkeys(writer.ref(v.name) for v in (*program.inputs, *operands(op)))
         sizes = [f"{name} = {where}" for name, where in writer.runtime_sizes([op]).items()]
         mode = ["training, momentum = False, 0.0"]
         body = [*sizes, *mode, *writer.statement(op), "return " + ", ".join(writer.ref(v.name) for v in results(op))]
-        found.append("\n".join([f"def step_{k}({', '.join(names)}):", *(f"    {line}" for line in body), ""]))
-    return "\n\n".join(found)
+        functions.append("\n".join([f"def step_{k}({', '.join(names)}):", *(f"    {line}" for line in body), ""]))
+    return "\n\n".join(functions)

@@ -113,13 +113,13 @@ def plan_function(
     def saved_bytes(kept: frozenset[str]) -> int:
         return FLOAT32_BYTES * int(replace(whole, kept=kept).saved_elements())
 
-    found = choose(choices, memory, int(whole.training_cost().flops), lambda c: saved_bytes(c.kept))
+    choice = choose(choices, memory, int(whole.training_cost().flops), lambda c: saved_bytes(c.kept))
     able = fusible(whole.ops, {program.output.name}, sizes) if flavour == "triton" else frozenset()
 
     def named(names: Set[str]) -> tuple[str, ...]:
         return tuple(op.out.name for op in whole.ops if op.out.name in names)
 
-    return replace(unchosen, kept=named(found.kept), fused=named(able))
+    return replace(unchosen, kept=named(choice.kept), fused=named(able))
 
 
 def _integers(program: Program) -> dict[str, int]:

@@ -58,16 +58,16 @@ def front(ops: Sequence[Op], sizes: Mapping[str, int], reads: Set[str]) -> tuple
                 Choice(c.saved, c.flops + flops, c.kept) for c in choices
             )
         states = {needed: _minimal(choices) for needed, choices in following.items()}
-    (found,) = states.values()  # nothing is needed before the first op
-    return tuple(found)
+    (every,) = states.values()  # nothing is needed before the first op
+    return tuple(every)
 
 
 def _minimal(choices: Sequence[Choice]) -> list[Choice]:
-    found: list[Choice] = []
+    minimal: list[Choice] = []
     for c in sorted(choices, key=lambda c: (c.saved, c.flops, sorted(c.kept))):
-        if not found or c.flops < found[-1].flops:
-            found.append(c)
-    return found
+        if not minimal or c.flops < minimal[-1].flops:
+            minimal.append(c)
+    return minimal
 
 
 def check_memory(memory: object) -> Memory:

@@ -45,7 +45,7 @@ def gradients(
     uses = Counter(v.name for op in ops for v in operands(op) if v.name in needing)
     if uses[program.output.name]:
         raise ProgramError(f"the output {program.output.name!r} is read by another op")
-    found: list[Op] = []
+    backward: list[Op] = []
     known = {program.output.name: seed}
     seen: Counter[str] = Counter()
     weights = {p.name for p in program.parameters}
@@ -59,15 +59,15 @@ def gradients(
             count, several = seen[value.name], uses[value.name] > 1
             part = replace(whole, name=fresh(program, f"{whole.name}_{count + 1}")) if several else whole
             made, result = make(part)
-            found += made
+            backward += made
             if count:
                 last = count + 1 == uses[value.name]
                 total = whole if last else replace(whole, name=fresh(program, f"{whole.name}_to_{count + 1}"))
-                found.append(Add(total, known[value.name], result))
+                backward.append(Add(total, known[value.name], result))
                 result = total
             known[value.name] = result
             seen[value.name] += 1
-    return tuple(found), known
+    return tuple(backward), known
 
 
 Make = Callable[[Value], tuple[tuple[Op, ...], Value]]

@@ -42,9 +42,9 @@ def _trim(op: Op, cost: Cost, program: Program, splits: Splits) -> Cost:
     everything = read | written
 
     def cut(amount: Dim, indices: Iterable[str]) -> Dim:
-        found = set(indices)
+        present = set(indices)
         for parts, index in splits.items():
-            if found.issuperset(parts):
+            if present.issuperset(parts):
                 amount = _over(amount * program.sizes[index], [program.sizes[p] for p in parts])
         return amount
 

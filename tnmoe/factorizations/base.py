@@ -173,8 +173,8 @@ class Declared:
 
     def _given(self) -> list[tuple[str, Any]]:
         """Fields and values, those left out that have their default."""
-        found = [(f, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]  # all are dataclasses
-        return [(f.name, value) for f, value in found if f.default is MISSING or f.default != value]
+        values = [(f, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]  # all are dataclasses
+        return [(f.name, value) for f, value in values if f.default is MISSING or f.default != value]
 
 
 def _dims(value: Any) -> list[Dim]:

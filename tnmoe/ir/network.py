@@ -207,10 +207,10 @@ class Network:
         if all(len(i) == 1 for i in self.indices) and self.bias is None:
             if Network.parse(self.expression).tensors == tuple(Tensor(t.name, t.indices) for t in self.tensors):
                 return {"expression": self.expression, "weights": weights, "frozen": frozen}
-        found: dict[str, Any] = {"tensors": [_plain(t) for t in self.tensors], "output": list(self.output)}
+        mapping: dict[str, Any] = {"tensors": [_plain(t) for t in self.tensors], "output": list(self.output)}
         if (bias := self.bias) is not None:
-            found["bias"] = {"index": bias.index, "data": bias.data, "weight": bias.weight, **_plain(bias.tensor)}
-        return found
+            mapping["bias"] = {"index": bias.index, "data": bias.data, "weight": bias.weight, **_plain(bias.tensor)}
+        return mapping
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Network:
@@ -226,9 +226,9 @@ class Network:
         if not isinstance(tensors, list):
             raise DeclarationError(f"a network needs an expression such as 'bi,io->bo', or tensors; got {tensors!r}")
         bias = None
-        if (found := mapping.get("bias")) is not None:
-            names = {key: _entry(found, key, "bias") for key in ("index", "data", "weight")}
-            bias = FoldedBias(**names, tensor=_tensor(found))
+        if (folded := mapping.get("bias")) is not None:
+            names = {key: _entry(folded, key, "bias") for key in ("index", "data", "weight")}
+            bias = FoldedBias(**names, tensor=_tensor(folded))
         return cls(tuple(_tensor(t) for t in tensors), _entry(mapping, "output", "network"), bias)
 
     @property
@@ -278,12 +278,12 @@ def _names(given: object, what: str) -> list[str]:
     names = given.split() if isinstance(given, str) else given
     if not isinstance(names, Iterable) or isinstance(names, bytes):
         raise DeclarationError(f"{what} must be terms such as 'nr ir ro', got {given!r}")
-    found = []
+    terms = []
     for name in names:
         if not isinstance(name, str):
             raise DeclarationError(f"{what} must be terms such as 'nr ir ro', got {name!r} among them")
-        found.append(name)
-    return found
+        terms.append(name)
+    return terms
 
 
 def _letters(text: str, start: int, fail: Callable[[str, int], DeclarationError]) -> tuple[str, ...]:
@@ -302,14 +302,14 @@ def _letters(text: str, start: int, fail: Callable[[str, int], DeclarationError]
 
 def components(network: Network) -> tuple[tuple[str, ...], ...]:
     """Names of the tensors of each connected part, in order of first appearance."""
-    found: list[tuple[set[str], list[str]]] = []
+    joined: list[tuple[set[str], list[str]]] = []
     for tensor in network.tensors:
-        touched = [part for part in found if part[0] & set(tensor.indices)]
-        found = [part for part in found if part not in touched]
+        touched = [part for part in joined if part[0] & set(tensor.indices)]
+        joined = [part for part in joined if part not in touched]
         indices = set(tensor.indices).union(*(part[0] for part in touched))
-        found.append((indices, [name for part in touched for name in part[1]] + [tensor.name]))
+        joined.append((indices, [name for part in touched for name in part[1]] + [tensor.name]))
     place = {t.name: k for k, t in enumerate(network.tensors)}
-    parts = [tuple(sorted(names, key=place.__getitem__)) for _, names in found]
+    parts = [tuple(sorted(names, key=place.__getitem__)) for _, names in joined]
     return tuple(sorted(parts, key=lambda part: place[part[0]]))
 
 

@@ -27,21 +27,21 @@ def results(op: Op) -> tuple[Value, ...]:
 def operands(op: Op) -> tuple[Value, ...]:
     """The values that an op reads, in field order."""
     written = results(op)
-    found = (getattr(op, f.name) for f in fields(op))
-    return tuple(v for v in found if isinstance(v, Value) and v not in written)
+    values = (getattr(op, f.name) for f in fields(op))
+    return tuple(v for v in values if isinstance(v, Value) and v not in written)
 
 
 def propagate(ops: Iterable[Op], names: Set[str], *, integers: bool = True) -> frozenset[str]:
     """`names`, and the names of every result that depends on one of them (through `integers` or not)."""
-    found = set(names)
+    reached = set(names)
     for op in ops:
-        if any(v.name in found for v in operands(op)):
-            found |= {v.name for v in results(op) if integers or not v.integer}
-    return frozenset(found)
+        if any(v.name in reached for v in operands(op)):
+            reached |= {v.name for v in results(op) if integers or not v.integer}
+    return frozenset(reached)
 
 
 def rename(op: Op, change: Mapping[str, Value]) -> Op:
     """The op with every value that `change` has by name replaced."""
-    found = {f.name: v for f in fields(op) if isinstance(v := getattr(op, f.name), Value)}
-    new: dict[str, Any] = {field: change[v.name] for field, v in found.items() if v.name in change}
+    values = {f.name: v for f in fields(op) if isinstance(v := getattr(op, f.name), Value)}
+    new: dict[str, Any] = {field: change[v.name] for field, v in values.items() if v.name in change}
     return replace(op, **new)

@@ -107,5 +107,5 @@ class Folded:
         """The values that exist before `once` and that it, or the module of `each`, takes over."""
         made = {v.name for op in self.once for v in results(op)}
         kept = [Value(p.name, p.indices, p.part) for p in (*self.each.parameters, *self.each.buffers)]
-        found = [v for op in self.once for v in operands(op)] + kept
-        return tuple({v.name: v for v in found if v.name not in made}.values())
+        read = [v for op in self.once for v in operands(op)] + kept
+        return tuple({v.name: v for v in read if v.name not in made}.values())

@@ -70,9 +70,9 @@ class Declaration:
 
     def dims(self, *keys: str) -> list[Dim]:
         """Those of the fields `keys` that are given, as dimensions, and the ranks of a factorization."""
-        found = [self.dim(key) for key in keys if getattr(self, key) is not None]
+        own = [self.dim(key) for key in keys if getattr(self, key) is not None]
         factorization = getattr(self, "factorization", None)
-        return found + (list(factorization.dims()) if factorization is not None else [])
+        return own + (list(factorization.dims()) if factorization is not None else [])
 
     def _plain_fields(self) -> dict[str, Any]:
         names = [f.name for f in fields(self)]  # type: ignore[arg-type]  # every declaration is a dataclass

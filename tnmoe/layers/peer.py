@@ -92,6 +92,6 @@ class PEER(Declaration):
         """The chosen vectors of one side of the experts."""
         init = b.fan_in("i") if index == "i" else Uniform(1 / sympy.sqrt(b.sizes.sizes["k"] * b.sizes.sizes["j"]))
         stored = b.weight(f"{name}_vectors", ("n", index), init, "experts")
-        found = Value(f"{name}_chosen", (*positions.indices, index), "experts")
-        b.add(Gather(found, Value(stored.name, stored.indices, "experts"), positions, "n", self.sparse_gradients))
-        return Tensor(found.name, found.indices)
+        chosen = Value(f"{name}_chosen", (*positions.indices, index), "experts")
+        b.add(Gather(chosen, Value(stored.name, stored.indices, "experts"), positions, "n", self.sparse_gradients))
+        return Tensor(chosen.name, chosen.indices)

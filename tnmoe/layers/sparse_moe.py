@@ -137,8 +137,8 @@ class SparseMoE(Declaration):
         """As of every declaration; but a masked form has neither slots, nor null experts, nor blocks of rows."""
         if self.capacity is not None or self.null is not None or self.block not in (1, BLOCK):
             return {}
-        found = Declaration.lowerings(self)
-        return found and found | {"masked": {k: v for k, v in found["masked"].items() if k != "block"}}
+        lowerings = Declaration.lowerings(self)
+        return lowerings and lowerings | {"masked": {k: v for k, v in lowerings["masked"].items() if k != "block"}}
 
     def only_lowering(self) -> str:
         """As of every declaration."""

@@ -159,8 +159,8 @@ def _demands(program: Program, sizes: Mapping[str, int]) -> dict[str, Order]:
         want = demands.setdefault(op.out.name, op.out.indices)
         match op:
             case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
-                if found := broadcast_demand(op, want, sizes, {**demands, **fixed}):
-                    for value, order in found:
+                if wanted := broadcast_demand(op, want, sizes, {**demands, **fixed}):
+                    for value, order in wanted:
                         demands.setdefault(value.name, order)
                     continue
                 first, second = _sides(op, want)
@@ -215,8 +215,8 @@ def _as_matmul(
     op: Contract | ContractAdd, want: Order, permuted: Callable[[Value, Order], Value], sizes: Mapping[str, int]
 ) -> Contract | ContractAdd:
     """The contraction with operands placed, and copied where unavoidable, so that it is a matrix product."""
-    if found := broadcast(op, sizes):
-        small, tensor, groups = found
+    if product := broadcast(op, sizes):
+        small, tensor, groups = product
         if not _fits(small, (), groups.rows, groups.inner):
             small = permuted(small, (*groups.rows, *groups.inner))
         return Contract(replace(op.out, indices=(*groups.outer, *groups.rows, *groups.cols)), small, tensor)

@@ -29,14 +29,14 @@ def fused(ops: tuple[Op, ...], wanted: frozenset[str]) -> tuple[Op, ...]:
     uses.update(wanted)
     products = {op.out.name: op for op in ops if isinstance(op, Contract)}
     gone: set[str] = set()
-    found: list[Op] = []
+    kept: list[Op] = []
     for op in ops:
         if isinstance(op, Add) and (product := products.get(op.lhs.name)) and uses[op.lhs.name] == 1:
             lhs, rhs, bias = set(product.lhs.indices), set(product.rhs.indices), set(op.rhs.indices)
             unbatched = not lhs & rhs & set(product.out.indices)
             if unbatched and bias in (lhs - rhs, rhs - lhs, lhs ^ rhs):
-                found.append(ContractAdd(op.out, product.lhs, product.rhs, op.rhs))
+                kept.append(ContractAdd(op.out, product.lhs, product.rhs, op.rhs))
                 gone.add(product.out.name)
                 continue
-        found.append(op)
-    return tuple(op for op in found if op.out.name not in gone)
+        kept.append(op)
+    return tuple(op for op in kept if op.out.name not in gone)

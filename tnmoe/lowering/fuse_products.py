@@ -43,11 +43,11 @@ def fusible(ops: Sequence[Op], wanted: Set[str], sizes: Mapping[str, int]) -> fr
         sizes: an integer for every index.
     """
     made = {op.out.name: op for op in ops}
-    found: set[str] = set()
+    absorbed: set[str] = set()
     for fused in fuse_products(ops, made.keys() - wanted):
         if isinstance(fused, FusedOp) and not (isinstance(fused, ContractMix) and _summed(fused, sizes) > WIDEST):
-            found |= _absorbed(made[fused.out.name], fused)
-    return frozenset(found)
+            absorbed |= _absorbed(made[fused.out.name], fused)
+    return frozenset(absorbed)
 
 
 def fuse_products(ops: Sequence[Op], unwritten: Set[str]) -> tuple[Op, ...]:
@@ -62,13 +62,13 @@ def fuse_products(ops: Sequence[Op], unwritten: Set[str]) -> tuple[Op, ...]:
         and not matmul_groups(op).outer
     }
     gone: set[str] = set()
-    found: list[Op] = []
+    kept: list[Op] = []
     for op in ops:
         fused = _fused(op, products)
         if fused is not None:
             gone |= _absorbed(op, fused)
-        found.append(fused or op)
-    return tuple(op for op in found if op.out.name not in gone)
+        kept.append(fused or op)
+    return tuple(op for op in kept if op.out.name not in gone)
 
 
 def _fused(op: Op, products: Mapping[str, Contract | ContractAdd]) -> FusedOp | None:

@@ -41,14 +41,14 @@ class Operand:
 def leaf_operands(network: Network, part: str = "") -> tuple[Operand, ...]:
     """The network's tensors as operands, in order."""
     bias = network.bias
-    found = []
+    leaves = []
     for tensor in network.tensors:
         main = Value(tensor.name, tensor.indices, part)
         if bias is not None and tensor.name == bias.weight:
-            found.append(Operand(main, True, Value(bias.tensor.name, bias.tensor.indices, part)))
+            leaves.append(Operand(main, True, Value(bias.tensor.name, bias.tensor.indices, part)))
         else:
-            found.append(Operand(main, bias is not None and tensor.name == bias.data))
-    return tuple(found)
+            leaves.append(Operand(main, bias is not None and tensor.name == bias.data))
+    return tuple(leaves)
 
 
 def lower_pair(lhs: Value, rhs: Value, keep: frozenset[str], name: str) -> tuple[Op, ...]:
@@ -194,10 +194,10 @@ def run_passes(
     program: Program, sizes: Mapping[str, int], turned: Collection[str] | None = None
 ) -> tuple[tuple[str, Program], ...]:
     """Every pass, in order; each is a pure function of a program and is verified."""
-    found = [("lowered", verify(program))]
+    stages = [("lowered", verify(program))]
 
     def then(name: str, after: Program, laid_out: bool = False) -> Program:
-        found.append((name, verify(after, laid_out=laid_out)))
+        stages.append((name, verify(after, laid_out=laid_out)))
         return after
 
     program = then("share", share(program))
@@ -207,7 +207,7 @@ def run_passes(
     program = assign_layouts(program, sizes)
     then("assign_layouts", _apart(program), laid_out=True)
     then("orient", _apart(orient(program, sizes, turned)), laid_out=True)
-    return tuple(found)
+    return tuple(stages)
 
 
 def turnable(program: Program) -> dict[str, Stored]:

@@ -45,13 +45,13 @@ def turnable(program: Program) -> dict[str, Stored]:
     uses = Counter(v.name for op in program.ops for v in operands(op))
     uses[program.output.name] += 1
     stored = {p.name for p in program.parameters if uses[p.name] == 1}
-    found: dict[str, Stored] = {}
+    weights: dict[str, Stored] = {}
     for op in program.ops:
         if isinstance(op, Contract | ContractAdd) and op.rhs.name in stored:
             groups = matmul_groups(op)
             if not groups.batch and not groups.outer:
-                found[op.rhs.name] = Stored(op.rhs, groups.inner, groups.cols)
-    return found
+                weights[op.rhs.name] = Stored(op.rhs, groups.inner, groups.cols)
+    return weights
 
 
 def longer_side_last(weight: Stored, sizes: Mapping[str, int]) -> bool:

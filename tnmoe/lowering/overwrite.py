@@ -34,5 +34,5 @@ def overwrite(program: Program) -> Program:
             return free(op.x.name)
         return isinstance(op, Contract | ContractAdd | GroupedContract | FusedOp)
 
-    found = {op.out.name: op.x.name for op in program.ops if isinstance(op, Gelu) and free(op.x.name)}
-    return replace(program, overwrites=found)
+    overwrites = {op.out.name: op.x.name for op in program.ops if isinstance(op, Gelu) and free(op.x.name)}
+    return replace(program, overwrites=overwrites)

@@ -30,15 +30,15 @@ def share(program: Program) -> Program:
     same: dict[str, Value] = {}
 
     def shared(ops: Iterable[Op]) -> tuple[Op, ...]:
-        found: list[Op] = []
+        kept: list[Op] = []
         for op in (rename(op, same) for op in ops):
             earlier = first.setdefault(_meaning(op), op)
             if earlier is op or isinstance(op, APART) or known & {v.name for v in results(op)}:
-                found.append(op)
+                kept.append(op)
             else:
                 pairs = zip(results(op), results(earlier), strict=True)
                 same.update({v.name: replace(w, indices=v.indices) for v, w in pairs})
-        return tuple(found)
+        return tuple(kept)
 
     return replace(program, ops=shared(program.ops), diagnostics=shared(program.diagnostics))
 

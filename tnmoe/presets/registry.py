@@ -144,8 +144,8 @@ FAMILIES |= {
     "moe-published": (
         "Mixtures at sizes that were published",
         tuple(
-            Preset(f"moe-published-{k}", label, found.spec, TOKENS, False)
-            for k, (label, found) in enumerate(PUBLISHED.items())
+            Preset(f"moe-published-{k}", label, preset.spec, TOKENS, False)
+            for k, (label, preset) in enumerate(PUBLISHED.items())
         ),
     )
 }

@@ -244,9 +244,9 @@ class Figures:
         Raises:
             CostError: if there is no such figure.
         """
-        found = _rule(figure)(self._integers)
-        assert isinstance(found, int), (figure, found)
-        return found
+        number = _rule(figure)(self._integers)
+        assert isinstance(number, int), (figure, number)
+        return number
 
     def expression(self, figure: str) -> Dim:
         """A figure in the layer's symbols, as it is counted; `formula` is the same to read.
@@ -321,8 +321,8 @@ HEADINGS = {name: vars(Figures)[name].heading for name in FIGURES} | {name: r.he
 def _rule(figure: str) -> Callable[[Counted], Dim]:
     if figure not in FIGURES:
         raise CostError(f"unknown figure {figure!r}; there are {', '.join(FIGURES)}")
-    found: Any = vars(Figures)[figure]
-    rule: Callable[[Counted], Dim] = found.of
+    descriptor: Any = vars(Figures)[figure]
+    rule: Callable[[Counted], Dim] = descriptor.of
     return rule
 
 
@@ -393,8 +393,8 @@ class Counted:
             return None
         parameters = (replace(p, role=Role.WEIGHT) if p.name in self.frozen else p for p in self.program.parameters)
         planned = replace(self.program, parameters=tuple(parameters))
-        found = self.function.adjoint(planned, gradient_names(planned, self.input_gradients))
-        return replace(found, program=self.program, needing=self.needing)
+        adjoint = self.function.adjoint(planned, gradient_names(planned, self.input_gradients))
+        return replace(adjoint, program=self.program, needing=self.needing)
 
     @property
     def saved(self) -> Dim:

@@ -35,9 +35,9 @@ SAFE = 2**63
 
 def column(values: Iterable[int]) -> Column:
     """Integers as a column, 64-bit if they fit."""
-    found = list(values)
-    fits = all(-SAFE < v < SAFE for v in found)
-    return np.array(found, dtype=np.int64 if fits else object)
+    numbers = list(values)
+    fits = all(-SAFE < v < SAFE for v in numbers)
+    return np.array(numbers, dtype=np.int64 if fits else object)
 
 
 class Columns:
@@ -122,8 +122,8 @@ class Columns:
         above, below = (condition.lhs - condition.rhs).as_numer_denom()
         if not below.is_positive:
             raise CostError(f"{condition} divides by what may be negative")
-        found: Column = RELATIONS[type(condition)](self._value(sympy.expand(above))[0], 0)
-        return found
+        holds: Column = RELATIONS[type(condition)](self._value(sympy.expand(above))[0], 0)
+        return holds
 
     def _rounded(self, formula: sympy.Expr) -> tuple[Column, int]:
         """⌊a / b⌋, ⌈a / b⌉ and ⌈log2 a⌉."""
@@ -146,14 +146,14 @@ def _wide(columns: list[Column], bound: int) -> list[Column]:
 
 def _power_of_two(exponent: sympy.Expr) -> sympy.Expr:
     """2 to a sum of logarithms over log 2: the product of their arguments."""
-    found = sympy.Integer(1)
+    product = sympy.Integer(1)
     for term in sympy.Add.make_args(sympy.expand(exponent)):
         inner = [a for a in sympy.Mul.make_args(term) if isinstance(a, sympy.log)]
         if not inner and term.is_Integer and term >= 0:
-            found *= 2**term
+            product *= 2**term
             continue
         power = term * sympy.log(2) / inner[0] if inner else sympy.nan
         if not power.is_Integer or power < 0:
             raise CostError(f"⌈{exponent}⌉ cannot be evaluated over columns: it is no logarithm to base 2")
-        found *= inner[0].args[0] ** power
-    return found
+        product *= inner[0].args[0] ** power
+    return product

@@ -47,10 +47,10 @@ class Constraint:
     def holds(self, columns: Columns) -> Column:
         """True in each row that satisfies it."""
         values = [columns.evaluate(side) for side in self.sides]
-        found = np.ones(columns.length, dtype=bool)
+        held = np.ones(columns.length, dtype=bool)
         for comparison, left, right in zip(self.comparisons, values, values[1:], strict=False):
-            found &= _COMPARE[comparison](left, right).astype(bool)
-        return found
+            held &= _COMPARE[comparison](left, right).astype(bool)
+        return held
 
 
 def parse_constraint(text: object) -> Constraint:
@@ -61,14 +61,14 @@ def parse_constraint(text: object) -> Constraint:
     """
     if not isinstance(text, str):
         raise DeclarationError(f"a constraint must be text such as 'parameters <= 5*10**6', got {text!r}")
-    found = list(_COMPARISON.finditer(text))
-    single = [m for m in found if m.group() == "="]
+    comparisons = list(_COMPARISON.finditer(text))
+    single = [m for m in comparisons if m.group() == "="]
     if single:
         raise DeclarationError(f"write == for equality\n{point_at(text, single[0].start())}")
-    if not found:
+    if not comparisons:
         raise DeclarationError(f"a constraint needs one of <= >= < > == !=\n{point_at(text, len(text))}")
-    cuts = [0, *(k for m in found for k in m.span()), len(text)]
+    cuts = [0, *(k for m in comparisons for k in m.span()), len(text)]
     sides = tuple(
         parse_dim(text[start:end], f"constraint {text!r}") for start, end in zip(cuts[::2], cuts[1::2], strict=True)
     )
-    return Constraint(text, sides, tuple(m.group() for m in found))
+    return Constraint(text, sides, tuple(m.group() for m in comparisons))

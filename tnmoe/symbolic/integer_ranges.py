@@ -65,11 +65,11 @@ def _classes(formula: sympy.Expr, size: sympy.Symbol, at: int) -> list[sympy.Pol
     def case(*pairs: sympy.Basic) -> sympy.Basic:
         return next(value for value, condition in pairs if condition.subs(size, at) == sympy.true)
 
-    def steady(found: sympy.Basic) -> bool:
-        return isinstance(found, sympy.ceiling | sympy.floor) and bool(found.atoms(sympy.log))
+    def steady(part: sympy.Basic) -> bool:
+        return isinstance(part, sympy.ceiling | sympy.floor) and bool(part.atoms(sympy.log))
 
-    def value(found: sympy.Expr) -> sympy.Integer:
-        return sympy.Integer(int(Columns({str(size): column([at])}).evaluate(found)[0]))
+    def value(part: sympy.Expr) -> sympy.Integer:
+        return sympy.Integer(int(Columns({str(size): column([at])}).evaluate(part)[0]))
 
     simple = formula.replace(sympy.Piecewise, case).replace(steady, value)
     rounded_ = simple.atoms(sympy.floor, sympy.ceiling)
@@ -77,25 +77,25 @@ def _classes(formula: sympy.Expr, size: sympy.Symbol, at: int) -> list[sympy.Pol
     classes = math.lcm(*(int(c.q) for p in inside.values() for c in p.all_coeffs()))
     if classes > MOST_CLASSES:
         raise CostError(f"{classes:,} residue classes of {size} to tell apart, more than {MOST_CLASSES:,}")
-    found = []
+    polynomials = []
     for residue in range(classes):
         values = {}
         for r, p in inside.items():
             exact = p.eval(residue)
             # What rounding takes away depends on the class alone.
             values[r] = p.as_expr() + (type(r)(exact) - exact)
-        found.append(_polynomial(simple.xreplace(values), size))
-    return found
+        polynomials.append(_polynomial(simple.xreplace(values), size))
+    return polynomials
 
 
 def _polynomial(formula: sympy.Expr, size: sympy.Symbol) -> sympy.Poly:
     expanded = sympy.expand(formula)
     if not expanded.is_polynomial(size):
         raise CostError(f"no polynomial in {size}, with or without rounding: {expanded}")
-    found = sympy.Poly(expanded, size)
-    if not all(c.is_Rational for c in found.all_coeffs()):
+    polynomial = sympy.Poly(expanded, size)
+    if not all(c.is_Rational for c in polynomial.all_coeffs()):
         raise CostError(f"coefficients of {expanded} are no rational numbers")
-    return found
+    return polynomial
 
 
 def _roots(polynomial: sympy.Poly) -> list[sympy.Expr]:
@@ -135,31 +135,31 @@ def _signs(
     within = [p for p in set(classes) if low <= _bound(p)]
     beside = {floor + k for p in within for floor in _floors(p) for k in (-1, 0, 1, 2)}
     points = sorted({low, *(p for p in beside if low < p and (high is None or p <= high))})
-    found: list[tuple[int, int | None, int]] = []
+    signs: list[tuple[int, int | None, int]] = []
     for here, after in pairwise([*points, None]):
         assert here is not None
         end = high if after is None else after - 1
-        found.append((here, here, sign(here)))
+        signs.append((here, here, sign(here)))
         if end is not None and end <= here:
             continue
         stretch = range(here + 1, here + 1 + len(classes))
         seen = {sign(at) for at in stretch if end is None or at <= end}
         if len(seen) == 1:
-            found.append((here + 1, end, seen.pop()))
+            signs.append((here + 1, end, seen.pop()))
         elif end is not None and end - here <= MOST_SINGLES:
-            found += [(at, at, sign(at)) for at in range(here + 1, end + 1)]
+            signs += [(at, at, sign(at)) for at in range(here + 1, end + 1)]
         else:
             raise CostError(f"which is less depends on {size} modulo {len(classes)} from {here + 1:,} on")
-    return found
+    return signs
 
 
 def _joined(stretches: Iterable[tuple[int, int | None, int]], wanted: int) -> tuple[Range, ...]:
-    found: list[Range] = []
+    ranges: list[Range] = []
     for low, high, sign in stretches:
         if sign != wanted:
             continue
-        if found and found[-1][1] == low - 1:
-            found[-1] = (found[-1][0], high)
+        if ranges and ranges[-1][1] == low - 1:
+            ranges[-1] = (ranges[-1][0], high)
         else:
-            found.append((low, high))
-    return tuple(found)
+            ranges.append((low, high))
+    return tuple(ranges)
