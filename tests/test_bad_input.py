@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tnmoe
@@ -822,6 +822,8 @@ def test_arithmetic_means_what_it_means_in_python(text):
 
 @settings(max_examples=100)
 @given(expressions)
+@example("33**12*a*6")
+@example("9000000000000000000 + a + 9000000000000000000")
 def test_a_size_is_written_as_it_is_read(text):
     """A declaration goes into plans and docstrings as text, and comes back from there."""
     size = only_tnmoe_errors(as_dim, text, "inputs")

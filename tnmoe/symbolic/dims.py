@@ -89,6 +89,8 @@ def as_dim(value: object, what: str) -> Dim:
                 raise DeclarationError(f"{what} must be an integer expression, got {formula}")
             if formula.is_nonpositive:
                 raise DeclarationError(f"{what} must be positive, got {formula}, which never is")
+            if _exceeds(formula):  # it could be written, but not read again
+                raise DeclarationError(f"{what} has a number larger than 2**63 - 1 in it: {formula}")
             return formula
     if value > LARGEST:
         raise DeclarationError(f"{what} must be at most 2**63 - 1, got a number of {value.bit_length()} bits")
@@ -125,7 +127,7 @@ def parse_dim(text: str, what: str = "dimension") -> Dim:
         )
 
     def bounded(result: sympy.Expr, at: tuple[str, str, int]) -> sympy.Expr:
-        if result.is_Integer and abs(result) > LARGEST:
+        if _exceeds(result):
             raise fail("larger than 2**63 - 1", at)
         return result
 
@@ -140,8 +142,8 @@ def parse_dim(text: str, what: str = "dimension") -> Dim:
     def total() -> sympy.Expr:
         result = product()
         while operator := take("+", "-"):
-            term = product()
-            result = result + term if operator == "+" else result - term
+            at, term = tokens[cursor], product()
+            result = bounded(result + term if operator == "+" else result - term, at)
         return result
 
     def product() -> sympy.Expr:
@@ -189,6 +191,11 @@ def parse_dim(text: str, what: str = "dimension") -> Dim:
     if tokens[cursor][0] != "end":
         raise fail(f"unexpected {tokens[cursor][1]!r}", tokens[cursor])
     return int(result) if result.is_Integer else result
+
+
+def _exceeds(formula: sympy.Expr) -> bool:
+    """Whether a formula has an integer in it, once what is constant is worked out, that no size may have."""
+    return any(max(abs(n.p), n.q) > LARGEST for n in formula.atoms(sympy.Rational))
 
 
 def dim_text(dim: Dim) -> int | str:
