@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 import tnmoe
+from tnmoe.costing.objective import FLOPS
 from tnmoe.planners import subset_dp
 from tnmoe.planners.atlas.atlas import Atlas
 from tnmoe.planners.atlas.dominance import Domain
@@ -64,7 +65,7 @@ def wrong(found: Atlas, points: int, rng: random.Random, label: str) -> int:
             top = 5000 * low if high is None else high
             sizes[index] = min(top, max(low, round(low * (top / low) ** rng.random())))
         path = subset_dp.plan(found.network, sizes)
-        best = Steps(found.network, sizes, "flops").total(splits_of(path, len(found.network.tensors)))
+        best = Steps(found.network, sizes, FLOPS).total(splits_of(path, len(found.network.tensors)))
         count += found.best(sizes).cost.at(sizes) != best
     return count
 

@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tnmoe
+from tnmoe.costing.objective import MACS
 from tnmoe.costing.op_cost import op_cost
 from tnmoe.ir.layer import Contraction
 from tnmoe.ir.network import Network
@@ -75,7 +76,7 @@ class Problem:
         quick = cotengra.OptimalOptimizer(minimize="flops")
         outer = cotengra.OptimalOptimizer(minimize="flops", search_outer=True, simplify=False)
         found: dict[str, tuple[Search, bool]] = {
-            OURS: (lambda: subset_dp.plan(network, self.sizes, "macs").steps, True),
+            OURS: (lambda: subset_dp.plan(network, self.sizes, MACS).steps, True),
             "opt_einsum DP, outer": (lambda: exact(sets, output, sizes), False),
         }
         if len(terms) <= LARGEST_FOR_OPTIMAL:

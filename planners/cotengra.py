@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
+from tnmoe.costing.objective import MACS, Objective
 from tnmoe.errors import PlanError
 from tnmoe.ir.network import Network
 from tnmoe.ir.path import ContractionPath
@@ -24,8 +25,8 @@ _CANDIDATES = 8
 def plan(
     network: Network,
     sizes: Mapping[str, int],
-    objective: str = "macs",
-    needing: Set[str] = frozenset(),
+    objective: Objective = MACS,
+    requires_grad: Set[str] = frozenset(),
     optimizer: Any = None,
 ) -> ContractionPath:
     """The path cotengra finds; it minimises its own count, one operation per product, whatever the objective.
@@ -33,7 +34,7 @@ def plan(
     Args:
         network: a folded bias is planned as if its index had the size of the data alone.
         sizes: an integer for every index.
-        objective, needing: recorded by the caller; cotengra's own count is used.
+        objective, requires_grad: recorded by the caller; cotengra's own count is used.
         optimizer: a cotengra optimizer, by default its exact one up to 12 tensors and random greedy above.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from itertools import combinations
 
+from tnmoe.costing.objective import FLOPS, Objective
 from tnmoe.costing.prices import Prices
 from tnmoe.ir.dataflow import elements
 from tnmoe.ir.network import Network
@@ -14,20 +15,20 @@ from tnmoe.lowering.lower import Operand, leaf_operands, lower_step
 
 
 def plan(
-    network: Network, sizes: Mapping[str, int], objective: str = "flops", needing: Set[str] = frozenset()
+    network: Network, sizes: Mapping[str, int], objective: Objective = FLOPS, requires_grad: Set[str] = frozenset()
 ) -> ContractionPath:
     """Contract the pair with the smallest growth in size, and of those the one with the cheapest step.
 
     Args:
         network: any number of tensors.
         sizes: an integer for every index.
-        objective: text that `tnmoe.costing.prices.parse` reads; decides between pairs of equal growth.
-        needing: names of the tensors that need a gradient, for the objectives about training.
+        objective: what is minimised, a sum over steps; it decides between pairs of equal growth.
+        requires_grad: names of the tensors that need a gradient, for the objectives about training.
 
     Raises:
         PlanError: if the objective is unknown.
     """
-    prices = Prices(network, sizes, objective, needing)
+    prices = Prices(network, sizes, objective, requires_grad)
     live: dict[int, Operand] = dict(enumerate(leaf_operands(network)))
     inside = {k: frozenset([k]) for k in live}
     steps: list[tuple[int, int]] = []

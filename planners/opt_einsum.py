@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
+from tnmoe.costing.objective import MACS, Objective
 from tnmoe.errors import PlanError
 from tnmoe.ir.network import Network
 from tnmoe.ir.path import ContractionPath
@@ -21,8 +22,8 @@ INSTALLED = opt_einsum is not None
 def plan(
     network: Network,
     sizes: Mapping[str, int],
-    objective: str = "macs",
-    needing: Set[str] = frozenset(),
+    objective: Objective = MACS,
+    requires_grad: Set[str] = frozenset(),
     algorithm: Any = None,
 ) -> ContractionPath:
     """The path opt_einsum finds; it minimises its own count, one operation per product, whatever the objective.
@@ -30,7 +31,7 @@ def plan(
     Args:
         network: a folded bias is planned as if its index had the size of the data alone.
         sizes: an integer for every index.
-        objective, needing: recorded by the caller; opt_einsum knows none.
+        objective, requires_grad: recorded by the caller; opt_einsum knows none.
         algorithm: an `optimize=` argument of opt_einsum, by default exact dynamic programming with outer products.
 
     Raises:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+from tnmoe.costing.objective import FLOPS, TRAINING, Goal, Objective, as_objective
 from tnmoe.costing.op_cost import op_cost
-from tnmoe.costing.prices import Prices, price
+from tnmoe.costing.prices import Prices, forward_price, price
 from tnmoe.costing.saved import saved_values
 from tnmoe.errors import PlanError, unknown
 from tnmoe.ir.dataflow import elements
@@ -24,12 +26,17 @@ from tnmoe.lowering.lower import Operand, leaf_operands, lower_step
 
 MAX_TENSORS = 9
 
-OBJECTIVES = ("flops", "training", "saved", "peak")
+Axis = Literal["flops", "training", "saved", "peak"]
 """FLOPs forward; FLOPs of forward, recomputation and backward; elements saved for the backward; elements of all
 intermediates that are alive at once in a forward pass that saves nothing."""
 
+AXES: tuple[Axis, ...] = get_args(Axis)
+
 Values = tuple[int, ...]
-"""By place in `OBJECTIVES`, then those of further prices."""
+"""By place in `AXES`, then those of further prices."""
+
+_PRICED: Mapping[Objective, Axis] = {FLOPS: "flops", TRAINING: "training"}
+"""Prices of steps that are axes in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Tradeoff:
     """A point of the front.
 
     Attributes:
-        values: by objective, all of `OBJECTIVES` and any further ones; the front is minimal in those asked for.
+        values: by objective as text, all of `AXES` and any further ones; the front is minimal in those asked for.
         path: the order.
         recomputed: the tensors (by name) whose product is recomputed in the backward pass, not saved.
     """
@@ -71,8 +78,8 @@ class _Side:
 def plan(
     network: Network,
     sizes: Mapping[str, int],
-    objectives: Sequence[str] = ("training", "saved"),
-    needing: Set[str] = frozenset(),
+    objectives: Sequence[Axis | Objective] = ("training", "saved"),
+    requires_grad: Set[str] = frozenset(),
     *,
     recompute: bool = True,
     saved_limit: int | None = None,
@@ -83,52 +90,71 @@ def plan(
     Args:
         network: up to 9 tensors. Its leaves are there during the backward pass at no charge.
         sizes: an integer for every index.
-        objectives: some of `OBJECTIVES`; without recomputation also text that `tnmoe.costing.objective.parse` reads.
-        needing: names of the tensors that need a gradient.
+        objectives: some of `AXES`; without recomputation also prices of steps.
+        requires_grad: names of the tensors that need a gradient.
         recompute: allow recomputation; else everything that is read is saved.
         saved_limit, peak_limit: leave out what saves, or holds at once, more elements.
 
     Raises:
-        PlanError: more than 9 tensors, an unknown objective, or limits that no order meets (with the least there is).
+        PlanError: more than 9 tensors, no objective, a price of steps with recomputation, or limits that no order meets
+            (with the least there is).
     """
-    further = [o for o in dict.fromkeys(objectives) if o not in OBJECTIVES]
+    asked = tuple(dict.fromkeys(_PRICED.get(o, o) if isinstance(o, Objective) else o for o in objectives))
+    further = [o for o in asked if isinstance(o, Objective)]
     if further and recompute:
-        raise PlanError(unknown("objective of a front", further[0], OBJECTIVES))
-    names = (*OBJECTIVES, *further)
+        raise PlanError(unknown("objective of a front", str(further[0]), AXES))
+    names = (*AXES, *further)
     n = len(network.tensors)
-    if n > MAX_TENSORS or not objectives:
+    if n > MAX_TENSORS or not asked:
         raise PlanError(f"a front takes at least one objective and up to {MAX_TENSORS} tensors, got {n}")
-    limits = {"saved": saved_limit, "peak": peak_limit}
-    limited = [o for o, limit in limits.items() if limit is not None]
-    axes = [names.index(o) for o in dict.fromkeys((*objectives, *limited))]
-    front = _front(network, sizes, axes, needing, recompute, [Prices(network, sizes, o, needing) for o in further])
-    for objective in limited:
-        axis, limit = OBJECTIVES.index(objective), limits[objective]
-        assert limit is not None
+    limits: dict[Axis, int] = {}
+    if saved_limit is not None:
+        limits["saved"] = saved_limit
+    if peak_limit is not None:
+        limits["peak"] = peak_limit
+    axes = [names.index(o) for o in dict.fromkeys((*asked, *limits))]
+    prices = [Prices(network, sizes, o, requires_grad) for o in further]
+    front = _front(network, sizes, axes, requires_grad, recompute, prices)
+    for objective, limit in limits.items():
+        axis = AXES.index(objective)
         least = min(p.values[axis] for p in front)
         front = [p for p in front if p.values[axis] <= limit]
         if not front:
             raise PlanError(f"no order has {objective} ≤ {limit:,} elements; the least is {least:,}")
-    wanted = [names.index(o) for o in dict.fromkeys(objectives)]
+    wanted = [names.index(o) for o in asked]
     points = _minimal(front, wanted)
     points.sort(key=lambda p: tuple(p.values[a] for a in wanted))
-    return tuple(_tradeoff(p, network, names) for p in points)
+    return tuple(_tradeoff(p, network, tuple(map(str, names))) for p in points)
+
+
+def as_axis(goal: Goal, recompute: bool) -> Axis | Objective:
+    """What a user means by an objective of a front; prices of steps only where nothing is recomputed.
+
+    Raises:
+        PlanError: if it is none.
+    """
+    for axis in AXES:
+        if goal == axis:
+            return axis
+    if recompute:
+        raise PlanError(unknown("objective of a front", goal, AXES))
+    return as_objective(goal)
 
 
 def _front(
     network: Network,
     sizes: Mapping[str, int],
     axes: Sequence[int],
-    needing: Set[str],
+    requires_grad: Set[str],
     recompute: bool,
     further: Sequence[Prices] = (),
 ) -> list[_Point]:
     n = len(network.tensors)
-    leaves, live = network.leaf_names, set(needing)
+    leaves, live = network.leaf_names, set(requires_grad)
     operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
     # Points that only deliver the product, and points whose product can be had again in the backward pass.
     plain: dict[int, list[_Point]] = {
-        1 << k: [_Point((0,) * (len(OBJECTIVES) + len(further)), None, 1 << k)] for k in range(n)
+        1 << k: [_Point((0,) * (len(AXES) + len(further)), None, 1 << k)] for k in range(n)
     }
     again: dict[int, list[_Point]] = dict(plain)
     for subset in range(1, 1 << n):
@@ -171,14 +197,14 @@ def _points(
         step.point(subset, *(_ideal(choices) for choices in sides), recomputed=everything).values
         for step, sides in zip(steps, options, strict=True)
     ]
-    found: list[_Point] = []
+    front: list[_Point] = []
     for k in sorted(range(len(steps)), key=lambda k: [bounds[k][a] for a in axes]):
-        if any(all(p.values[a] <= bounds[k][a] for a in axes) for p in found):
+        if any(all(p.values[a] <= bounds[k][a] for a in axes) for p in front):
             continue
         left, right = options[k]
-        found += [steps[k].point(subset, a, b, recomputed=everything) for a in left for b in right]
-        found = _minimal(found, axes)
-    return found
+        front += [steps[k].point(subset, a, b, recomputed=everything) for a in left for b in right]
+        front = _minimal(front, axes)
+    return front
 
 
 Choice = tuple[_Point, int, bool]
@@ -219,8 +245,8 @@ class _Step:
         inner: int,
         further: tuple[int, ...],
     ) -> None:
-        self.flops = price(ops, sizes, "flops")
-        self.training = price(ops, sizes, "training", live, leaves)
+        self.flops = forward_price(ops, sizes, "flops")
+        self.training = price(ops, sizes, TRAINING, live, leaves)
         self.written = sum(int(op_cost(op, sizes).activations) for op in ops)
         self.sides = sides
         self.inner = inner
@@ -260,12 +286,12 @@ def _side(
 def _minimal(points: list[_Point], axes: Sequence[int]) -> list[_Point]:
     """Points that no other one beats or equals on all axes; of equal ones the first."""
     ordered = sorted(points, key=lambda p: tuple(p.values[a] for a in axes))
-    found: list[tuple[tuple[int, ...], _Point]] = []
+    front: list[tuple[tuple[int, ...], _Point]] = []
     for p in ordered:
         values = tuple(p.values[a] for a in axes)
-        if not any(all(x <= y for x, y in zip(other, values, strict=True)) for other, _ in found):
-            found.append((values, p))
-    return [p for _, p in found]
+        if not any(all(x <= y for x, y in zip(other, values, strict=True)) for other, _ in front):
+            front.append((values, p))
+    return [p for _, p in front]
 
 
 def _tradeoff(point: _Point, network: Network, names: Sequence[str]) -> Tradeoff:

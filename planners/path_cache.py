@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tnmoe._version import __version__
+from tnmoe.costing.objective import Objective
 from tnmoe.errors import PlanError
 from tnmoe.io import cache
 from tnmoe.ir.network import Network
@@ -18,8 +19,8 @@ def kept_path(
     kind: str,
     network: Network,
     sizes: Mapping[str, int],
-    objective: str,
-    needing: Set[str],
+    objective: Objective,
+    requires_grad: Set[str],
     effort: Mapping[str, Any],
     make: Callable[[], ContractionPath],
 ) -> ContractionPath:
@@ -27,18 +28,17 @@ def kept_path(
 
     Args:
         kind: of entry, one for each planner.
-        network, sizes, objective, needing: as planners take them.
+        network, sizes, objective, requires_grad: as planners take them.
         effort: plain data, whatever else the path depends on, the planner's version included.
         make: plans.
     """
-    asked = {**structure(network, sizes, needing), "objective": objective, **effort, "tnmoe": __version__}
+    asked = {**structure(network, sizes, requires_grad), "objective": str(objective), **effort, "tnmoe": __version__}
     key = cache.key(kind, asked)
-    found = _read(cache.get(key), len(network.tensors))
-    if found is None:
-        found = make()
-        kept = {"steps": [list(step) for step in found.steps], "planner": found.planner, "exact": found.exact}
-        cache.put(key, kept)
-    return found
+    path = _read(cache.get(key), len(network.tensors))
+    if path is None:
+        path = make()
+        cache.put(key, {"steps": [list(step) for step in path.steps], "planner": path.planner, "exact": path.exact})
+    return path
 
 
 def _read(entry: Mapping[str, Any] | None, tensors: int) -> ContractionPath | None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import combinations
 
-from tnmoe.costing.objective import parse
+from tnmoe.costing.objective import Objective
 from tnmoe.costing.prices import Prices
 from tnmoe.errors import PlanError
 from tnmoe.ir.dataflow import elements
@@ -28,6 +28,9 @@ from tnmoe.lowering.fuse_bias import fused
 from tnmoe.lowering.lower import Operand, leaf_operands, lower_step
 
 MAX_TENSORS = 9
+
+NAME = "peak"
+"""What its paths say of who made them."""
 
 State = tuple[int, ...]
 """The groups that the tensors have been contracted into, as sorted bit masks."""
@@ -54,14 +57,14 @@ class Space:
         PlanError: more than 9 tensors, or an objective that is about training or folding.
     """
 
-    def __init__(self, network: Network, sizes: Mapping[str, int], objective: str, dying: Set[str]) -> None:
+    def __init__(self, network: Network, sizes: Mapping[str, int], objective: Objective, dying: Set[str]) -> None:
         n = len(network.tensors)
         if n > MAX_TENSORS:
             raise PlanError(f"memory is planned for up to {MAX_TENSORS} tensors, this network has {n}")
         self.network, self.sizes = network, sizes
         self.prices = Prices(network, sizes, objective)
-        if not parse(objective).names <= {"flops", "macs"}:
-            raise PlanError(f"memory is planned with a price of the forward pass, not with {objective!r}")
+        if not objective.names <= {"flops", "macs"}:
+            raise PlanError(f"memory is planned with a price of the forward pass, not with {str(objective)!r}")
         self.full = (1 << n) - 1
         self.start: State = tuple(1 << k for k in range(n))
         self._stays = network.leaf_names - set(dying)
@@ -120,8 +123,8 @@ class Space:
         return self._operand[group]
 
     def _holds(self, operand: Operand) -> dict[str, int]:
-        found = {v.name: v for v in (operand.main, operand.extra) if v is not None}
-        return {name: self._count(v.indices) for name, v in found.items() if name not in self._stays}
+        parts = [v for v in (operand.main, operand.extra) if v is not None]
+        return {v.name: self._count(v.indices) for v in parts if v.name not in self._stays}
 
     def _room(self, ops: tuple[Op, ...], alive: Mapping[str, int], after: Mapping[str, int]) -> int:
         """The most elements beyond `alive` while the ops run, each value given back after its last use."""
@@ -159,7 +162,7 @@ def least_peak(space: Space) -> int:
 def cheapest(space: Space, limit: int) -> ContractionPath | None:
     """The cheapest order whose peak is at most `limit`, in the order of steps that meets it; None if none does."""
     if len(space.start) == 1:
-        return ContractionPath((), "peak", exact=True) if _single(space) <= limit else None
+        return ContractionPath((), NAME, exact=True) if _single(space) <= limit else None
     price: dict[State, int] = {space.start: 0}
     via: dict[State, tuple[State, int, int]] = {}
     queue = [(0, len(space.start), space.start)]
@@ -198,4 +201,4 @@ def _path(space: Space, via: Mapping[State, tuple[State, int, int]], end: State)
     for left, right in reversed(pairs):
         steps.append((name[left], name[right]))
         name[left | right] = len(space.start) + len(steps) - 1
-    return ContractionPath(tuple(steps), "peak", exact=True)
+    return ContractionPath(tuple(steps), NAME, exact=True)

@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
+from tnmoe.costing.objective import FLOPS, Objective
 from tnmoe.costing.prices import Prices
 from tnmoe.errors import PlanError
 from tnmoe.ir.network import Network
@@ -39,8 +40,8 @@ class _Tree:
 def plan(
     network: Network,
     sizes: Mapping[str, int],
-    objective: str = "flops",
-    needing: Set[str] = frozenset(),
+    objective: Objective = FLOPS,
+    requires_grad: Set[str] = frozenset(),
     count: int = 2,
 ) -> tuple[Ranked, ...]:
     """The `count` cheapest trees (or all, if there are fewer), the cheapest first.
@@ -48,14 +49,14 @@ def plan(
     Args:
         network: up to 10 tensors.
         sizes: an integer for every index.
-        objective: text that `tnmoe.costing.prices.parse` reads.
-        needing: names of the tensors that need a gradient, for the objectives about training.
+        objective: what is minimised, a sum over steps.
+        requires_grad: names of the tensors that need a gradient, for the objectives about training.
         count: how many; trees that differ only in the order of their operands are one.
 
     Raises:
         PlanError: if there are more than 10 tensors, or the objective is unknown.
     """
-    prices = Prices(network, sizes, objective, needing)
+    prices = Prices(network, sizes, objective, requires_grad)
     n = len(network.tensors)
     if n > MAX_TENSORS:
         raise PlanError(f"ranking takes up to {MAX_TENSORS} tensors, this network has {n}; take the best order alone")
@@ -66,21 +67,21 @@ def plan(
         if subset in trees:
             continue
         keep = network.kept([k for k in range(n) if subset >> k & 1])
-        found: list[_Tree] = []
+        ways: list[_Tree] = []
         rest = subset & (subset - 1)
         part = rest
         while part:
             other = subset ^ part
             ops, operand[subset] = lower_step(operand[other], operand[part], keep, f"_{subset}")
             step = prices.of(ops)
-            found += [
+            ways += [
                 _Tree(left.price + right.price + step, (other, i), (part, j))
                 for i, left in enumerate(trees[other])
                 for j, right in enumerate(trees[part][: count // (i + 1)])  # the rest has enough below it
             ]
             part = (part - 1) & rest
         prices.follow(ops)
-        trees[subset] = heapq.nsmallest(count, found, key=lambda tree: tree.price)
+        trees[subset] = heapq.nsmallest(count, ways, key=lambda tree: tree.price)
     return tuple(
         Ranked(tree.price, ContractionPath.from_tree(_nested(trees, full, tree), n, "ranked", exact=k == 0))
         for k, tree in enumerate(trees[full])

@@ -61,15 +61,15 @@ def _largest(steps: Steps, splits: Splits, subset: int) -> int:
 
 def _operands(steps: Steps, splits: Splits, top: int, most: int, chosen: Chosen) -> tuple[int, ...]:
     """Subsets whose results the piece below `top` takes as they are; what `chosen` makes the most of is opened."""
-    found = set(splits[top])
-    while len(found) < most:
-        inner = [s for s in found if s in splits]
+    taken = set(splits[top])
+    while len(taken) < most:
+        inner = [s for s in taken if s in splits]
         if not inner:
             break
         opened = max(inner, key=lambda s: (chosen(steps, splits, s), s))
-        found.remove(opened)
-        found |= set(splits[opened])
-    return tuple(sorted(found))
+        taken.remove(opened)
+        taken |= set(splits[opened])
+    return tuple(sorted(taken))
 
 
 def _improve(steps: Steps, splits: Splits, top: int, operands: tuple[int, ...]) -> bool:
@@ -93,15 +93,16 @@ def _planned(steps: Steps, top: int, operands: tuple[int, ...]) -> Splits | None
     if network is None:
         return None
     named = zip(network.tensors, operands, strict=True)
-    needing = frozenset(t.name for t, subset in named if steps.operand[subset].main.name in steps.prices.needing)
-    path = subset_dp.plan(network, steps.sizes, steps.objective, needing)
-    mask, found = list(operands), Splits()
+    known = steps.prices.requires_grad
+    requires_grad = frozenset(t.name for t, subset in named if steps.operand[subset].main.name in known)
+    path = subset_dp.plan(network, steps.sizes, steps.objective, requires_grad)
+    mask, piece = list(operands), Splits()
     for i, j in path.steps:
         mask.append(mask[i] | mask[j])
-        found[mask[-1]] = mask[i], mask[j]
-    for left, right in found.values():
+        piece[mask[-1]] = mask[i], mask[j]
+    for left, right in piece.values():
         steps.price(left, right)
-    return found
+    return piece
 
 
 def _piece(steps: Steps, top: int, operands: tuple[int, ...]) -> Network | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Set
 
+from tnmoe.costing.objective import FLOPS, Objective
 from tnmoe.ir.network import Network
 from tnmoe.ir.path import ContractionPath
 from tnmoe.planners import cotengra, random_greedy
@@ -36,8 +37,8 @@ _IDLE = 3
 def plan(
     network: Network,
     sizes: Mapping[str, int],
-    objective: str = "flops",
-    needing: Set[str] = frozenset(),
+    objective: Objective = FLOPS,
+    requires_grad: Set[str] = frozenset(),
     *,
     budget: float | None = None,
     seed: int = 0,
@@ -48,8 +49,8 @@ def plan(
     Args:
         network: any number of tensors.
         sizes: an integer for every index.
-        objective: text that `tnmoe.costing.objective.parse` reads.
-        needing: names of the tensors that need a gradient, for the objectives about training.
+        objective: what is minimised, a sum over steps.
+        requires_grad: names of the tensors that need a gradient, for the objectives about training.
         budget: seconds to search, about; None for a fixed amount of work.
         seed: of the random starts.
         progress: is told how far the search is.
@@ -66,9 +67,9 @@ def plan(
     depends = {"budget": budget, "seed": seed, "planner": _name(), "version": VERSION}
 
     def search() -> ContractionPath:
-        return path_of(best(Steps(network, sizes, objective, needing), effort, seed), n, _name())
+        return path_of(best(Steps(network, sizes, objective, requires_grad), effort, seed), n, _name())
 
-    return kept_path("search", network, sizes, objective, needing, depends, search)
+    return kept_path("search", network, sizes, objective, requires_grad, depends, search)
 
 
 def _name() -> str:
@@ -77,23 +78,23 @@ def _name() -> str:
 
 def best(steps: Steps, effort: Effort, seed: int = 0) -> Splits:
     """The cheapest tree that is found within the effort."""
-    found: Splits | None = None
+    cheapest: Splits | None = None
     idle = 0
     effort.tell()
     for start in _starts(steps, effort, seed):
         tree = start
         for most in _PIECES:
-            if most == _PIECES[-1] and found is not None and 2 * steps.total(tree) > 3 * steps.total(found):
+            if most == _PIECES[-1] and cheapest is not None and 2 * steps.total(tree) > 3 * steps.total(cheapest):
                 break
             tree = reconfigure(steps, tree, most, effort)
         effort.tell()
         idle += 1
-        if found is None or steps.total(tree) < steps.total(found):
-            found, idle = tree, 0
+        if cheapest is None or steps.total(tree) < steps.total(cheapest):
+            cheapest, idle = tree, 0
         if effort.over or (effort.budget is None and idle == _IDLE):
             break
-    assert found is not None
-    return found
+    assert cheapest is not None
+    return cheapest
 
 
 def _starts(steps: Steps, effort: Effort, seed: int) -> Iterator[Splits]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Set
 from dataclasses import replace
 
+from tnmoe.costing.objective import FLOPS, Objective
 from tnmoe.errors import PlanError
 from tnmoe.ir.dataflow import elements
 from tnmoe.ir.layer import network_layer
@@ -48,7 +49,7 @@ def plan(
     sizes: Mapping[str, int],
     limit: int,
     start: ContractionPath,
-    objective: str = "flops",
+    objective: Objective = FLOPS,
 ) -> tuple[frozenset[str], ContractionPath]:
     """Indices to slice, and an order of the network without them.
 
@@ -101,7 +102,7 @@ def _choices(network: Network, sizes: Mapping[str, int], sliced: Set[str], tree:
 
 
 def _ranking(
-    network: Network, sizes: Mapping[str, int], sliced: Set[str], tree: Splits, objective: str
+    network: Network, sizes: Mapping[str, int], sliced: Set[str], tree: Splits, objective: Objective
 ) -> tuple[float, int, list[str]]:
     """The work of all slices, in units of the memory that is saved; the largest array; the names, to be definite."""
     rest = without(network, sliced)

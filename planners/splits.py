@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Set
 
+from tnmoe.costing.objective import Objective
 from tnmoe.costing.prices import Prices
 from tnmoe.ir.network import Network
 from tnmoe.ir.path import ContractionPath, Tree
@@ -25,15 +26,15 @@ class Steps:
     Args:
         network: any number of tensors.
         sizes: an integer for every index.
-        objective: text that `tnmoe.costing.objective.parse` reads.
-        needing: names of the tensors that need a gradient, for the objectives about training.
+        objective: what is minimised, a sum over steps.
+        requires_grad: names of the tensors that need a gradient, for the objectives about training.
     """
 
     def __init__(
-        self, network: Network, sizes: Mapping[str, int], objective: str, needing: Set[str] = frozenset()
+        self, network: Network, sizes: Mapping[str, int], objective: Objective, requires_grad: Set[str] = frozenset()
     ) -> None:
         self.network, self.sizes, self.objective = network, sizes, objective
-        self.prices = Prices(network, sizes, objective, needing)
+        self.prices = Prices(network, sizes, objective, requires_grad)
         self.full = (1 << len(network.tensors)) - 1
         self.operand: dict[int, Operand] = {1 << k: leaf for k, leaf in enumerate(leaf_operands(network))}
         self._outside = {
@@ -68,13 +69,13 @@ class Steps:
 
 def upwards(splits: Splits, top: int) -> Iterator[int]:
     """The subsets of the tree below `top` that are made by a step, parts first."""
-    found, open_ = [], [top]
+    made, open_ = [], [top]
     while open_:
         subset = open_.pop()
         if subset in splits:
-            found.append(subset)
+            made.append(subset)
             open_ += splits[subset]
-    return reversed(found)
+    return reversed(made)
 
 
 def splits_of(path: ContractionPath, tensors: int) -> Splits:

@@ -21,7 +21,7 @@ def structure(network: Network, per_index: Mapping[str, Any], marked: Set[str] =
     """
     number = {index: k for k, index in enumerate(network.indices)}
     place = {t.name: k for k, t in enumerate(network.leaves)}
-    found: dict[str, Any] = {
+    plain: dict[str, Any] = {
         "tensors": [sorted(number[i] for i in t.indices) for t in network.tensors],
         "roles": [t.role.value for t in network.leaves],
         "output": sorted(number[i] for i in network.output),
@@ -29,5 +29,5 @@ def structure(network: Network, per_index: Mapping[str, Any], marked: Set[str] =
         "marked": [place[t.name] for t in network.leaves if t.name in marked],
     }
     if (bias := network.bias) is not None:
-        found["bias"] = [number[bias.index], place[bias.data], place[bias.weight]]
-    return found
+        plain["bias"] = [number[bias.index], place[bias.data], place[bias.weight]]
+    return plain

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 
+from tnmoe.costing.objective import FLOPS, Objective
 from tnmoe.costing.prices import Prices
 from tnmoe.errors import PlanError
 from tnmoe.ir.layer import Contraction
@@ -32,41 +33,41 @@ VERSION = 1
 
 
 def plan(
-    network: Network, sizes: Mapping[str, int], objective: str = "flops", needing: Set[str] = frozenset()
+    network: Network, sizes: Mapping[str, int], objective: Objective = FLOPS, requires_grad: Set[str] = frozenset()
 ) -> ContractionPath:
     """The cheapest order of pairwise contractions.
 
     Args:
         network: up to 12 tensors; hyperedges, batch indices and a folded bias are priced as they will run.
         sizes: an integer for every index.
-        objective: text that `tnmoe.costing.prices.parse` reads.
-        needing: names of the tensors that need a gradient, for the objectives about training.
+        objective: what is minimised, a sum over steps.
+        requires_grad: names of the tensors that need a gradient, for the objectives about training.
 
     Raises:
         PlanError: if there are more than 12 tensors, or the objective is unknown.
     """
-    prices = Prices(network, sizes, objective, needing)
+    prices = Prices(network, sizes, objective, requires_grad)
     n = len(network.tensors)
     if n > MAX_TENSORS:
         raise PlanError(
             f"the exact planner takes up to {MAX_TENSORS} tensors, this network has {n}; use planner='search'"
         )
     if n < WORTH_KEEPING:
-        return _cheapest(network, sizes, objective, needing, prices)
+        return _cheapest(network, sizes, objective, requires_grad, prices)
     depends = {"version": VERSION}
     return kept_path(
         "exact",
         network,
         sizes,
         objective,
-        needing,
+        requires_grad,
         depends,
-        lambda: _cheapest(network, sizes, objective, needing, prices),
+        lambda: _cheapest(network, sizes, objective, requires_grad, prices),
     )
 
 
 def _cheapest(
-    network: Network, sizes: Mapping[str, int], objective: str, needing: Set[str], prices: Prices
+    network: Network, sizes: Mapping[str, int], objective: Objective, requires_grad: Set[str], prices: Prices
 ) -> ContractionPath:
     n = len(network.tensors)
     full = (1 << n) - 1
@@ -77,7 +78,7 @@ def _cheapest(
     split: dict[int, tuple[int, int]] = {}
     node = Contraction(Value("__result", network.output), network)
     bound = 0  # by steps, as everything here: what two steps keep costs either of them
-    for ops in lower_steps(node, greedy.plan(network, sizes, objective, needing)):
+    for ops in lower_steps(node, greedy.plan(network, sizes, objective, requires_grad)):
         bound += prices.of(ops)
         prices.follow(ops)
     data = sum(1 << k for k, t in enumerate(network.tensors) if t.role is Role.DATA)
@@ -87,10 +88,10 @@ def _cheapest(
 
     def shape(operand: Operand) -> object:
         extra = operand.extra
-        found = operand.main.indices, operand.folded, extra.indices if extra is not None else None
+        indices = operand.main.indices, operand.folded, extra.indices if extra is not None else None
         if not prices.by_name:
-            return found
-        return found, *(prices.mark(v) for v in (operand.main, extra) if v is not None)
+            return indices
+        return indices, *(prices.mark(v) for v in (operand.main, extra) if v is not None)
 
     for subset in range(1, full + 1):
         if subset in best:

@@ -15,6 +15,7 @@ from test_training import Oracle, measure
 
 import tnmoe
 from tnmoe.cli.main import main
+from tnmoe.costing.objective import FLOPS
 from tnmoe.ir.contractions import Permute
 from tnmoe.ir.network import Network
 from tnmoe.ir.path import ContractionPath
@@ -63,7 +64,7 @@ def test_the_cheapest_of_all_trees_within_a_limit(objective: str) -> None:
         n, values = len(network.tensors), {**layer.values, **sizes}
         points = [prices.of(path, objective) for path in trees(n)]
         limit = rng.choice(sorted({saved for saved, _ in points}))
-        kept = [Plan(layer, {"result": path}, values, "flops", tuple(wanted)).saved for path in trees(n)]
+        kept = [Plan(layer, {"result": path}, values, FLOPS, tuple(wanted)).saved for path in trees(n)]
         if min(kept) > limit:
             with pytest.raises(tnmoe.PlanError, match=f"the least is {min(kept):,}"):
                 tnmoe.plan(network, sizes=sizes, objective=objective, input_gradients=wanted, saved_limit=limit)

@@ -13,7 +13,7 @@ from test_explain import all_trees
 from test_training import Oracle
 
 import tnmoe
-from tnmoe.costing.objective import as_objective, parse
+from tnmoe.costing.objective import as_objective
 from tnmoe.ir.network import Network
 from tnmoe.ir.path import ContractionPath
 from tnmoe.ir.value import Role
@@ -178,8 +178,10 @@ def test_explanations_compare_the_criterion_that_decides() -> None:
     ],
 )
 def test_text_of_an_objective(given: Any, calls: int | None, text: str) -> None:
-    assert as_objective(given, calls) == text
-    assert str(parse(text)) == text
+    objective = as_objective(given, calls)
+    assert str(objective) == text
+    assert as_objective(text) == objective
+    assert as_objective(objective) is objective
 
 
 @pytest.mark.parametrize(

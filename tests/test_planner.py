@@ -42,6 +42,7 @@ from tnmoe import (
     TensorRing,
 )
 from tnmoe.backends.numpy.execute import execute
+from tnmoe.costing.objective import MACS, PEAK
 from tnmoe.ir.layer import network_layer
 from tnmoe.ir.network import FoldedBias
 from tnmoe.ir.path import ContractionPath
@@ -259,7 +260,7 @@ def test_exact_planner_equals_opt_einsum_under_macs(tensors: int, count: int) ->
         seed += 1
         network, sizes = random_network(random.Random(f"peer {tensors} {seed}"), tensors)
         oracle = Oracle(network, sizes)
-        paths = [plan(network, sizes, "macs") for plan in (subset_dp.plan, opt_einsum_planner.plan)]
+        paths = [plan(network, sizes, MACS) for plan in (subset_dp.plan, opt_einsum_planner.plan)]
         for path in paths:
             path.check(tensors)
         ours, theirs = (oracle.path(path.steps)[1] for path in paths)
@@ -578,7 +579,7 @@ def test_every_planner_gives_a_valid_path(planner: str, tensors: int) -> None:
         oracle = Oracle(network, sizes)
         assert oracle.path(planned.path) == (planned.flops, planned.macs), where
         if tensors > 1:
-            assert planned.macs >= oracle.path(subset_dp.plan(network, sizes, "macs").steps)[1], where
+            assert planned.macs >= oracle.path(subset_dp.plan(network, sizes, MACS).steps)[1], where
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
@@ -729,8 +730,8 @@ def test_unknown_objective_or_planner() -> None:
     with pytest.raises(PlanError, match=r"unknown planner 'best'.*auto, subset_dp, greedy, cotengra, opt_einsum"):
         tnmoe.plan(network, sizes=sizes, planner="best")
     for plan in (subset_dp.plan, greedy.plan):
-        with pytest.raises(PlanError, match="unknown objective"):
-            plan(network, sizes, "tokens")
+        with pytest.raises(PlanError, match="'peak' is no sum over steps"):
+            plan(network, sizes, PEAK)
 
 
 def test_planning_is_deterministic() -> None:

@@ -11,6 +11,7 @@ from test_explain import all_trees
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
+from tnmoe.costing.objective import TRAINING
 from tnmoe.ir.network import Network
 from tnmoe.ir.path import ContractionPath
 from tnmoe.planning.plan import Plan
@@ -61,7 +62,7 @@ def test_does_an_efficient_path_imply_an_efficient_backward() -> None:
             continue  # an outer product sums nothing
         assert plan.training_flops == 3 * plan.flops
         frozen = Network.parse("ab,bc,cd,de->ae", weights="bc cd de")
-        kept = Plan(tnmoe.plan(frozen, sizes=sizes).layer, {"result": path}, plan.values, "training", ())
+        kept = Plan(tnmoe.plan(frozen, sizes=sizes).layer, {"result": path}, plan.values, TRAINING, ())
         factors.add(round(kept.training_flops / kept.flops, 3))
     assert len(factors) > 1
     assert max(factors) < 3

@@ -19,6 +19,7 @@ from test_planner import Oracle, every_tree, value
 
 import tnmoe
 from tnmoe import Network, PlanError, Tensor
+from tnmoe.costing.objective import FLOPS, MACS, TRAINING, Objective, as_objective
 from tnmoe.costing.prices import Prices
 from tnmoe.io import cache
 from tnmoe.ir.layer import Contraction
@@ -31,7 +32,7 @@ from tnmoe.planners.effort import Effort
 from tnmoe.planners.reconfigure import reconfigure
 from tnmoe.planners.splits import Steps, path_of, splits_of
 
-OBJECTIVES = ("flops", "macs", "training", "saved", "inference(7)", "training + 0.5*saved")
+OBJECTIVES = tuple(map(as_objective, ("flops", "macs", "training", "saved", "inference(7)", "training + 0.5*saved")))
 
 
 def large_network(tensors: int, seed: int, *, most: int = 4) -> tuple[Network, Sizes]:
@@ -47,26 +48,22 @@ def needing(network: Network) -> frozenset[str]:
     return frozenset(t.name for t in network.tensors if t.role is Role.WEIGHT)
 
 
-def whole_price(network: Network, sizes: Sizes, path: ContractionPath, objective: str) -> int:
+def whole_price(network: Network, sizes: Sizes, path: ContractionPath, objective: Objective) -> int:
     """All ops of the lowered network at once."""
-    prices = Prices(network, sizes, objective, needing(network) if search_needs(objective) else frozenset())
+    prices = Prices(network, sizes, objective, needing(network) if objective.of_training else frozenset())
     return prices.of(lower_network(Contraction(Value("y", network.output), network), path))
-
-
-def search_needs(objective: str) -> bool:
-    return "training" in objective or "saved" in objective
 
 
 # ---- steps of trees --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 @pytest.mark.parametrize("folded", [False, True])
-def test_the_price_of_a_tree_is_that_of_the_lowered_network(objective: str, folded: bool) -> None:
+def test_the_price_of_a_tree_is_that_of_the_lowered_network(objective: Objective, folded: bool) -> None:
     for seed in range(6):
         rng = random.Random(seed)
         network, sizes = (random_folded_network if folded else random_network)(rng, rng.randint(2, 6))
-        given = needing(network) if search_needs(objective) else frozenset()
+        given = needing(network) if objective.of_training else frozenset()
         steps = Steps(network, sizes, objective, given)  # one for all trees, as a search uses it
         for pairs in rng.sample(trees := list(every_tree(len(network.tensors))), min(8, len(trees))):
             path = ContractionPath(pairs)
@@ -98,12 +95,12 @@ def test_greedy_without_noise_takes_the_smallest_growth() -> None:
 # ---- improving -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_no_piece_is_left_to_improve(objective: str) -> None:
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_no_piece_is_left_to_improve(objective: Objective) -> None:
     """A piece as large as the network is the exact planner's problem; smaller pieces never make it dearer."""
     for seed in range(5):
         network, sizes = random_network(random.Random(seed), 7)
-        given = needing(network) if search_needs(objective) else frozenset()
+        given = needing(network) if objective.of_training else frozenset()
         steps = Steps(network, sizes, objective, given)
         start = random_greedy.tree(network, sizes, random.Random(seed), 1, 3.0)
         costs = [steps.total(start)]
@@ -130,7 +127,7 @@ def test_chains_come_within_a_thousandth_of_the_optimum(seed: int, monkeypatch: 
         for i in range(n - length):
             j = i + length
             best[i, j] = min(best[i, k] + best[k + 1, j] + dims[i] * dims[k + 1] * dims[j + 1] for k in range(i, j))
-    path = search.plan(network, dict(zip(names, dims)), "macs")
+    path = search.plan(network, dict(zip(names, dims)), MACS)
     macs = Oracle(network, dict(zip(names, dims))).path(path.steps)[1]
     assert best[0, n - 1] <= macs <= 1.001 * best[0, n - 1]
 
@@ -143,8 +140,8 @@ def test_small_networks_get_the_exact_price(folded: bool) -> None:
         path = search.plan(network, sizes)
         path.check(len(network.tensors))
         assert not path.exact
-        assert whole_price(network, sizes, path, "flops") == whole_price(
-            network, sizes, subset_dp.plan(network, sizes), "flops"
+        assert whole_price(network, sizes, path, FLOPS) == whole_price(
+            network, sizes, subset_dp.plan(network, sizes), FLOPS
         )
 
 
@@ -160,14 +157,14 @@ def test_a_folded_bias_in_a_large_layer() -> None:
 
 # ---- against peers, and in execution ---------------------------------------------------------------------------
 
-LARGE = [(30, 0, 6, "macs"), (50, 2, 4, "training"), (100, 4, 2, "flops")]
+LARGE = [(30, 0, 6, MACS), (50, 2, 4, TRAINING), (100, 4, 2, FLOPS)]
 
 
 @pytest.mark.parametrize(("tensors", "seed", "most", "objective"), LARGE)
-def test_never_dearer_than_peers(tensors: int, seed: int, most: int, objective: str, monkeypatch: Any) -> None:
+def test_never_dearer_than_peers(tensors: int, seed: int, most: int, objective: Objective, monkeypatch: Any) -> None:
     monkeypatch.setattr(search, "_UNITS", 60_000)  # a small part of what users get
     network, sizes = large_network(tensors, seed, most=most)
-    given = needing(network) if objective == "training" else frozenset()
+    given = needing(network) if objective.of_training else frozenset()
     ours = whole_price(network, sizes, search.plan(network, sizes, objective, given), objective)
     for path in (
         adapter.plan(network, sizes, algorithm="greedy"),
@@ -274,8 +271,8 @@ def test_what_was_found_is_kept(kept: Path, monkeypatch: pytest.MonkeyPatch) -> 
         index = network.indices[0]
         for changed in (
             lambda: search.plan(network, {**sizes, index: sizes[index] + 1}),
-            lambda: search.plan(network, sizes, "macs"),
-            lambda: search.plan(network, sizes, "training", needing(network)),
+            lambda: search.plan(network, sizes, MACS),
+            lambda: search.plan(network, sizes, TRAINING, needing(network)),
             lambda: search.plan(network, sizes, seed=1),
             lambda: search.plan(network, sizes, budget=1),
             lambda: search.plan(Network(network.tensors, network.output[:1]), sizes),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import tnmoe
+from tnmoe.costing.objective import TRAINING
 from tnmoe.ir.contractions import Permute
 from tnmoe.ir.network import Network
 from tnmoe.ir.path import ContractionPath
@@ -255,7 +256,7 @@ def test_frozen_operands_change_the_best_order() -> None:
         "core with x first": ((2, 3), (0, 1), (5, 6), (7, 4)),
         "core with the gate first": ((0, 1), (5, 3), (6, 2), (7, 4)),
     }.items():
-        plan = Plan(layer, {"result": ContractionPath(steps)}, values, "training", ("bn",))
+        plan = Plan(layer, {"result": ContractionPath(steps)}, values, TRAINING, ("bn",))
         found[name] = plan.flops, plan.training_flops
     (forward, training), (other_forward, other_training) = found.values()
     assert abs(forward - other_forward) / forward < 0.003

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import sympy
 
-from tnmoe.costing.objective import check_forward
+from tnmoe.costing.objective import ForwardPrice, as_forward
 from tnmoe.errors import PlanError
 from tnmoe.io.files import read_json
 from tnmoe.ir.network import Network
@@ -48,7 +48,7 @@ class Atlas:
 
     network: Network
     bounds: Bounds
-    objective: str
+    objective: ForwardPrice
     calls: int
     constant: frozenset[str]
     orders: tuple[Order, ...]
@@ -225,7 +225,7 @@ class Atlas:
         bounds = Domain({i: read_bounds(b) for i, b in data["bounds"].items()}).bounds
         if set(bounds) != set(network.indices):
             raise PlanError("the bounds of the atlas are not those of its network's indices")
-        pricing = Pricing(check_forward(data["objective"]), check_calls(data["calls"]), frozenset(data["constant"]))
+        pricing = Pricing(as_forward(data["objective"]), check_calls(data["calls"]), frozenset(data["constant"]))
         costs = [Polynomial.from_list(o["cost"]) for o in data["orders"]]
         orders = []
         for k, found in enumerate(data["orders"]):

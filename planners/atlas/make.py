@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
-from tnmoe.costing.objective import check_forward
+from tnmoe.costing.objective import as_forward
 from tnmoe.errors import PlanError
 from tnmoe.ir.network import Network
 from tnmoe.planners.atlas.atlas import Atlas
@@ -61,9 +61,9 @@ def atlas(
             faulty bounds, or `close` and some orders are undecided.
         DeclarationError: `frozen` names no tensor.
     """
-    check_forward(objective)
+    price = as_forward(objective)
     domain = Domain(_complete(network, bounds), check_calls(calls))
-    pricing = Pricing(objective, calls, constants(network, frozenset(frozen)))
+    pricing = Pricing(price, calls, constants(network, frozenset(frozen)))
     asked = AtlasQuestion(network, domain, pricing, seconds, most)
     found = asked.kept()
     if found is None:

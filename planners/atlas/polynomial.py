@@ -2,7 +2,7 @@
 
 The number of elements of a value is a product of distinct indices, and a cost is a sum of such numbers. So a
 `Polynomial` can stand wherever `tnmoe.costing.op_cost` takes a size, and the functions that price a concrete step give
-the polynomial of a symbolic one: `price(ops, {"b": Polynomial.variable("b"), …}, "flops")`.
+the polynomial of a symbolic one: `forward_price(ops, {"b": Polynomial.variable("b"), …}, "flops")`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from typing import cast
 
 import numpy as np
 
-from tnmoe.costing.prices import price
+from tnmoe.costing.objective import ForwardPrice
+from tnmoe.costing.prices import forward_price
 from tnmoe.errors import PlanError
 from tnmoe.ir.layer import Contraction
 from tnmoe.ir.network import Network
@@ -36,7 +37,7 @@ _BATCH = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """What a step costs: an objective, and how often a step that no data reaches is paid for.
+    """What a step costs: a price, and how often a step that no data reaches is paid for.
 
     Attributes:
         objective: "flops" or "macs".
@@ -44,15 +45,15 @@ class Pricing:
         constant: names of the tensors that do not change between calls.
     """
 
-    objective: str
+    objective: ForwardPrice
     calls: int = 1
     constant: frozenset[str] = frozenset()
 
     def step(self, ops: tuple[Op, ...], network: Network, subset: int) -> Polynomial:
         """The cost of the ops that join a subset (a bit mask) of the tensors."""
         sizes = {i: Polynomial.variable(i) for i in network.indices}
-        # `price` adds and multiplies sizes and nothing else, which polynomials do as well.
-        cost = Polynomial.of(price(ops, cast(Mapping[str, int], sizes), self.objective))
+        # The price adds and multiplies sizes and nothing else, which polynomials do as well.
+        cost = Polynomial.of(forward_price(ops, cast(Mapping[str, int], sizes), self.objective))
         data = any(subset >> k & 1 and t.name not in self.constant for k, t in enumerate(network.tensors))
         return cost * (self.calls if data else 1)
 

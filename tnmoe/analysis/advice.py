@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from tnmoe.costing.objective import parse, priced
+from tnmoe.costing.objective import FLOPS, INFERENCE, Objective, Term
 from tnmoe.costing.prices import Prices
 from tnmoe.ir.contractions import ContractAdd, Permute
 from tnmoe.ir.dataflow import elements
@@ -17,9 +17,8 @@ from tnmoe.ir.path import ContractionPath
 from tnmoe.ir.value import Role, Value
 from tnmoe.lowering.lower import lower_network, stages
 from tnmoe.planners import pareto, subset_dp
-from tnmoe.planning.candidates import choose
+from tnmoe.planning.candidates import least_copied, request_of
 from tnmoe.planning.plan import Plan
-from tnmoe.planning.request import Question
 from tnmoe.render.table import grouped
 
 MOST_CALLS = 1 << 40
@@ -59,7 +58,7 @@ def folding(network: Network, sizes: dict[str, int]) -> Folding | None:
         network: up to 12 tensors.
         sizes: an integer for every index.
     """
-    single = subset_dp.plan(network, sizes, "inference(1)")
+    single = subset_dp.plan(network, sizes, INFERENCE.with_calls(1))
     once, unfolded = _work(network, sizes, single)
     if once:
         return None
@@ -67,7 +66,7 @@ def folding(network: Network, sizes: dict[str, int]) -> Folding | None:
     calls = Fraction(MOST_CALLS)
     while calls > 1:
         # once + each · calls, by an objective that takes a fraction: FLOPs are once + each, inference alone is each.
-        path = subset_dp.plan(network, sizes, f"flops + {calls - 1}*inference")
+        path = subset_dp.plan(network, sizes, Objective(((Term("flops"), Term("inference", calls - 1)),)))
         once, each = _work(network, sizes, path)
         if once + each * calls >= unfolded * calls:
             break
@@ -79,7 +78,7 @@ def folding(network: Network, sizes: dict[str, int]) -> Folding | None:
 def _work(network: Network, sizes: dict[str, int], path: ContractionPath) -> tuple[int, int]:
     """FLOPs once and of each call."""
     ops = lower_network(Contraction(Value("__result", network.output), network), path)
-    each, one = (Prices(network, sizes, text).of(ops) for text in ("inference(2)", "inference(1)"))
+    each, one = (Prices(network, sizes, INFERENCE.with_calls(calls)).of(ops) for calls in (2, 1))
     return 2 * one - each, each - one
 
 
@@ -115,7 +114,7 @@ def folds(plan: Plan, node: Contraction, names: list[str]) -> str:
 def recomputations(plan: Plan, node: Contraction) -> str:
     """What could be recomputed in the backward pass instead of saved, at what price."""
     needing = plan.layer.network_gradients(node, plan.input_gradients)
-    if not needing or "inference" in parse(priced(plan.objective)).names or len(node.network.tensors) > LARGEST_FRONT:
+    if not needing or "inference" in plan.minimised.names or len(node.network.tensors) > LARGEST_FRONT:
         return ""
     sizes = plan.layer.bound_sizes(plan.values)
     points = pareto.plan(node.network, sizes, ("training", "saved"), needing)
@@ -146,9 +145,8 @@ def copies(plan: Plan) -> str:
         for op in permuted
     )
     said = f"{grouped(plan.copied)} elements are copied into another order of axes: {what}."
-    if priced(plan.objective) == "flops" and plan.shortlist is None:
-        asked = Question(plan.layer, plan.values, plan.layer.bound_sizes(plan.values), plan.input_gradients)
-        other = choose(asked, "layout", None)
+    if plan.minimised.of_steps == FLOPS and plan.shortlist is None:
+        other = least_copied(request_of(plan))
         if other.copied < plan.copied:
             more = Fraction(other.flops, plan.flops) - 1
             said += f" The objective 'layout' finds {grouped(other.copied)} at {float(100 * more):.2g} % more FLOPs."

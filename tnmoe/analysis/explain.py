@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tnmoe.analysis import advice
-from tnmoe.costing.objective import ALONE, PEAK, parse, priced
-from tnmoe.costing.prices import Prices, amounts, price
+from tnmoe.costing.objective import Objective
+from tnmoe.costing.prices import Prices, amounts, forward_price
 from tnmoe.errors import PlanError
 from tnmoe.ir.dataflow import elements
 from tnmoe.ir.layer import Contraction
 from tnmoe.ir.network import note
 from tnmoe.ir.path import ContractionPath
 from tnmoe.lowering.lower import lower_network
-from tnmoe.planners import ranked, subset_dp
+from tnmoe.planners import peak, ranked, subset_dp
 from tnmoe.planning.plan import Plan
 from tnmoe.render.table import grouped
 
@@ -53,8 +53,8 @@ def token_range(plan: Plan, name: str) -> TokenRange:
     """
     if not plan.layer.batched:
         raise PlanError("a plan of a bare network has no tokens")
-    limited = plan.saved_limit is not None or plan.paths[name].planner == PEAK
-    if not plan.paths[name].exact or plan.objective in ALONE or limited:
+    limited = plan.saved_limit is not None or plan.paths[name].planner == peak.NAME
+    if not plan.paths[name].exact or plan.minimised.whole is not None or limited:
         raise PlanError(f"the order of {name!r} is not proven optimal, so there is no range in which it is")
     node = _node(plan, name)
     tokens = plan.values[plan.layer.token_symbol]
@@ -128,7 +128,7 @@ def _chapter(plan: Plan, node: Contraction) -> str:
         sentences.append(_runner_up(plan, node, path, names))
     else:
         sentences.append(f"With {len(names)} tensors the runner-up is not searched.")
-    if path.planner == PEAK:
+    if path.planner == peak.NAME:
         sentences.append(
             "It was searched for the memory of a forward pass: cheaper orders, if there are any, hold more at once."
         )
@@ -139,12 +139,12 @@ def _chapter(plan: Plan, node: Contraction) -> str:
 
 
 def _dominant(plan: Plan, node: Contraction, path: ContractionPath) -> str:
-    forward = "macs" if _objective(plan) == "macs" else "flops"
+    which = plan.minimised.forward or "flops"
     ops = lower_network(node, path)
-    prices = [price((op,), _sizes(plan), forward) for op in ops]
+    prices = [forward_price((op,), _sizes(plan), which) for op in ops]
     total, most = sum(prices), max(prices)
     op = ops[prices.index(most)]
-    what = {"macs": "MACs", "flops": "FLOPs"}.get(_objective(plan), "FLOPs of the forward pass")
+    what = {"macs": "MACs", "flops": "FLOPs"}.get(str(plan.minimised.of_steps), "FLOPs of the forward pass")
     size = elements(op.out.indices, plan.bound.sizes)
     return (
         f"The step that makes {op.out.name}[{' '.join(op.out.indices)}] ({grouped(int(size))} elements) takes "
@@ -154,7 +154,7 @@ def _dominant(plan: Plan, node: Contraction, path: ContractionPath) -> str:
 
 def _runner_up(plan: Plan, node: Contraction, path: ContractionPath, names: list[str]) -> str:
     first, *others = ranked.plan(
-        node.network, _sizes(plan), _objective(plan), _needing(plan, node), count=8 if len(names) < 8 else 3
+        node.network, _sizes(plan), _price(plan), _needing(plan, node), count=8 if len(names) < 8 else 3
     )
     equal = sum(o.price == first.price for o in others)
     worse = next((o for o in others if o.price > first.price), None)
@@ -169,9 +169,9 @@ def _runner_up(plan: Plan, node: Contraction, path: ContractionPath, names: list
 
 def _more(plan: Plan, price: int, best: int) -> str:
     """How much more than `best`, in the first criterion that differs."""
-    pairs = zip(amounts(price, _objective(plan)), amounts(best, _objective(plan)), strict=True)
+    pairs = zip(amounts(price, _price(plan)), amounts(best, _price(plan)), strict=True)
     k, (more, less) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
-    where = f" (in criterion {k + 1}, {', '.join(t.name for t, _ in parse(_objective(plan)).criteria[k])})" if k else ""
+    where = f" (in criterion {k + 1}, {', '.join(t.name for t, _ in _price(plan).criteria[k])})" if k else ""
     if not less:
         return f"{float(more):,.6g} more, where it costs none{where}"
     ratio = more / less
@@ -203,8 +203,8 @@ def _node(plan: Plan, name: str) -> Contraction:
     raise PlanError(f"the plan has no network {name!r}; it has {', '.join(plan.paths)}")
 
 
-def _objective(plan: Plan) -> str:
-    return priced(plan.objective)
+def _price(plan: Plan) -> Objective:
+    return plan.minimised.of_steps
 
 
 def _sizes(plan: Plan, tokens: int | None = None) -> dict[str, int]:
@@ -213,15 +213,13 @@ def _sizes(plan: Plan, tokens: int | None = None) -> dict[str, int]:
 
 
 def _needing(plan: Plan, node: Contraction) -> frozenset[str]:
-    if not parse(_objective(plan)).of_training:
+    if not _price(plan).of_training:
         return frozenset()
     return plan.layer.network_gradients(node, plan.input_gradients)
 
 
 def _whole_price(plan: Plan, node: Contraction, path: ContractionPath, tokens: int | None = None) -> int:
-    return Prices(node.network, _sizes(plan, tokens), _objective(plan), _needing(plan, node)).of(
-        lower_network(node, path)
-    )
+    return Prices(node.network, _sizes(plan, tokens), _price(plan), _needing(plan, node)).of(lower_network(node, path))
 
 
 def _line(plan: Plan, node: Contraction, path: ContractionPath) -> tuple[int, int]:
@@ -242,6 +240,4 @@ def _best(plan: Plan, node: Contraction, tokens: Fraction) -> ContractionPath:
 
     beside = {math.floor(tokens), math.ceil(tokens)}
     needing = _needing(plan, node)
-    return min(
-        (subset_dp.plan(node.network, _sizes(plan, t), _objective(plan), needing) for t in sorted(beside)), key=at
-    )
+    return min((subset_dp.plan(node.network, _sizes(plan, t), _price(plan), needing) for t in sorted(beside)), key=at)

@@ -13,6 +13,7 @@ import numpy as np
 
 from tnmoe.analysis.frame import Frame
 from tnmoe.analysis.open_sizes import open_sizes
+from tnmoe.costing.objective import Objective, as_objective
 from tnmoe.errors import DeclarationError, unknown
 from tnmoe.ir.layer import Layer
 from tnmoe.planning.plan import Plan
@@ -89,7 +90,7 @@ def sweep(
         plans = [replace(what, layer=layer)]
     else:
         fixed = {k: v for k, v in known.items() if k not in lengths}
-        plans = _plans(layer, fixed, lengths, objective, input_gradients)
+        plans = _plans(layer, fixed, lengths, as_objective(objective), input_gradients)
     reports = [CostReport.of(p, dtype) for p in plans]
     order = _cheapest(reports, columns, PRICES[objective])
     needed = {name for c in constraints for name in c.names} - set(columns.named)
@@ -135,7 +136,7 @@ def _plans(
     layer: Layer,
     fixed: Mapping[str, int],
     axes: Mapping[str, list[int]],
-    objective: str,
+    objective: Objective,
     input_gradients: bool | Collection[str],
 ) -> list[Plan]:
     """A plan for each order that is the best one at a corner of the sweep, or at one of some rows between."""

@@ -19,7 +19,7 @@ from tnmoe.cli.commands import (
     run_table,
     run_tune,
 )
-from tnmoe.costing.objective import ALONE, OBJECTIVES
+from tnmoe.costing.objective import NAMES
 from tnmoe.ir.value import DTYPE_BYTES
 from tnmoe.lowering.orient import LAYOUTS
 from tnmoe.measuring.calibrate import BUDGET
@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--objective",
             metavar="WHAT",
-            help=f"what the planner minimises: {', '.join((*OBJECTIVES, *ALONE))}; a sum such as "
+            help=f"what the planner minimises: {', '.join(NAMES)}; a sum such as "
             "'training + 0.5*saved', or several such as 'saved, flops', the first deciding (default: flops)",
         )
         sub.add_argument(

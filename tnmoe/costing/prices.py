@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from fractions import Fraction
-from typing import cast
+from typing import assert_never, cast
 
 from tnmoe.costing.backward import training_cost
-from tnmoe.costing.objective import Objective, Term, parse
+from tnmoe.costing.objective import ForwardPrice, Objective, Term
 from tnmoe.costing.op_cost import op_cost
 from tnmoe.costing.saved import saved_inside, saved_values
 from tnmoe.costing.traffic import forward_traffic
@@ -24,11 +24,18 @@ _FIRST = 1 << 4096
 """Weight of a criterion over the next one: beyond any figure that sizes below 2**63 can give."""
 
 
+def forward_price(ops: Iterable[Op], sizes: Mapping[str, int], which: ForwardPrice) -> int:
+    """FLOPs or MACs of the forward pass of some ops."""
+    if which == "flops":
+        return sum([op_cost(op, sizes).flops for op in ops])
+    return sum([op_cost(op, sizes).macs for op in ops])
+
+
 def price(
     ops: Iterable[Op],
     sizes: Mapping[str, int],
-    objective: str,
-    needing: Set[str] = frozenset(),
+    objective: Objective,
+    requires_grad: Set[str] = frozenset(),
     leaves: Set[str] = frozenset(),
     varying: Set[str] = frozenset(),
 ) -> int:
@@ -37,31 +44,39 @@ def price(
     Args:
         ops: of one step, or of several.
         sizes: an integer for every index.
-        objective: text that `parse` reads.
-        needing: names of the operands that need a gradient.
+        objective: what is minimised, a sum over steps.
+        requires_grad: names of the operands that need a gradient.
         leaves: names of the network's tensors: they exist anyway, and are not counted as saved.
         varying: names of the operands that differ from call to call, for "inference".
+
+    Raises:
+        PlanError: an objective that is no sum over steps.
     """
-    if objective == "flops":
-        return sum([op_cost(op, sizes).flops for op in ops])
-    if objective == "macs":
-        return sum([op_cost(op, sizes).macs for op in ops])
+    if objective.forward is not None:
+        return forward_price(ops, sizes, objective.forward)
     ops = tuple(ops)
     total = 0
-    for criterion in parse(objective).criteria:
-        figures = [weight * _figure(term, ops, sizes, needing, leaves, varying) for term, weight in criterion]
+    for criterion in objective.criteria:
+        figures = [weight * _figure(term, ops, sizes, requires_grad, leaves, varying) for term, weight in criterion]
         total = total * _FIRST + sum(figures)
     return total
 
 
 def _figure(
-    term: Term, ops: tuple[Op, ...], sizes: Mapping[str, int], needing: Set[str], leaves: Set[str], varying: Set[str]
+    term: Term,
+    ops: tuple[Op, ...],
+    sizes: Mapping[str, int],
+    requires_grad: Set[str],
+    leaves: Set[str],
+    varying: Set[str],
 ) -> int:
     match term.name:
+        case "flops" | "macs" as which:
+            return forward_price(ops, sizes, which)
         case "training":
-            return training_cost(ops, sizes, needing).flops
+            return training_cost(ops, sizes, requires_grad).flops
         case "saved":
-            live = propagate(ops, needing)
+            live = propagate(ops, requires_grad)
             kept = {v.name: v for op in ops for v in saved_values(op, sizes, live) if v.name not in leaves}
             values = [elements(v.indices, sizes) for v in kept.values()]
             return sum(values + [saved_inside(op, sizes, live).elements for op in ops])
@@ -69,10 +84,10 @@ def _figure(
             moved = [forward_traffic(op, sizes) for op in ops]
             return cast(int, sum(t.read + t.written for t in moved))
         case "inference":
-            often = _reached(ops, varying)
-            each, all_ = price(often, sizes, "flops"), price(ops, sizes, "flops")
+            each = forward_price(_reached(ops, varying), sizes, "flops")
+            all_ = forward_price(ops, sizes, "flops")
             return each if term.calls is None else term.calls * each + (all_ - each)
-    return price(ops, sizes, term.name)
+    assert_never(term.name)
 
 
 def _reached(ops: Iterable[Op], varying: Set[str]) -> list[Op]:
@@ -87,43 +102,42 @@ class Prices:
     Args:
         network: what is contracted; its data tensors vary from call to call, its weights do not.
         sizes: an integer for every index.
-        objective: text that `parse` reads.
-        needing: names of the tensors that need a gradient, for the objectives about training.
+        objective: what is minimised, a sum over steps.
+        requires_grad: names of the tensors that need a gradient, for the objectives about training.
 
     Raises:
-        PlanError: an objective that `parse` does not know.
+        PlanError: an objective that is no sum over steps.
     """
 
     def __init__(
-        self, network: Network, sizes: Mapping[str, int], objective: str, needing: Set[str] = frozenset()
+        self, network: Network, sizes: Mapping[str, int], objective: Objective, requires_grad: Set[str] = frozenset()
     ) -> None:
-        goal = parse(objective)
         self.sizes, self.objective = sizes, objective
         self.leaves = network.leaf_names
-        self.needing = set(needing) if goal.of_training else set()
+        self.requires_grad = set(requires_grad) if objective.of_training else set()
         data = [t.name for t in network.tensors if t.role is Role.DATA]
-        self.varying = set(data) if "inference" in goal.names else set()
-        self._least = {key: _least(goal, *key) for key in ((s, v) for s in (False, True) for v in (False, True))}
+        self.varying = set(data) if "inference" in objective.names else set()
+        self._least = {key: _least(objective, *key) for key in ((s, v) for s in (False, True) for v in (False, True))}
 
     @property
     def by_name(self) -> bool:
         """True if equal ops of other operands may have other prices."""
-        return bool(self.needing or self.varying)
+        return bool(self.requires_grad or self.varying)
 
     def of(self, ops: Iterable[Op]) -> int:
         """The price of ops whose operands are leaves, or results that `follow` was told of."""
-        return price(ops, self.sizes, self.objective, self.needing, self.leaves, self.varying)
+        return price(ops, self.sizes, self.objective, self.requires_grad, self.leaves, self.varying)
 
     def follow(self, ops: Iterable[Op]) -> None:
         """Take note of what the results of a step depend on."""
-        if self.needing:
-            self.needing |= propagate(ops, self.needing)
+        if self.requires_grad:
+            self.requires_grad |= propagate(ops, self.requires_grad)
         if self.varying:
             self.varying |= propagate(ops, self.varying)
 
     def mark(self, value: Value) -> tuple[bool, bool, bool]:
         """All that a price depends on besides the indices of an operand."""
-        return value.name in self.needing, value.name in self.leaves, value.name in self.varying
+        return value.name in self.requires_grad, value.name in self.leaves, value.name in self.varying
 
     def least(self, volume: int, sums: bool, varies: bool) -> int:
         """What a step costs at least whose operands span `volume` products, some of which are added if `sums`.
@@ -134,9 +148,9 @@ class Prices:
         return self._least[sums, varies] * volume
 
 
-def _least(goal: Objective, sums: bool, varies: bool) -> int:
+def _least(objective: Objective, sums: bool, varies: bool) -> int:
     total = 0
-    for criterion in goal.criteria:
+    for criterion in objective.criteria:
         figure = 0
         for term, weight in criterion:
             each = 0 if term.name in ("saved", "traffic") else 2 if sums and term.name != "macs" else 1
@@ -147,11 +161,11 @@ def _least(goal: Objective, sums: bool, varies: bool) -> int:
     return total
 
 
-def amounts(total: int, objective: str) -> tuple[Fraction, ...]:
+def amounts(total: int, objective: Objective) -> tuple[Fraction, ...]:
     """A price by criterion, in the units of the objective."""
-    found: list[Fraction] = []
-    for criterion in reversed(parse(objective).criteria):
+    units: list[Fraction] = []
+    for criterion in reversed(objective.criteria):
         total, figure = divmod(total, _FIRST)
         term, weight = criterion[0]
-        found.insert(0, figure * term.weight / weight)
-    return tuple(found)
+        units.insert(0, figure * term.weight / weight)
+    return tuple(units)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tnmoe.backends.numpy import slices as numpy_slices
 from tnmoe.backends.torch import slices as torch_slices
+from tnmoe.costing.objective import as_objective
 from tnmoe.emission.emit import emit
 from tnmoe.errors import DeclarationError, PlanError
 from tnmoe.ir.layer import network_layer
@@ -21,7 +22,7 @@ from tnmoe.ir.ops import results
 from tnmoe.planners import slicing
 from tnmoe.planning.plan import Plan
 from tnmoe.planning.plan_layer import plan
-from tnmoe.planning.request import question
+from tnmoe.planning.request import plan_request
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,15 @@ def plan_sliced(
     """
     if objective not in ("flops", "macs"):
         raise PlanError(f"slicing minimises 'flops' or 'macs', got {objective!r}")
-    asked = question(network, 1, sizes, True)
-    whole = plan(network, sizes=sizes, objective=objective, budget=budget)
+    minimised = as_objective(objective)
+    asked = plan_request(network, 1, sizes, True)
+    whole = plan(network, sizes=sizes, objective=minimised, budget=budget)
     (start,) = whole.paths.values()
-    indices, path = slicing.plan(network, asked.sizes, largest, start, objective)
+    indices, path = slicing.plan(network, asked.sizes, largest, start, minimised)
     order = tuple(i for i in network.indices if i in indices)
     rest = slicing.without(network, indices)
     layer = network_layer(rest, {i: asked.sizes[i] for i in rest.indices})
     (node,) = layer.contractions
     values = {i: asked.sizes[i] for i in rest.indices}
-    part = Plan(layer, {node.out.name: replace(path, exact=False)}, values, objective)
+    part = Plan(layer, {node.out.name: replace(path, exact=False)}, values, minimised)
     return Sliced(network, asked.sizes, order, part, whole, largest)

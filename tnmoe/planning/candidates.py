@@ -6,18 +6,19 @@ import heapq
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import zip_longest
 from pathlib import Path
 
-from tnmoe.costing.objective import SHORTLISTED, Goal, as_objective
+from tnmoe.costing.objective import FLOPS, LAYOUT, TIME, TRAINING, Goal, Objective, Term, as_objective
 from tnmoe.errors import FileError, PlanError, TnmoeError
 from tnmoe.ir.layer import Layer
 from tnmoe.ir.path import ContractionPath
 from tnmoe.layers.kinds import declare
 from tnmoe.planners import ranked
 from tnmoe.planning.plan import Plan
-from tnmoe.planning.request import DEFAULT_TOKENS, Planable, Question, planner_of, question
-from tnmoe.planning.shortlist import TOLERANCE, Considered, Shortlist
+from tnmoe.planning.request import DEFAULT_TOKENS, Planable, PlanRequest, plan_request, planner_of
+from tnmoe.planning.shortlist import TOLERANCE, CandidateFigures, Shortlist
 from tnmoe.timing.device_profile import DeviceProfile, default_path, load_cached
 from tnmoe.timing.predict import predict
 
@@ -74,12 +75,14 @@ def shortlist(
         CostError: a layer without a time model, if there is a profile.
         FileError, DeclarationError: as `plan`.
     """
-    goal = as_objective(objective, calls)
-    if goal in SHORTLISTED:
-        raise PlanError(f"{goal!r} chooses from a shortlist; the shortlist itself is made by FLOPs or another price")
+    price = as_objective(objective, calls)
+    if price.shortlisted:
+        raise PlanError(
+            f"{str(price)!r} chooses from a shortlist; the shortlist itself is made by FLOPs or another price"
+        )
     _check_count(count)
-    asked = question(what, tokens, sizes, input_gradients)
-    plans = [plan for _, plan in cheapest(asked, goal, count)]
+    request = plan_request(what, tokens, sizes, input_gradients)
+    plans = [plan for _, plan in cheapest(request, price, count)]
     device = None if profile is None else _profile(profile)
     return tuple(Candidate(p, None if device is None else _seconds(p, device)) for p in plans)
 
@@ -104,7 +107,7 @@ def diverse(
         PlanError, FileError, DeclarationError: as `shortlist`.
     """
     _check_count(count)
-    return _mixed(question(what, tokens, sizes, input_gradients), count, training=training)[:count]
+    return _mixed(plan_request(what, tokens, sizes, input_gradients), count, training=training)[:count]
 
 
 def _check_count(count: object) -> None:
@@ -112,40 +115,48 @@ def _check_count(count: object) -> None:
         raise PlanError(f"count must be an integer from 1 to 1000, got {count!r}")
 
 
-def _mixed(asked: Question, count: int, *, training: bool) -> list[Plan]:
+def _mixed(request: PlanRequest, count: int, *, training: bool) -> list[Plan]:
     """`count` orders by FLOPs and as many where moved elements count, in turns; an order that is among both is once."""
     # What a forward pass moves counts three times in training: either gradient of a product moves about as much.
-    flops, moved = ("training", 3 * BALANCE) if training else ("flops", BALANCE)
-    found: dict[str, Plan] = {}
-    for pair in zip_longest(cheapest(asked, flops, count), cheapest(asked, f"{flops} + {moved}*traffic", count)):
+    flops, moved = (TRAINING, 3 * BALANCE) if training else (FLOPS, BALANCE)
+    balanced = Objective(((*flops.levels[0], Term("traffic", Fraction(moved))),))
+    mixed: dict[str, Plan] = {}
+    for pair in zip_longest(cheapest(request, flops, count), cheapest(request, balanced, count)):
         for _, plan in filter(None, pair):
-            found.setdefault(str(plan.orders), plan)
-    return list(found.values())
+            mixed.setdefault(str(plan.orders), plan)
+    return list(mixed.values())
 
 
-def cheapest(asked: Question, goal: str, count: int) -> list[tuple[int, Plan]]:
+def cheapest(request: PlanRequest, objective: Objective, count: int) -> list[tuple[int, Plan]]:
     """The `count` cheapest combinations of the orders of all networks, with the price of each."""
-    found: list[tuple[int, dict[str, ContractionPath]]] = [(0, {})]
-    for node in asked.layer.contractions:
-        needing, network = asked.needing(node, goal), node.network
+    joint: list[tuple[int, dict[str, ContractionPath]]] = [(0, {})]
+    for node in request.layer.contractions:
+        requires_grad, network = request.requires_grad(node, objective), node.network
         if len(network.tensors) <= ranked.MAX_TENSORS:
-            orders = ranked.plan(network, asked.sizes, goal, needing, count)
+            orders = ranked.plan(network, request.sizes, objective, requires_grad, count)
         else:
-            orders = (ranked.Ranked(0, planner_of("auto", network)(network, asked.sizes, goal, needing)),)
-        joint = [(price + o.price, {**paths, node.out.name: o.path}) for price, paths in found for o in orders]
-        found = heapq.nsmallest(count, joint, key=lambda pair: pair[0])
-    return [(price, Plan(asked.layer, paths, asked.values, goal, asked.inputs)) for price, paths in found]
+            path = planner_of("auto", network)(network, request.sizes, objective, requires_grad)
+            orders = (ranked.Ranked(0, path),)
+        further = [(price + o.price, {**paths, node.out.name: o.path}) for price, paths in joint for o in orders]
+        joint = heapq.nsmallest(count, further, key=lambda pair: pair[0])
+    return [(price, Plan(request.layer, paths, request.values, objective, request.inputs)) for price, paths in joint]
 
 
-def lowered(asked: Question) -> dict[str, Question]:
-    """The question asked of each program that the layer's declaration leaves to choose from; "" if it leaves none."""
-    layers = {name: declare(text) for name, text in asked.layer.lowerings.items()} or {"": asked.layer}
-    return {name: _asked_of(layer, asked) for name, layer in layers.items()}
+def request_of(planned: Plan) -> PlanRequest:
+    """What would have to be asked for another plan of the same layer, at the same sizes."""
+    sizes = planned.layer.bound_sizes(planned.values)
+    return PlanRequest(planned.layer, planned.values, sizes, planned.input_gradients)
 
 
-def _asked_of(layer: Layer, asked: Question) -> Question:
-    values = {name: asked.values[name] for name in layer.free_symbols | set(layer.values)}
-    return replace(asked, layer=layer, values=values, sizes=layer.bound_sizes(values))
+def lowered(request: PlanRequest) -> dict[str, PlanRequest]:
+    """The request for each program that the layer's declaration leaves to choose from; "" if it leaves none."""
+    layers = {name: declare(text) for name, text in request.layer.lowerings.items()} or {"": request.layer}
+    return {name: _request_for(layer, request) for name, layer in layers.items()}
+
+
+def _request_for(layer: Layer, request: PlanRequest) -> PlanRequest:
+    values = {name: request.values[name] for name in layer.free_symbols | set(layer.values)}
+    return replace(request, layer=layer, values=values, sizes=layer.bound_sizes(values))
 
 
 def other_lowerings(planned: Plan) -> tuple[Plan, ...]:
@@ -153,45 +164,47 @@ def other_lowerings(planned: Plan) -> tuple[Plan, ...]:
 
     Each with the orders that take the fewest FLOPs; none if the declaration says which program it wants.
     """
-    sizes = planned.layer.bound_sizes(planned.values)
-    asked = Question(planned.layer, planned.values, sizes, planned.input_gradients)
-    found = [cheapest(question, "flops", 1)[0][1] for name, question in lowered(asked).items() if name]
-    return tuple(p for p in found if p.bound.ops != planned.bound.ops)
+    requests = lowered(request_of(planned))
+    plans = [cheapest(request, FLOPS, 1)[0][1] for name, request in requests.items() if name]
+    return tuple(p for p in plans if p.bound.ops != planned.bound.ops)
 
 
-def choose(asked: Question, goal: str, profile: Profile | None, emitted: Emitted | None = None) -> Plan:
-    """The plan for an objective that looks at whole programs: of the cheapest orders the best one.
+def fastest(request: PlanRequest, profile: Profile | None, emitted: Emitted) -> Plan:
+    """Of the cheapest orders the one with the least predicted time.
 
     `emitted` gives a plan the function that its module shall have, which the time depends on.
     """
-    complete, source = False, ""
-    if goal == "time":
-        device = _profile(profile)
-        source = f"{device.name}, {device.source}, {_dtype(device)}"
-        mixed = {name: _mixed(each, COUNT, training=False) for name, each in lowered(asked).items()}
-        named = [(name, p) for name, each in mixed.items() for p in sorted(each, key=lambda p: p.flops)]
-        if emitted is not None:
-            named = [(name, emitted(p)) for name, p in named]
-        plans = [plan for _, plan in named]
-        predicted = [_seconds(p, device) for p in plans]
-        chosen = predicted.index(min(predicted))
-        considered = [
-            Considered(p.orders, p.flops, p.copied, seconds, name)
-            for (name, p), seconds in zip(named, predicted, strict=True)
-        ]
-    else:
-        ranking = cheapest(asked, "flops", COUNT)
-        least, most = ranking[0][0], TOLERANCE * ranking[0][1].flops
-        plans = [plan for price, plan in ranking if price - least <= most]
-        ranks_all = all(len(n.network.tensors) <= ranked.MAX_TENSORS for n in asked.layer.contractions)
-        complete = ranks_all and (len(plans) < len(ranking) or len(ranking) < COUNT)
-        considered = [Considered(p.orders, p.flops, p.copied) for p in plans]
-        chosen = min(range(len(plans)), key=lambda k: (plans[k].copied, k))
-    best, found = plans[chosen], Shortlist(goal, tuple(considered), chosen, complete, source)
-    if emitted is not None and best.function is None:
-        best = emitted(best)
-    paths = {name: replace(path, exact=complete) for name, path in best.paths.items()}
-    return replace(best, paths=paths, objective=goal, shortlist=found)
+    device = _profile(profile)
+    named = [
+        (name, emitted(plan))
+        for name, each in lowered(request).items()
+        for plan in sorted(_mixed(each, COUNT, training=False), key=lambda plan: plan.flops)
+    ]
+    predicted = [_seconds(plan, device) for _, plan in named]
+    chosen = predicted.index(min(predicted))
+    figures = tuple(
+        CandidateFigures(plan.orders, plan.flops, plan.copied, seconds, name)
+        for (name, plan), seconds in zip(named, predicted, strict=True)
+    )
+    source = f"{device.name}, {device.source}, {_dtype(device)}"
+    return _chosen(named[chosen][1], TIME, Shortlist("time", figures, chosen, source=source))
+
+
+def least_copied(request: PlanRequest) -> Plan:
+    """Of the orders within `TOLERANCE` of the fewest FLOPs the one that copies the fewest elements."""
+    ranking = cheapest(request, FLOPS, COUNT)
+    least, most = ranking[0][0], TOLERANCE * ranking[0][1].flops
+    plans = [plan for price, plan in ranking if price - least <= most]
+    ranks_all = all(len(n.network.tensors) <= ranked.MAX_TENSORS for n in request.layer.contractions)
+    complete = ranks_all and (len(plans) < len(ranking) or len(ranking) < COUNT)
+    figures = tuple(CandidateFigures(plan.orders, plan.flops, plan.copied) for plan in plans)
+    chosen = min(range(len(plans)), key=lambda k: (plans[k].copied, k))
+    return _chosen(plans[chosen], LAYOUT, Shortlist("layout", figures, chosen, complete))
+
+
+def _chosen(plan: Plan, objective: Objective, shortlist: Shortlist) -> Plan:
+    paths = {name: replace(path, exact=shortlist.complete) for name, path in plan.paths.items()}
+    return replace(plan, paths=paths, minimised=objective, shortlist=shortlist)
 
 
 def _profile(given: Profile | None) -> DeviceProfile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tnmoe.costing.objective import ALONE, PEAK
+from tnmoe.costing.objective import PEAK, Objective
 from tnmoe.errors import PlanError, unknown
 from tnmoe.footprint.forward import inference
 from tnmoe.footprint.liveness import eager
@@ -15,7 +15,7 @@ from tnmoe.ir.path import ContractionPath
 from tnmoe.ir.value import DTYPE_BYTES
 from tnmoe.planners import greedy, peak
 from tnmoe.planning.plan import Plan
-from tnmoe.planning.request import Question
+from tnmoe.planning.request import PlanRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class _Part:
     least: int
 
 
-def within_peak(asked: Question, goal: str, memory_limit: object, dtype: str) -> Plan:
+def within_peak(request: PlanRequest, objective: Objective, memory_limit: object, dtype: str) -> Plan:
     """The plan with the least peak, or the cheapest one within `memory_limit` bytes, as MemTracker counts them.
 
     While one network is contracted, what else is alive does not depend on its order; so the least peak of a layer is
@@ -42,42 +42,42 @@ def within_peak(asked: Question, goal: str, memory_limit: object, dtype: str) ->
         raise PlanError(unknown("dtype", dtype, DTYPE_BYTES))
     if memory_limit is not None and (type(memory_limit) is not int or memory_limit < 1):
         raise PlanError(f"memory_limit must be a number of bytes, got {memory_limit!r}")
-    if goal in ALONE and goal != PEAK:
-        raise PlanError(f"the objective {goal!r} takes no limit; plan by a price of the forward pass")
+    if objective.shortlisted:
+        raise PlanError(f"the objective {str(objective)!r} takes no limit; plan by a price of the forward pass")
     itemsize = DTYPE_BYTES[dtype]
-    parts, rest = _parts(asked, "flops" if goal == PEAK else goal, itemsize)
+    parts, rest = _parts(request, objective.of_steps, itemsize)
     least = max([rest, *(part.least for part in parts.values())])
     if memory_limit is not None and memory_limit < least:
         raise PlanError(f"no order holds {memory_limit:,} bytes or fewer in a forward pass; the least is {least:,}")
-    wanted = [least] if goal == PEAK or memory_limit is None else [memory_limit, least]
+    wanted = [least] if objective == PEAK or memory_limit is None else [memory_limit, least]
     limit = least if memory_limit is None else memory_limit
     for attempt in wanted:  # where copies exceed the limit, what leaves the most room for them
-        plan = _planned(asked, goal, parts, attempt, itemsize)
-        found = max((step.peak for step in inference(plan.bound, itemsize)), default=0)
-        if found <= limit or memory_limit is None:
+        plan = _planned(request, objective, parts, attempt, itemsize)
+        held = max((step.peak for step in inference(plan.bound, itemsize)), default=0)
+        if held <= limit or memory_limit is None:
             plan = replace(plan, memory_limit=memory_limit)
-            return plan if found <= attempt == wanted[0] else _unproven(plan)
-    raise PlanError(f"no order was found that holds {limit:,} bytes or fewer, copies included; the least is {found:,}")
+            return plan if held <= attempt == wanted[0] else _unproven(plan)
+    raise PlanError(f"no order was found that holds {limit:,} bytes or fewer, copies included; the least is {held:,}")
 
 
-def _planned(asked: Question, goal: str, parts: Mapping[str, _Part], limit: int, itemsize: int) -> Plan:
+def _planned(request: PlanRequest, objective: Objective, parts: Mapping[str, _Part], limit: int, itemsize: int) -> Plan:
     paths: dict[str, ContractionPath] = {}
     for name, part in parts.items():
         path = peak.cheapest(part.space, (limit - part.besides) // itemsize)
         assert path is not None, "the limit is at least the least peak of every part"
         paths[name] = path
-    return Plan(asked.layer, paths, asked.values, goal, asked.inputs)
+    return Plan(request.layer, paths, request.values, objective, request.inputs)
 
 
 def _unproven(plan: Plan) -> Plan:
     return replace(plan, paths={name: replace(path, exact=False) for name, path in plan.paths.items()})
 
 
-def _parts(asked: Question, price: str, itemsize: int) -> tuple[dict[str, _Part], int]:
+def _parts(request: PlanRequest, price: Objective, itemsize: int) -> tuple[dict[str, _Part], int]:
     """Every network, and the peak of the steps that are no part of one."""
-    first = {node.out.name: greedy.plan(node.network, asked.sizes) for node in asked.layer.contractions}
-    program = eager(Plan(asked.layer, first, asked.values).bound)
-    nodes = asked.layer.nodes
+    first = {node.out.name: greedy.plan(node.network, request.sizes) for node in request.layer.contractions}
+    program = eager(Plan(request.layer, first, request.values).bound)
+    nodes = request.layer.nodes
     owner = program.owner
     values = {v.name: v for v in program.leaves} | {v.name: v for op in program.ops for v in results(op)}
     always = sum(program.bytes(v, itemsize) for v in program.leaves)
@@ -92,7 +92,7 @@ def _parts(asked: Question, price: str, itemsize: int) -> tuple[dict[str, _Part]
         before = {owner[v.name] for n in nodes[:k] for v in writes(n)} & made
         besides = always + sum(program.bytes(values[name], itemsize) for name in before & later)
         dying = {name for name in read[k] if owner[name] in before - later}
-        space = peak.Space(node.network, asked.sizes, price, dying)
+        space = peak.Space(node.network, request.sizes, price, dying)
         parts[node.out.name] = _Part(space, besides, besides + itemsize * peak.least_peak(space))
     single = {node.out.name for node in nodes if not isinstance(node, Contraction)}
     rest = [step.peak for step in inference(program, itemsize) if step.step in single]

@@ -11,6 +11,7 @@ from rich.text import Text
 from tnmoe.autodiff.adjoint import Adjoint
 from tnmoe.autodiff.backward_plan import Function
 from tnmoe.costing.backward import gradient_names, training_cost
+from tnmoe.costing.objective import FLOPS, Objective
 from tnmoe.costing.op_cost import Estimate, estimate, op_cost
 from tnmoe.costing.saved import saved_elements
 from tnmoe.costing.step_table import step_table
@@ -42,7 +43,7 @@ class Plan:
         layer: what was planned.
         paths: the order of each network, by the name of the value it defines.
         values: the integer of every symbol, declared or assumed while planning (the tokens are `T`).
-        objective: what was minimised, as text: see `tnmoe.costing.objective`.
+        minimised: the objective; `objective` is its text.
         input_gradients: names of the inputs that need a gradient, for the figures about training.
         function: what the emitted module computes with a backward pass of its own; None leaves that to autograd.
         shortlist: what it was chosen among, under the objectives "time" and "layout".
@@ -55,13 +56,18 @@ class Plan:
     layer: Layer
     paths: Mapping[str, ContractionPath]
     values: Mapping[str, int]
-    objective: str = "flops"
+    minimised: Objective = FLOPS
     input_gradients: tuple[str, ...] = ()
     shortlist: Shortlist | None = None
     function: Function | None = None
     saved_limit: int | None = None
     memory_limit: int | None = None
     turned: tuple[str, ...] | None = None
+
+    @property
+    def objective(self) -> str:
+        """What was minimised, as text: `tnmoe.plan` reads it, too."""
+        return str(self.minimised)
 
     @cached_property
     def program(self) -> Program:
@@ -152,8 +158,8 @@ class Plan:
     def training_flops(self) -> int:
         """FLOPs of one forward and backward pass, all classes."""
         own = self.adjoint
-        found = training_cost(self.bound.ops, self.bound.sizes, self._needing) if own is None else own.training_cost()
-        return int(found.flops)
+        cost = training_cost(self.bound.ops, self.bound.sizes, self._needing) if own is None else own.training_cost()
+        return int(cost.flops)
 
     @property
     def saved(self) -> int:

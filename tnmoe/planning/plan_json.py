@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tnmoe.costing.objective import as_objective
+from tnmoe.costing.objective import Objective, as_objective
 from tnmoe.errors import PlanError
 from tnmoe.io.files import read_json
 from tnmoe.ir.layer import Layer
@@ -25,7 +25,7 @@ class PlanFields:
     layer: Layer
     paths: Mapping[str, ContractionPath]
     values: Mapping[str, int]
-    objective: str
+    objective: Objective
     inputs: tuple[str, ...]
     shortlist: Shortlist | None
     saved_limit: int | None
@@ -73,8 +73,8 @@ def _limit(data: Mapping[str, Any], key: str, unit: str) -> int | None:
     value = data.get(key)
     if value is not None and (type(value) is not int or value < 0):
         raise PlanError(f"{key} of a plan must be a number of {unit}, got {value!r}")
-    found: int | None = value
-    return found
+    limit: int | None = value
+    return limit
 
 
 def _turned(names: Any) -> tuple[str, ...] | None:
@@ -85,7 +85,7 @@ def _turned(names: Any) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _objective(text: Any) -> str:
+def _objective(text: Any) -> Objective:
     if not isinstance(text, str):
         raise PlanError(f"the objective of a plan must be text, got {text!r}")
     return as_objective(text)
@@ -94,10 +94,10 @@ def _objective(text: Any) -> str:
 def _shortlist(data: Mapping[str, Any]) -> Shortlist | None:
     if data.get("shortlist") is None:
         return None
-    found = Shortlist.from_mapping(data["shortlist"])
-    if found.by != data["objective"]:
-        raise PlanError(f"the plan's objective is {data['objective']!r}, but its shortlist is by {found.by!r}")
-    return found
+    shortlist = Shortlist.from_mapping(data["shortlist"])
+    if shortlist.by != data["objective"]:
+        raise PlanError(f"the plan's objective is {data['objective']!r}, but its shortlist is by {shortlist.by!r}")
+    return shortlist
 
 
 def _inputs(layer: Layer, names: Any) -> tuple[str, ...]:
@@ -110,8 +110,8 @@ def _inputs(layer: Layer, names: Any) -> tuple[str, ...]:
 def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(data[key], dict):
         raise PlanError(f"{key!r} of a plan must be an object, got {data[key]!r}")
-    found: Mapping[str, Any] = data[key]
-    return found
+    fields: Mapping[str, Any] = data[key]
+    return fields
 
 
 def _same_names(what: str, given: Iterable[str], expected: Iterable[str]) -> None:

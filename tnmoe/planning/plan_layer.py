@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from tnmoe.autodiff.backward_plan import plan_function
 from tnmoe.costing.backward import gradient_names
-from tnmoe.costing.objective import PEAK, SHORTLISTED, Goal, as_objective
+from tnmoe.costing.objective import INFERENCE, PEAK, TIME, Goal, as_objective
 from tnmoe.errors import DeclarationError, PlanError, RankWarning, unknown
 from tnmoe.ir.path import ContractionPath
 from tnmoe.ir.rank import excessive_ranks
@@ -16,10 +16,10 @@ from tnmoe.lowering.orient import Layout, resolve
 from tnmoe.planners import pareto as front
 from tnmoe.planners.effort import check_budget
 from tnmoe.planners.pareto import Tradeoff
-from tnmoe.planning.candidates import Profile, choose
+from tnmoe.planning.candidates import Profile, fastest, least_copied
 from tnmoe.planning.memory_limit import within_peak
 from tnmoe.planning.plan import Plan
-from tnmoe.planning.request import DEFAULT_TOKENS, PLANNERS, Planable, planner_of, question, token_value
+from tnmoe.planning.request import DEFAULT_TOKENS, PLANNERS, Planable, plan_request, planner_of, token_value
 from tnmoe.planning.saved_limit import within
 
 
@@ -94,42 +94,45 @@ def plan(
             with an adjoint, or cannot run in chunks.
         DeclarationError: a symbol without a value, an unknown size name, or sizes that are no sizes.
     """
-    goal = as_objective(objective, calls)
+    minimised = as_objective(objective, calls)
     if planner != "auto" and planner not in PLANNERS:
         raise PlanError(unknown("planner", planner, ["auto", *PLANNERS]))
     check_budget(budget)
-    if profile is not None and goal != "time":
-        raise PlanError(f"a profile goes with the objective 'time', not with {goal!r}")
-    asked = question(what, tokens, sizes, input_gradients)
+    if profile is not None and minimised != TIME:
+        raise PlanError(f"a profile goes with the objective 'time', not with {str(minimised)!r}")
+    request = plan_request(what, tokens, sizes, input_gradients)
     if isinstance(layout, str):
         resolve(layout, ())  # raises before the search does its work
-    for sentence in excessive_ranks(asked.layer, asked.sizes):
+    for sentence in excessive_ranks(request.layer, request.sizes):
         warnings.warn(sentence, RankWarning, stacklevel=2)
-    if goal == PEAK or memory_limit is not None:
+    if minimised == PEAK or memory_limit is not None:
         if planner != "auto" or (saved_limit, memory, flavour, chunk) != (None, None, "portable", None):
             raise PlanError(
                 "the peak of a forward pass is planned by a search of its own, for modules whose backward pass is "
                 "autograd's: leave planner, saved_limit, memory, flavour and chunk out"
             )
-        return within_peak(asked, goal, memory_limit, dtype).store(layout)
-    if goal not in SHORTLISTED and saved_limit is None:
-        paths: dict[str, ContractionPath] = {}
-        for node in asked.layer.contractions:
-            search = planner_of(planner, node.network, budget)
-            paths[node.out.name] = search(node.network, asked.sizes, goal, asked.needing(node, goal))
-        found = Plan(asked.layer, paths, asked.values, goal, asked.inputs)
-        return _with_function(found, memory, flavour, chunk).store(layout)
-    if planner != "auto":
-        searched = f"the objective {goal!r}" if goal in SHORTLISTED else "a limit"
-        raise PlanError(f"{searched} needs a search of its own; leave planner out")
-    if saved_limit is None:
-        found = choose(asked, goal, profile, lambda planned: _with_function(planned, memory, flavour, chunk))
-        return found.store(layout)
-    if goal in SHORTLISTED:
-        raise PlanError(f"the objective {goal!r} takes no limit; plan by a price, or measure a shortlist")
-    if (memory, flavour, chunk) != (None, "portable", None):
-        raise PlanError("saved_limit is for modules left to autograd; memory= sets a budget for the others")
-    return within(asked, goal, saved_limit).store(layout)
+        return within_peak(request, minimised, memory_limit, dtype).store(layout)
+    if minimised.shortlisted:
+        if planner != "auto":
+            raise PlanError(f"the objective {str(minimised)!r} needs a search of its own; leave planner out")
+        if saved_limit is not None:
+            raise PlanError(f"the objective {str(minimised)!r} takes no limit; plan by a price, or measure a shortlist")
+        if minimised == TIME:
+            timed = fastest(request, profile, lambda planned: _with_function(planned, memory, flavour, chunk))
+            return timed.store(layout)
+        return _with_function(least_copied(request), memory, flavour, chunk).store(layout)
+    if saved_limit is not None:
+        if planner != "auto":
+            raise PlanError("a limit needs a search of its own; leave planner out")
+        if (memory, flavour, chunk) != (None, "portable", None):
+            raise PlanError("saved_limit is for modules left to autograd; memory= sets a budget for the others")
+        return within(request, minimised, saved_limit).store(layout)
+    paths: dict[str, ContractionPath] = {}
+    for node in request.layer.contractions:
+        search, requires_grad = planner_of(planner, node.network, budget), request.requires_grad(node, minimised)
+        paths[node.out.name] = search(node.network, request.sizes, minimised, requires_grad)
+    planned = Plan(request.layer, paths, request.values, minimised, request.inputs)
+    return _with_function(planned, memory, flavour, chunk).store(layout)
 
 
 def symbol_sizes(planned: Plan) -> dict[str, int]:
@@ -146,15 +149,15 @@ def for_inference(planned: Plan) -> Plan:
     """
     layer = planned.layer
     tokens = planned.values[layer.token_symbol] if layer.batched else DEFAULT_TOKENS
-    found = plan(layer, tokens=tokens, sizes=symbol_sizes(planned), objective="inference", input_gradients=False)
-    if found.flops - found.folding_flops < planned.flops - planned.folding_flops:
-        return found
+    folding = plan(layer, tokens=tokens, sizes=symbol_sizes(planned), objective=INFERENCE, input_gradients=False)
+    if folding.flops - folding.folding_flops < planned.flops - planned.folding_flops:
+        return folding
     return replace(planned, function=None)
 
 
 def _with_function(planned: Plan, memory: str | int | None, flavour: str, chunk: int | None) -> Plan:
-    needing = gradient_names(planned.bound, planned.input_gradients)
-    return replace(planned, function=plan_function(planned.bound, needing, memory, flavour, chunk))
+    requires_grad = gradient_names(planned.bound, planned.input_gradients)
+    return replace(planned, function=plan_function(planned.bound, requires_grad, memory, flavour, chunk))
 
 
 def pareto(
@@ -183,8 +186,8 @@ def pareto(
             least that there is.
         DeclarationError: as `plan`.
     """
-    asked = question(what, tokens, sizes, input_gradients)
-    layer = asked.layer
+    request = plan_request(what, tokens, sizes, input_gradients)
+    layer = request.layer
     nodes = {n.out.name: n for n in layer.contractions}
     if network is None:
         chosen = [name for name, node in nodes.items() if len(node.network.tensors) > 2] or list(nodes)
@@ -194,12 +197,12 @@ def pareto(
     if network not in nodes:
         raise PlanError(unknown("network", network, nodes))
     node = nodes[network]
-    needing = layer.network_gradients(node, asked.inputs)
+    requires_grad = layer.network_gradients(node, request.inputs)
     return front.plan(
         node.network,
-        asked.sizes,
-        objectives,
-        needing,
+        request.sizes,
+        [front.as_axis(objective, recompute) for objective in objectives],
+        requires_grad,
         recompute=recompute,
         saved_limit=saved_limit,
         peak_limit=peak_limit,

@@ -1,13 +1,13 @@
-"""What planning is asked: a layer, a value for each of its symbols, and which inputs need a gradient."""
+"""What planning is asked: a layer, a value for each of its symbols, and which inputs need a gradient; and of whom."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Protocol
 
-from tnmoe.costing.objective import parse
+from tnmoe.costing.objective import Objective
 from tnmoe.errors import DeclarationError
 from tnmoe.io.progress import bar
 from tnmoe.ir.layer import Contraction, Layer, network_layer
@@ -19,7 +19,17 @@ from tnmoe.symbolic.dims import as_dim
 
 Planable = Spec | Layer | Network
 
-PLANNERS = {
+
+class Planner(Protocol):
+    """An algorithm that orders contractions: from a network and an integer for each of its indices to a path."""
+
+    def __call__(
+        self, network: Network, sizes: Mapping[str, int], objective: Objective, requires_grad: Set[str], /
+    ) -> ContractionPath:
+        """The order; `requires_grad` names the tensors that need a gradient, if the objective is about training."""
+
+
+PLANNERS: dict[str, Planner] = {
     "subset_dp": subset_dp.plan,
     "greedy": greedy.plan,
     "cotengra": cotengra.plan,
@@ -31,7 +41,7 @@ DEFAULT_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PlanRequest:
     """A layer, with everything that planning it depends on besides the objective."""
 
     layer: Layer
@@ -39,14 +49,14 @@ class Question:
     sizes: Mapping[str, int]
     inputs: tuple[str, ...]
 
-    def needing(self, node: Contraction, objective: str) -> frozenset[str]:
+    def requires_grad(self, node: Contraction, objective: Objective) -> frozenset[str]:
         """Names of the tensors of a network that need a gradient, if the objective is about training."""
-        return self.layer.network_gradients(node, self.inputs) if parse(objective).of_training else frozenset()
+        return self.layer.network_gradients(node, self.inputs) if objective.of_training else frozenset()
 
 
-def question(
+def plan_request(
     what: Planable, tokens: int, sizes: Mapping[str, int] | None, input_gradients: bool | Collection[str]
-) -> Question:
+) -> PlanRequest:
     """Check what `plan` was given, and bind every size.
 
     Raises:
@@ -72,7 +82,7 @@ def question(
     if unset:
         wanted = ", ".join(f'"{name}": …' for name in unset)
         raise DeclarationError(f"{layer.name} has sizes without a value: pass sizes={{{wanted}}}")
-    return Question(layer, values, layer.bound_sizes(values), _input_gradients(layer, input_gradients))
+    return PlanRequest(layer, values, layer.bound_sizes(values), _input_gradients(layer, input_gradients))
 
 
 def _input_gradients(layer: Layer, wanted: object) -> tuple[str, ...]:
@@ -105,7 +115,7 @@ def token_value(layer: Layer, tokens: object) -> dict[str, int]:
     return {layer.token_symbol: dim}
 
 
-def planner_of(name: str, network: Network, budget: float | None = None) -> Any:
+def planner_of(name: str, network: Network, budget: float | None = None) -> Planner:
     """The planner of that name; "auto" depends on the network. `budget` is for the search, which shows its progress."""
     if name == "auto":
         name = "subset_dp" if len(network.tensors) <= subset_dp.MAX_TENSORS else "search"
@@ -113,7 +123,7 @@ def planner_of(name: str, network: Network, budget: float | None = None) -> Any:
 
 
 def _search(
-    budget: float | None, network: Network, sizes: Mapping[str, int], objective: str, needing: Set[str]
+    budget: float | None, network: Network, sizes: Mapping[str, int], objective: Objective, requires_grad: Set[str]
 ) -> ContractionPath:
     with bar(f"planning {len(network.tensors)} tensors") as progress:
-        return search.plan(network, sizes, objective, needing, budget=budget, progress=progress)
+        return search.plan(network, sizes, objective, requires_grad, budget=budget, progress=progress)

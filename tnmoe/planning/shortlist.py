@@ -6,18 +6,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
-from tnmoe.costing.objective import SHORTLISTED
 from tnmoe.errors import PlanError
 
 TOLERANCE = Fraction(1, 100)
 """How many more FLOPs than the fewest an order may take to be chosen by its layout."""
 
 
+Criterion = Literal["time", "layout"]
+"""What chooses from a shortlist: predicted time, or how much is copied."""
+
+
 @dataclass(frozen=True, slots=True)
-class Considered:
-    """A candidate.
+class CandidateFigures:
+    """What a candidate was judged by.
 
     Attributes:
         orders: of each network, by the name of the value that it defines, as text.
@@ -39,15 +42,15 @@ class Shortlist:
     """What was considered, the fewest FLOPs first, and what was chosen.
 
     Attributes:
-        by: "time" or "layout".
+        by: what chose.
         considered: the candidates.
         chosen: place of the chosen one.
         complete: True if every order was considered that may be chosen.
         source: of the predicted times: device, versions and dtype.
     """
 
-    by: str
-    considered: tuple[Considered, ...]
+    by: Criterion
+    considered: tuple[CandidateFigures, ...]
     chosen: int
     complete: bool = False
     source: str = ""
@@ -92,8 +95,8 @@ class Shortlist:
             | ({"lowering": c.lowering} if c.lowering else {})
             for c in self.considered
         ]
-        found = {"by": self.by, "considered": considered, "chosen": self.chosen}
-        return {**found, "complete": self.complete, "source": self.source}
+        chosen = {"by": self.by, "considered": considered, "chosen": self.chosen}
+        return {**chosen, "complete": self.complete, "source": self.source}
 
     @classmethod
     def from_mapping(cls, data: Any) -> Shortlist:
@@ -103,13 +106,18 @@ class Shortlist:
             PlanError: if it is none.
         """
         match data:
-            case {"by": by, "considered": list(rows), "chosen": chosen, "complete": bool(), "source": str()}:
-                if by in SHORTLISTED and type(chosen) is int and 0 <= chosen < len(rows):
-                    return cls(by, tuple(map(_considered, rows)), chosen, data["complete"], data["source"])
+            case {
+                "by": "time" | "layout" as by,
+                "considered": list(rows),
+                "chosen": int(chosen),
+                "complete": bool(complete),
+                "source": str(source),
+            } if not isinstance(chosen, bool) and 0 <= chosen < len(rows):
+                return cls(by, tuple(map(_figures, rows)), chosen, complete, source)
         raise PlanError(f"the shortlist of a plan must have by, considered, chosen, complete and source; got {data!r}")
 
 
-def _considered(data: Any) -> Considered:
+def _figures(data: Any) -> CandidateFigures:
     match data:
         case {"orders": dict(orders), "flops": flops, "copied": copied, "seconds": None | float() as seconds}:
             counts = type(flops) is int and type(copied) is int and flops >= 0 and copied >= 0
@@ -117,5 +125,5 @@ def _considered(data: Any) -> Considered:
             lowering = data.get("lowering", "")
             texts = all(isinstance(text, str) for text in (*orders.values(), lowering))
             if counts and times and texts:
-                return Considered(orders, flops, copied, seconds, lowering)
+                return CandidateFigures(orders, flops, copied, seconds, lowering)
     raise PlanError(f"a candidate of a plan's shortlist must have orders, flops, copied and seconds; got {data!r}")
