@@ -205,10 +205,11 @@ def test_sparse_gradients_hold_rows_and_positions() -> None:
         assert grad is not None
         for part in (grad._indices(), grad._values()) if grad.is_sparse else (grad,):
             held[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
-    assert report.gradient_bytes == sum(held.values())
+    gradients = report.gradient_bytes + report.input_gradient_bytes
+    assert gradients == sum(held.values())
     result = 2 * 12 * 5 * 4  # with its gradient
     weights = report.weight_bytes + report.input_bytes
-    assert report.training[-1].after == weights + result + report.gradient_bytes
+    assert report.training[-1].after == weights + result + gradients
     dense = tnmoe.memory(tnmoe.plan(tnmoe.PEER(6, 5, 36, 2, 3, 4), tokens=12))
     assert (dense.inference_peak, dense.saved_bytes) == (report.inference_peak, report.saved_bytes)
 
@@ -252,3 +253,16 @@ def test_least_peaks() -> None:
     plan = tnmoe.plan(tnmoe.SparseMoE(6, 5, 4, 2, 7, factorization=RING), tokens=24, objective="peak")
     fastest = tnmoe.plan(tnmoe.SparseMoE(6, 5, 4, 2, 7, factorization=RING), tokens=24)
     assert check(plan).inference_peak <= check(fastest).inference_peak
+
+
+REPORTED = {**FAMILIES, "sparse gradients": tnmoe.PEER(6, 5, 36, 2, 3, 4, sparse_gradients=True)}
+
+
+@pytest.mark.parametrize("spec", REPORTED.values(), ids=list(REPORTED))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_name_one_figure(spec: tnmoe.Spec, dtype: str) -> None:
+    """What the cost report and the memory report call alike is the same number, however either came by it."""
+    plan = tnmoe.plan(spec, tokens=12)
+    cost, memory = tnmoe.cost(plan, dtype=dtype), tnmoe.memory(plan, dtype=dtype)
+    for name in ("weight_bytes", "gradient_bytes", "saved_bytes"):
+        assert getattr(cost, name) == getattr(memory, name), name

@@ -8,24 +8,45 @@ Conventions are those of `tnmoe.costing.op_cost`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
+from typing import cast
 
 from tnmoe.costing import contraction_cost, pointwise_cost, routing_cost
 from tnmoe.costing.cost import Cost, Sizes
 from tnmoe.costing.op_cost import op_cost
 from tnmoe.errors import CostError, no_rule
 from tnmoe.ir.contractions import ContractionOp
+from tnmoe.ir.dataflow import elements
 from tnmoe.ir.fused_ops import FusedOp
 from tnmoe.ir.ops import Op, operands, propagate, results
 from tnmoe.ir.pointwise_ops import PointwiseOp
 from tnmoe.ir.program import Program
-from tnmoe.ir.routing_ops import RoutingOp
+from tnmoe.ir.routing_ops import Gather, RoutingOp
 from tnmoe.ir.value import Role
+from tnmoe.symbolic.dims import Dim
 
 
 def gradient_names(program: Program, inputs: Iterable[str]) -> frozenset[str]:
     """Names of all values that need a gradient: trained parameters, those of `inputs`, and what depends on them."""
     leaves = {p.name for p in program.parameters if p.role is Role.WEIGHT}
     return propagate(program.ops, leaves.union(inputs), integers=False)
+
+
+def gradient_sizes(program: Program, names: Set[str]) -> tuple[Dim, Dim]:
+    """What the gradients of some leaves hold after a step: elements, and 64-bit positions.
+
+    The gradient of a table whose rows are gathered with a sparse gradient is the rows that were read, with their
+    positions; positions that several tables share are one tensor.
+    """
+    sizes = program.sizes
+    sparse = [op for op in program.ops if isinstance(op, Gather) and op.sparse and op.x.name in names]
+    listed = {op.x.name for op in sparse}
+    dense = [v.indices for v in program.leaves if v.name in names and v.name not in listed]
+    rows = [op.out.indices for op in sparse]
+    positions = {op.positions.name: op.positions.indices for op in sparse}.values()
+    return (
+        sum((elements(indices, sizes) for indices in (*dense, *rows)), start=cast(Dim, 0)),
+        sum((elements(indices, sizes) for indices in positions), start=cast(Dim, 0)),
+    )
 
 
 def backward_cost(op: Op, sizes: Sizes, needing: Set[str]) -> Cost:

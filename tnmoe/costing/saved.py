@@ -78,14 +78,14 @@ def saved_elements(program: Program, needing: Set[str], among: Collection[Op] | 
     """
     live = [op for op in differentiated(program, needing) if among is None or op in among]
     inside = [saved_inside(op, program.sizes, needing).elements for op in live]
-    kept = [elements(v.indices, program.sizes) for v in _kept(program, live, needing) if not v.integer]
+    kept = [elements(v.indices, program.sizes) for v in kept_values(program, live, needing) if not v.integer]
     return sum(kept + inside, start=cast(Dim, 0))
 
 
 def saved_integers(program: Program, needing: Set[str]) -> Dim:
     """Positions and counts (64 bits each) kept for the backward pass; arguments as in `saved_elements`."""
     live = differentiated(program, needing)
-    kept = [elements(v.indices, program.sizes) for v in _kept(program, live, needing) if v.integer]
+    kept = [elements(v.indices, program.sizes) for v in kept_values(program, live, needing) if v.integer]
     return sum(kept + [saved_inside(op, program.sizes, needing).integers for op in live], start=cast(Dim, 0))
 
 
@@ -95,10 +95,16 @@ def saved_flags(program: Program, needing: Set[str]) -> Dim:
     return sum([saved_inside(op, program.sizes, needing).flags for op in live], start=cast(Dim, 0))
 
 
-def _kept(program: Program, live: Iterable[Op], needing: Set[str]) -> tuple[Value, ...]:
-    """Values that the backward of some ops reads and that are no leaves; a view is kept as what it is a view of."""
+def kept_values(program: Program, ops: Iterable[Op], needing: Set[str]) -> tuple[Value, ...]:
+    """What the backward of some ops keeps alive: values that are no leaves; a view as what it is a view of.
+
+    Args:
+        program: laid out.
+        ops: those that autograd differentiates.
+        needing: as `gradient_names` returns them.
+    """
     leaves = {v.name for v in program.leaves}
     owner = memory_owners(program)
     memories = {v.name: v for op in program.ops for v in results(op)} | larger_storages(program)
-    names = (owner[v.name] for op in live for v in saved_values(op, program.sizes, needing))
+    names = (owner[v.name] for op in ops for v in saved_values(op, program.sizes, needing))
     return tuple(memories[name] for name in dict.fromkeys(names) if name not in leaves)

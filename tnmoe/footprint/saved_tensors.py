@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tnmoe.autodiff.adjoint import Adjoint
-from tnmoe.costing.saved import differentiated, saved_inside, saved_values
+from tnmoe.costing.saved import differentiated, kept_values, saved_inside, saved_values
 from tnmoe.footprint.tensor_bytes import TensorBytes
 from tnmoe.ir.contractions import Contract, ContractAdd, Multiply
 from tnmoe.ir.ops import Op, operands, results
@@ -36,9 +36,11 @@ def saved_by_autograd(tensors: TensorBytes, ops: Sequence[Op]) -> tuple[Saved, .
     program, live = tensors.program, tensors.requires_grad
     differentiable = set(differentiated(program, live))
     passed = [op for op in ops if op in differentiable]
-    reasons = [
-        (program.owner[v.name], _reason(op, v, tensors)) for op in passed for v in saved_values(op, program.sizes, live)
-    ]
+    reasons = {v.name: dict[str, None]() for v in kept_values(program, passed, live)}
+    for op in passed:
+        for v in saved_values(op, program.sizes, live):
+            if (memory := program.owner[v.name]) in reasons:
+                reasons[memory][_reason(op, v, tensors)] = None
     inside = [
         Saved(
             f"of {op.out.name}",
@@ -57,11 +59,13 @@ def saved_by_function(adjoint: Adjoint, tensors: TensorBytes) -> tuple[Saved, ..
     owner, kept = tensors.program.owner, {v.name for v in adjoint.saved}
     names = {gradient.name: name for name, gradient in adjoint.wanted.items()}
     repeated = {op.out.name for op in adjoint.repeated}
-    reasons: list[tuple[str, str]] = []
+    reasons: dict[str, dict[str, None]] = {}
     for op in adjoint.backward:
         made = op.out.name
         purpose = f"{made} again" if made in repeated else f"∂{names.get(made, made.removesuffix('_grad'))}"
-        reasons += [(owner[v.name], f"to compute {purpose}") for v in operands(op) if v.name in kept]
+        for v in operands(op):
+            if v.name in kept:
+                reasons.setdefault(owner[v.name], {})[f"to compute {purpose}"] = None
     return _collected(tensors, tensors.program.ops, reasons)
 
 
@@ -74,16 +78,10 @@ def merged(first: Iterable[Saved], second: Iterable[Saved]) -> tuple[Saved, ...]
     return tuple(kept.values())
 
 
-def _collected(tensors: TensorBytes, ops: Sequence[Op], reasons: Iterable[tuple[str, str]]) -> tuple[Saved, ...]:
-    program = tensors.program
-    leaves = {v.name for v in program.leaves}
-    kept: dict[str, dict[str, None]] = {}
-    for name, reason in reasons:
-        if name not in leaves:
-            kept.setdefault(name, {})[reason] = None
-    values: dict[str, Value] = {v.name: v for op in program.ops for v in results(op)} | dict(program.storages)
-    order = [v.name for op in ops for v in results(op) if v.name in kept]
-    return tuple(Saved(n, values[n].indices, tensors.of(values[n]), tuple(kept[n])) for n in order)
+def _collected(tensors: TensorBytes, ops: Sequence[Op], reasons: Mapping[str, Iterable[str]]) -> tuple[Saved, ...]:
+    """The results among what is kept, in the order in which they are made; leaves are there anyway."""
+    made = (tensors.program.storages.get(v.name, v) for op in ops for v in results(op) if v.name in reasons)
+    return tuple(Saved(v.name, v.indices, tensors.of(v), tuple(reasons[v.name])) for v in made)
 
 
 def _gradients(op: Op, tensors: TensorBytes) -> str:

@@ -11,7 +11,7 @@ import sympy
 
 from tnmoe.autodiff.adjoint import Adjoint
 from tnmoe.autodiff.backward_plan import Function
-from tnmoe.costing.backward import gradient_names, training_cost
+from tnmoe.costing.backward import gradient_names, gradient_sizes, training_cost
 from tnmoe.costing.cost import Cost
 from tnmoe.costing.op_cost import Estimate, estimate
 from tnmoe.costing.padding import trimmed
@@ -176,7 +176,11 @@ class Figures:
             c.width * c.saved + INTEGER_BYTES * saved_integers(c.program, c.needing) + saved_flags(c.program, c.needing)
         ),
     )
-    gradient_bytes = Figure("gradient bytes", "Bytes of the trained weights' gradients.", lambda c: c.width * c.trained)
+    gradient_bytes = Figure(
+        "gradient bytes",
+        "Bytes of the trained weights' gradients; of sparse ones the rows that they hold, with their positions.",
+        lambda c: c.gradients,
+    )
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BYTES:
@@ -408,6 +412,13 @@ class Counted:
         """Weights that are trained."""
         sizes = self.program.sizes
         return total(elements(p.indices, sizes) for p in self.program.parameters if p.role is Role.WEIGHT)
+
+    @property
+    def gradients(self) -> Dim:
+        """Bytes of the gradients of the weights that are trained."""
+        weights = {p.name for p in self.program.parameters if p.role is Role.WEIGHT}
+        numbers, positions = gradient_sizes(self.program, weights)
+        return self.width * numbers + INTEGER_BYTES * positions
 
     @property
     def read(self) -> Dim:

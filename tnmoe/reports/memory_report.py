@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+from tnmoe.costing.backward import gradient_sizes
 from tnmoe.errors import CostError, unknown
 from tnmoe.footprint.allocations import SCRATCH
 from tnmoe.footprint.forward import inference, training
@@ -17,8 +18,8 @@ from tnmoe.footprint.timeline import CLASSES, Step
 from tnmoe.ir.aliases import is_view
 from tnmoe.ir.bound import BoundProgram
 from tnmoe.ir.ops import propagate, results
-from tnmoe.ir.routing_ops import Gather, GroupedContract
-from tnmoe.ir.value import DTYPE_BYTES, Role, Value
+from tnmoe.ir.routing_ops import GroupedContract
+from tnmoe.ir.value import DTYPE_BYTES, INTEGER_BYTES, Role, Value
 from tnmoe.planning.plan import Plan
 from tnmoe.render.table import Cell, Table
 
@@ -118,14 +119,15 @@ class MemoryReport:
 
     @property
     def gradient_bytes(self) -> int:
-        """Gradients of weights and inputs, after a training step; of sparse ones what they hold, positions once."""
-        of = self._tensors.of
-        sparse = [
-            op for op in self.program.ops if isinstance(op, Gather) and op.sparse and op.x.name in self.requires_grad
-        ]
-        dense = self._leaves(lambda v: v.name in self.requires_grad and v not in [op.x for op in sparse])
-        lists = {op.positions.name: of(op.positions) for op in sparse}
-        return dense + sum(of(op.out) for op in sparse) + sum(lists.values())
+        """Gradients of weights, after a training step; of sparse ones what they hold, positions once."""
+        inputs = {v.name for v in self.program.inputs}
+        numbers, positions = gradient_sizes(self.program, self.requires_grad - inputs)
+        return int(self.itemsize * numbers + INTEGER_BYTES * positions)
+
+    @property
+    def input_gradient_bytes(self) -> int:
+        """Gradients of inputs, which are the caller's."""
+        return self._leaves(lambda v: v in self.program.inputs and v.name in self.requires_grad)
 
     @property
     def saved_bytes(self) -> int:
@@ -180,7 +182,7 @@ class MemoryReport:
         backward = [m for m in self.training if m.phase == "backward"]
         trained = self.call is None
         kept: tuple[tuple[Cell, ...], ...] = (
-            ("gradients", self.gradient_bytes, "of weights and inputs"),
+            ("gradients", self.gradient_bytes + self.input_gradient_bytes, "of weights and inputs"),
             ("saved", self.saved_bytes, "kept for the backward pass"),
         )
         peaks: tuple[tuple[Cell, ...], ...] = (
