@@ -90,7 +90,13 @@ class BatchNorm:
     var: Value
 
 
-PointwiseOp = Softmax | Entmax15 | Sparsemax | Sigmoid | Gelu | GeluBackward | LayerNorm | BatchNorm
+ElementwiseOp = Sigmoid | Gelu | GeluBackward
+"""Ops on each entry by itself, in whatever order the entries lie."""
+
+RowwiseOp = Softmax | Entmax15 | Sparsemax | LayerNorm | BatchNorm
+"""Ops over one index, which has to be the last in memory."""
+
+PointwiseOp = ElementwiseOp | RowwiseOp
 
 
 def fault(op: PointwiseOp, *, laid_out: bool) -> str | None:

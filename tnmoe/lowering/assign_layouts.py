@@ -32,7 +32,7 @@ from tnmoe.ir.contractions import (
 )
 from tnmoe.ir.fused_ops import FusedOp
 from tnmoe.ir.ops import Op, operands, rename, results
-from tnmoe.ir.pointwise_ops import BatchNorm, Entmax15, Gelu, GeluBackward, LayerNorm, Sigmoid, Softmax, Sparsemax
+from tnmoe.ir.pointwise_ops import ElementwiseOp, RowwiseOp
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import RoutingOp
 from tnmoe.ir.value import Value
@@ -114,10 +114,10 @@ def _laid_out(program: Program, sizes: Mapping[str, int]) -> Program:
                     order = want
                     op = replace(op, x=permuted(x, split_order(order, op)))
                 op = replace(op, out=replace(out, indices=order))
-            case Softmax() | Entmax15() | Sparsemax() | LayerNorm() | BatchNorm():  # their index has to be the last
+            case _ if isinstance(op, RowwiseOp):  # its index has to be the last
                 x = permuted(op.x, _last(op.x.indices, op.index))
                 op = replace(op, x=x, out=replace(op.out, indices=x.indices))
-            case Sigmoid() | Gelu() | GeluBackward():
+            case _ if isinstance(op, ElementwiseOp):
                 op = replace(op, out=replace(op.out, indices=op.x.indices))
             case _ if isinstance(op, RoutingOp | FusedOp):  # takes and gives its operands as they are declared
                 op = rename(op, {v.name: permuted(known[v.name], v.indices) for v in declared})
@@ -185,9 +185,11 @@ def _demands(program: Program, sizes: Mapping[str, int]) -> dict[str, Order]:
                 demands.setdefault(x.name, merged_order(want, op))
             case Merge(_, x):
                 demands.setdefault(x.name, split_order(want, op))
-            case Softmax() | Entmax15() | Sparsemax() | LayerNorm() | BatchNorm():
+            case _ if isinstance(op, RowwiseOp):
                 demands.setdefault(op.x.name, _last(want, op.index))
-            case Permute() | Sigmoid() | Gelu() | GeluBackward():
+            case Permute(_, x):
+                demands.setdefault(x.name, want)
+            case _ if isinstance(op, ElementwiseOp):
                 demands.setdefault(op.x.name, want)
             case _ if isinstance(op, RoutingOp | FusedOp):
                 for value in operands(op):
