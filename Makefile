@@ -9,9 +9,10 @@ setup:  ## an environment with everything below
 	python3 -m venv .venv
 	.venv/bin/pip install -q -c constraints.txt -e ".[dev,docs,peers]"
 
-check:  ## format, lint, types
+check:  ## format, lint, import contracts, types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 	$(PYTHON) -m mypy
 
 test:  ## the whole suite
