@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import random
 import re
+import sys
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 from networks import random_network
+from pypdfium2 import PdfDocument
 from rich.console import Console
 
 import tnmoe
@@ -18,7 +23,8 @@ from tnmoe.errors import PlanError, TnmoeError
 from tnmoe.presets.registry import PRESETS
 from tnmoe.render.labels import box
 from tnmoe.render.placement import place
-from tnmoe.render.scene import Scene, Shape, Text
+from tnmoe.render.scene import Line, Scene, Shape, Text
+from tnmoe.render.table import Table
 
 SVG = "{http://www.w3.org/2000/svg}"
 FAMILIES = {
@@ -108,13 +114,53 @@ def test_tree_of_a_layer_needs_a_name_where_there_are_several() -> None:
 
 
 def test_pictures_as_files(tmp_path: Path) -> None:
+    """Of the picture's size: two dots for each pixel in PNG, three quarters of a point in PDF, whose text is text."""
     scene = tnmoe.Network.parse(FAMILIES["cp"]).diagram({"r": 8})
-    assert scene.save(tmp_path / "a.svg").read_text().startswith("<svg")
-    assert scene.save(tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert scene.save(tmp_path / "a.pdf").read_bytes()[:5] == b"%PDF-"
+    assert scene.save(tmp_path / "a.svg").read_text() == f"{scene.svg()}\n"
     assert scene.svg() == scene._repr_svg_() == tnmoe.Network.parse(FAMILIES["cp"]).diagram({"r": 8}).svg()
+    high, wide, _ = imread(scene.save(tmp_path / "a.png")).shape
+    assert (wide, high) == (2 * round(scene.width), 2 * round(scene.height))
+    (page,) = PdfDocument(scene.save(tmp_path / "a.pdf"))
+    assert page.get_size() == (0.75 * round(scene.width), 0.75 * round(scene.height))
+    letters = "".join(page.get_textpage().get_text_range().split())
+    assert sorted(letters) == sorted("".join(texts(scene)).replace(" ", ""))
     with pytest.raises(TnmoeError, match=r"'a\.gif'; the name must end in \.svg, \.png or \.pdf"):
         scene.save(tmp_path / "a.gif")
+
+
+def as_png(scene: Scene, path: Path) -> np.ndarray:
+    return imread(scene.save(path.with_suffix(".png")))
+
+
+def as_pdf(scene: Scene, path: Path) -> np.ndarray:
+    """The page as another library draws it, two dots for each pixel of the picture."""
+    (page,) = PdfDocument(scene.save(path.with_suffix(".pdf")))
+    return page.render(scale=2 / 0.75).to_numpy() / 255
+
+
+@pytest.mark.parametrize("drawn", [as_png, as_pdf])
+@pytest.mark.parametrize("text", ["αβγ μ ΣΠ", "→ ≤ × ·", "r1 & <b>"])
+def test_text_is_drawn_above_its_halo(tmp_path: Path, drawn: Callable[[Scene, Path], np.ndarray], text: str) -> None:
+    """Letters are dark, and white around them lies over what is below; a missing font would leave the line whole."""
+    line = Line(10, 50, 190, 50, width=3)
+    bare = drawn(Scene(200, 100, (line,)), tmp_path / "bare")[..., :3].mean(-1)
+    full = drawn(Scene(200, 100, (line, Text(100, 50, text, 20))), tmp_path / "full")[..., :3].mean(-1)
+    assert full.shape == bare.shape == (200, 400)
+    assert (full[110:] < 0.5).sum() + (full[:90] < 0.5).sum() > 60, "no letter is dark outside of the line"
+    on_line = slice(98, 102)
+    assert (bare[on_line, 30:370] < 0.5).all()
+    covered = full[on_line, 100:300] > 0.9
+    assert covered.any(0).sum() > 40, "the line runs through the text"
+
+
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    scene = tnmoe.Network.parse(FAMILIES["cp"]).diagram()
+    for ending in ("png", "pdf"):
+        with pytest.raises(TnmoeError, match=rf"{ending} files need vl-convert: pip install 'tnmoe\[images\]'"):
+            scene.save(tmp_path / f"a.{ending}")
+    assert not list(tmp_path.iterdir())
+    scene.save(tmp_path / "a.svg")
 
 
 def test_notebook_forms_are_well_formed() -> None:
@@ -125,7 +171,7 @@ def test_notebook_forms_are_well_formed() -> None:
         ElementTree.fromstring(f"<div>{text}</div>")
     assert "<svg" in plan._repr_html_()
     assert report._repr_latex_().startswith(r"\begin{table}")
-    table = tnmoe.report.Table("a < b & c", (("k", "<k>"),), (("<script>",),))
+    table = Table("a < b & c", (("k", "<k>"),), (("<script>",),))
     assert table.render("html").count("script") == table.render("html").count("&lt;script&gt;") == 1
 
 

@@ -1,4 +1,4 @@
-"""A picture as a list of lines, shapes and texts, and its SVG form."""
+"""A picture as a list of lines, shapes and texts; its SVG form, and what a library makes of that: PNG and PDF."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 from xml.sax.saxutils import escape
 
 from tnmoe.errors import TnmoeError
-from tnmoe.render.raster import savefig
 
 FONT = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 INK = "#222222"
-
+SCALES = {".svg": 1.0, ".png": 2.0, ".pdf": 72 / 96}
+"""Of each kind of file, the units for one pixel of a picture (1/96 inch): pixels, half pixels, points (1/72 inch)."""
 
 ShapeKind = Literal["circle", "square", "diamond"]
 
@@ -77,9 +77,14 @@ class Scene:
 
     def svg(self) -> str:
         """The picture as one SVG element, legible on white and on dark pages, scaling with the page."""
+        return self._svg(1.0)
+
+    def _svg(self, scale: float) -> str:
+        """The SVG element, shown at so many times its size."""
         w, h = f"{self.width:.0f}", f"{self.height:.0f}"
+        shown = f'width="{scale * round(self.width):g}" height="{scale * round(self.height):g}"'
         head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" {shown} role="img" '
             f'style="max-width:100%;height:auto" font-family="{FONT}">'
         )
         body = [f"<title>{escape(self.title)}</title>"] if self.title else []
@@ -90,19 +95,31 @@ class Scene:
         return self.svg()
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture as `.svg`, or, with matplotlib (the extra `plots`), as `.png` or `.pdf`.
+        """Write the picture as `.svg`, or, with vl-convert (the extra `images`), as `.png` or `.pdf`.
+
+        Without any font on the machine, vl-convert takes the one that it brings (Liberation Sans, Greek included).
 
         Raises:
-            TnmoeError: another ending, or matplotlib is missing.
+            TnmoeError: another ending, or vl-convert is missing.
         """
         path = Path(path)
-        if path.suffix == ".svg":
-            path.write_text(self.svg() + "\n", encoding="utf-8")
-        elif path.suffix in {".png", ".pdf"}:
-            savefig(self, path)
-        else:
+        if path.suffix not in SCALES:
             raise TnmoeError(f"cannot write a picture as {path.name!r}; the name must end in .svg, .png or .pdf")
+        path.write_bytes(_file(self._svg(SCALES[path.suffix]), path.suffix))
         return path
+
+
+def _file(svg: str, ending: str) -> bytes:
+    """The bytes of a picture's file."""
+    if ending == ".svg":
+        return f"{svg}\n".encode()
+    try:
+        import vl_convert  # an extra, which takes tens of megabytes
+    except ImportError:
+        raise TnmoeError(
+            f"{ending} files need vl-convert: pip install 'tnmoe[images]', or save the picture as .svg"
+        ) from None
+    return vl_convert.svg_to_png(svg) if ending == ".png" else vl_convert.svg_to_pdf(svg)
 
 
 def _element(item: Item) -> str:

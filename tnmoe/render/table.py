@@ -67,8 +67,8 @@ class Table:
         place, numeric = self.column(key.removeprefix("-")), self.numeric(self.column(key.removeprefix("-")))
         known = [row for row in self.rows if not numeric or not isinstance(row[place], str)]
         rest = [row for row in self.rows if row not in known]
-        found = sorted(known, key=lambda row: row[place], reverse=key.startswith("-"))
-        return replace(self, rows=(*found, *rest))
+        ordered = sorted(known, key=lambda row: row[place], reverse=key.startswith("-"))
+        return replace(self, rows=(*ordered, *rest))
 
     def si(self) -> Table:
         """Large numbers in thousands, millions …, one SI prefix a column so that decimals align and rows compare."""
