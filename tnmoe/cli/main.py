@@ -11,7 +11,6 @@ from typing import NoReturn
 
 from tnmoe.cli.arguments import parser
 from tnmoe.errors import TnmoeError
-from tnmoe.presets import registry
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -42,8 +41,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         options = parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has printed the help, the version or an error
         return stop.code if isinstance(stop.code, int) else 2
-    if hasattr(options, "what"):
-        options.what = [name for what in options.what for name in registry.GROUPS.get(what, (what,))]
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         code: int = options.run(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from rich.box import SIMPLE_HEAD
@@ -17,6 +18,9 @@ from tnmoe.render.table import Cell, Table, grouped
 
 T = TypeVar("T")
 
+DATA_FORMATS = ("csv", "json")
+"""What programs read: exact numbers, and one document however many layers there are."""
+
 
 def deliver(text: str, output: str | None) -> None:
     """Print text, or write it to a file and say so."""
@@ -25,6 +29,11 @@ def deliver(text: str, output: str | None) -> None:
     else:
         path = files.save(text, output)
         print(f"wrote {path} ({grouped(len(text.splitlines()))} lines)")
+
+
+def one_document(tables: Sequence[Table]) -> Table:
+    """The rows of all tables, which have the same columns."""
+    return replace(tables[0], rows=tuple(row for table in tables for row in table.rows))
 
 
 def print_tables(tables: list[Table], form: str) -> None:
