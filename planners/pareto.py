@@ -99,20 +99,20 @@ def plan(
         PlanError: more than 9 tensors, no objective, a price of steps with recomputation, or limits that no order meets
             (with the least there is).
     """
-    asked = tuple(dict.fromkeys(_PRICED.get(o, o) if isinstance(o, Objective) else o for o in objectives))
-    further = [o for o in asked if isinstance(o, Objective)]
+    minimised = tuple(dict.fromkeys(_PRICED.get(o, o) if isinstance(o, Objective) else o for o in objectives))
+    further = [o for o in minimised if isinstance(o, Objective)]
     if further and recompute:
         raise PlanError(unknown("objective of a front", str(further[0]), AXES))
     names = (*AXES, *further)
     n = len(network.tensors)
-    if n > MAX_TENSORS or not asked:
+    if n > MAX_TENSORS or not minimised:
         raise PlanError(f"a front takes at least one objective and up to {MAX_TENSORS} tensors, got {n}")
     limits: dict[Axis, int] = {}
     if saved_limit is not None:
         limits["saved"] = saved_limit
     if peak_limit is not None:
         limits["peak"] = peak_limit
-    axes = [names.index(o) for o in dict.fromkeys((*asked, *limits))]
+    axes = [names.index(o) for o in dict.fromkeys((*minimised, *limits))]
     prices = [Prices(network, sizes, o, requires_grad) for o in further]
     front = _front(network, sizes, axes, requires_grad, recompute, prices)
     for objective, limit in limits.items():
@@ -121,7 +121,7 @@ def plan(
         front = [p for p in front if p.values[axis] <= limit]
         if not front:
             raise PlanError(f"no order has {objective} ≤ {limit:,} elements; the least is {least:,}")
-    wanted = [names.index(o) for o in asked]
+    wanted = [names.index(o) for o in minimised]
     points = _minimal(front, wanted)
     points.sort(key=lambda p: tuple(p.values[a] for a in wanted))
     return tuple(_tradeoff(p, network, tuple(map(str, names))) for p in points)

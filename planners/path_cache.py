@@ -32,8 +32,8 @@ def kept_path(
         effort: plain data, whatever else the path depends on, the planner's version included.
         make: plans.
     """
-    asked = {**structure(network, sizes, requires_grad), "objective": str(objective), **effort, "tnmoe": __version__}
-    key = cache.key(kind, asked)
+    depends = {**structure(network, sizes, requires_grad), "objective": str(objective), **effort, "tnmoe": __version__}
+    key = cache.key(kind, depends)
     path = _read(cache.get(key), len(network.tensors))
     if path is None:
         path = make()

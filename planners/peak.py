@@ -51,7 +51,7 @@ class Space:
         network: up to 9 tensors.
         sizes: an integer for every index.
         objective: what a step costs; a price of the forward pass.
-        dying: names of the tensors whose memory is given back after they are read; all others stay.
+        dying: names of the tensors whose memory is released after they are read; all others stay.
 
     Raises:
         PlanError: more than 9 tensors, or an objective that is about training or folding.
@@ -127,7 +127,7 @@ class Space:
         return {v.name: self._count(v.indices) for v in parts if v.name not in self._stays}
 
     def _room(self, ops: tuple[Op, ...], alive: Mapping[str, int], after: Mapping[str, int]) -> int:
-        """The most elements beyond `alive` while the ops run, each value given back after its last use."""
+        """The most elements beyond `alive` while the ops run, each value released after its last use."""
         last = {v.name: k for k, op in enumerate(ops) for v in operands(op)}
         held, most = dict(alive), 0
         for k, op in enumerate(ops):

@@ -1,4 +1,4 @@
-"""A network as a question whose answer can be kept: its structure in plain data, whatever its names are."""
+"""A network as the key of an answer that can be kept: its structure in plain data, whatever its names are."""
 
 from __future__ import annotations
 

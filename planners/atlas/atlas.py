@@ -117,8 +117,8 @@ class Atlas:
         for order in self.orders:
             offset, slope = order.cost.affine(index)
             lines.append((offset.at(sizes), slope.at(sizes)))
-        found = lower_envelope(lines, low, high)
-        return Diagram(index, tuple(Segment(a, b, k, self.orders[k].tree) for a, b, k in found))
+        pieces = lower_envelope(lines, low, high)
+        return Diagram(index, tuple(Segment(a, b, k, self.orders[k].tree) for a, b, k in pieces))
 
     def regret(self, path: ContractionPath | Order, bounds: Bounds | None = None) -> Regret:
         """The worst factor lost by keeping one order at all sizes within `bounds` (by default the atlas's own).
@@ -228,11 +228,11 @@ class Atlas:
         pricing = Pricing(as_forward(data["objective"]), check_calls(data["calls"]), frozenset(data["constant"]))
         costs = [Polynomial.from_list(o["cost"]) for o in data["orders"]]
         orders = []
-        for k, found in enumerate(data["orders"]):
-            path = ContractionPath(tuple((int(i), int(j)) for i, j in found["steps"]), "atlas")
+        for k, entry in enumerate(data["orders"]):
+            path = ContractionPath(tuple((int(i), int(j)) for i, j in entry["steps"]), "atlas")
             if path_cost(network, path, pricing) != costs[k]:
                 raise PlanError(f"order {k} of the atlas does not cost {costs[k]}; the file was changed")
-            witness = found["witness"]
+            witness = entry["witness"]
             if witness is not None:
                 if Domain(bounds).outside(witness) is not None or not wins(k, costs, witness):
                     raise PlanError(f"order {k} of the atlas does not win at its witness; the file was changed")

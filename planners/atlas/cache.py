@@ -23,7 +23,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class AtlasQuestion:
+class AtlasRequest:
     """All that an atlas depends on."""
 
     network: Network
@@ -34,18 +34,18 @@ class AtlasQuestion:
 
     def _key(self) -> str:
         bounds = {i: list(pair) for i, pair in self.domain.bounds.items()}
-        asked = {
+        depends = {
             **structure(self.network, bounds, self.pricing.constant),
             "objective": self.pricing.objective,
             "calls": self.pricing.calls,
             "effort": [str(self.seconds), self.most, INSTALLED],
             "version": [VERSION, __version__],
         }
-        return cache.key("atlas", asked)
+        return cache.key("atlas", depends)
 
-    def keep(self, found: Atlas) -> None:
+    def keep(self, atlas: Atlas) -> None:
         """Put an atlas into the cache, its indices numbered."""
-        data = json.loads(found.to_json())
+        data = json.loads(atlas.to_json())
         numbers = {i: str(k) for k, i in enumerate(self.network.indices)}
         cache.put(self._key(), {**renamed(data, numbers), "closed": data["closed"]})
 

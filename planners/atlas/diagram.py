@@ -54,7 +54,7 @@ class Diagram:
 
 def lower_envelope(lines: Sequence[Line], low: int, high: int | None) -> list[tuple[Fraction, Fraction | None, int]]:
     """(start, end, place of the lowest line) from `low` to `high`; of equal lines the first is taken."""
-    found: list[tuple[Fraction, Fraction | None, int]] = []
+    pieces: list[tuple[Fraction, Fraction | None, int]] = []
     x = Fraction(low)
     current = min(range(len(lines)), key=lambda k: (lines[k][0] + lines[k][1] * low, lines[k][1], k))
     while True:
@@ -63,9 +63,9 @@ def lower_envelope(lines: Sequence[Line], low: int, high: int | None) -> list[tu
         ahead = [(Fraction(a - offset, slope - b), b, k) for k, (a, b) in enumerate(lines) if b < slope]
         crossing = min(ahead, default=None)
         if crossing is None or (high is not None and crossing[0] >= high):
-            found.append((x, None if high is None else Fraction(high), current))
-            return found
-        found.append((x, crossing[0], current))
+            pieces.append((x, None if high is None else Fraction(high), current))
+            return pieces
+        pieces.append((x, crossing[0], current))
         x, _, current = crossing
 
 

@@ -77,7 +77,7 @@ class Rows:
     def above(self, other: Rows, among: NDArray[np.intp] | None = None) -> NDArray[np.bool_]:
         """For each row (or each of `among`): is it, in every corner, at least `other` (one row)? Exact."""
         rows = np.arange(len(self)) if among is None else among
-        found = np.zeros(len(rows), dtype=bool)
+        above = np.zeros(len(rows), dtype=bool)
         some = np.flatnonzero((self._few[rows] >= other._few * (1 - _SURE)).all(1))
         some = some[(self.approx[rows[some]] >= other.approx * (1 - _SURE)).all(1)]
         if len(some):
@@ -85,21 +85,21 @@ class Rows:
             no_less = (rest.exact - other.exact) >= 0
             if self.exact.dtype != object:
                 no_less |= rest.approx > other.approx * (1 + _SURE)
-            found[some] = no_less.all(1)
-        return found
+            above[some] = no_less.all(1)
+        return above
 
     def below(self, other: Rows) -> NDArray[np.bool_]:
         """For each row: is it, in every corner, at most `other` (one row)? Exact."""
         maybe = np.flatnonzero((self._few <= other._few * (1 + _SURE)).all(1))
         maybe = maybe[(self.approx[maybe] <= other.approx * (1 + _SURE)).all(1)]
-        found = np.zeros(len(self), dtype=bool)
+        below = np.zeros(len(self), dtype=bool)
         if len(maybe):
             rest = self[maybe]
             no_more = (other.exact - rest.exact) >= 0
             if self.exact.dtype != object:
                 no_more |= other.approx > rest.approx * (1 + _SURE)
-            found[maybe] = no_more.all(1)
-        return found
+            below[maybe] = no_more.all(1)
+        return below
 
     def undominated(self) -> NDArray[np.intp]:
         """Rows that no other row is below or equal to (of equal rows the first), ascending by a mean of logarithms."""

@@ -48,8 +48,8 @@ def read_proof(data: Mapping[str, Any]) -> Multipliers:
 def plain_network(network: Network) -> dict[str, Any]:
     """Tensor by tensor even where an expression would do, so that the verifier need not parse one."""
     tensors = [{"name": t.name, "indices": list(t.indices), "role": t.role.value} for t in network.tensors]
-    found: dict[str, Any] = {"tensors": tensors, "output": list(network.output)}
-    return found if network.bias is None else {**found, "bias": network.to_mapping()["bias"]}
+    plain: dict[str, Any] = {"tensors": tensors, "output": list(network.output)}
+    return plain if network.bias is None else {**plain, "bias": network.to_mapping()["bias"]}
 
 
 def renamed(data: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tnmoe.costing.objective import as_forward
 from tnmoe.errors import PlanError
 from tnmoe.ir.network import Network
 from tnmoe.planners.atlas.atlas import Atlas
-from tnmoe.planners.atlas.cache import AtlasQuestion
+from tnmoe.planners.atlas.cache import AtlasRequest
 from tnmoe.planners.atlas.dominance import Bounds, Domain
 from tnmoe.planners.atlas.json_form import check_calls, constants
 from tnmoe.planners.atlas.multipliers import INSTALLED, Multipliers, prove_out
@@ -64,17 +64,17 @@ def atlas(
     price = as_forward(objective)
     domain = Domain(_complete(network, bounds), check_calls(calls))
     pricing = Pricing(price, calls, constants(network, frozenset(frozen)))
-    asked = AtlasQuestion(network, domain, pricing, seconds, most)
-    found = asked.kept()
-    if found is None:
+    request = AtlasRequest(network, domain, pricing, seconds, most)
+    made = request.kept()
+    if made is None:
         start = time.monotonic()
-        found = _made(network, domain, pricing, seconds, most)
+        made = _made(network, domain, pricing, seconds, most)
         if time.monotonic() - start > _WORTH_KEEPING:
-            asked.keep(found)
-    if close and not found.closed:
+            request.keep(made)
+    if close and not made.closed:
         remedy = "allow more seconds" if INSTALLED else "pip install 'tnmoe[atlas]' (proofs need scipy)"
-        raise PlanError(f"{found.gap}; {remedy}, or narrow the bounds")
-    return found
+        raise PlanError(f"{made.gap}; {remedy}, or narrow the bounds")
+    return made
 
 
 def _made(network: Network, domain: Domain, pricing: Pricing, seconds: float, most: int) -> Atlas:
@@ -90,7 +90,7 @@ def _made(network: Network, domain: Domain, pricing: Pricing, seconds: float, mo
         Excluded(costs[k], Multipliers(p.degree, tuple((place[s], t, w) for s, t, w in p.weights)))
         for k, p in proofs.items()
     )
-    certificate = {s: tuple(k.cost for k in found) for s, found in kept.items() if n == 1 or s & (s - 1)}
+    certificate = {s: tuple(k.cost for k in undominated) for s, undominated in kept.items() if n == 1 or s & (s - 1)}
     return Atlas(
         network, domain.bounds, pricing.objective, pricing.calls, pricing.constant, orders, excluded, certificate
     )

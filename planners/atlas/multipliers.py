@@ -70,9 +70,9 @@ def prove_out(
     for degree in _degrees(domain, len(places)):
         if time.monotonic() > until:
             break
-        found = _solve(differences, degree, domain)
-        if found is not None:
-            return found
+        proof = _solve(differences, degree, domain)
+        if proof is not None:
+            return proof
     return None
 
 

@@ -30,11 +30,10 @@ class Polynomial:
     terms: Mapping[Monomial, int]
 
     def __init__(self, terms: Mapping[Monomial, int] | None = None) -> None:
-        found = {m: c for m, c in (terms or {}).items() if c}
-        for monomial, coefficient in found.items():
+        self.terms = {m: c for m, c in (terms or {}).items() if c}
+        for monomial, coefficient in self.terms.items():
             if coefficient < 0:
                 raise PlanError(f"the coefficient of {_text(monomial, coefficient)} is negative; a cost adds up")
-        self.terms = found
 
     @classmethod
     def variable(cls, index: str) -> Polynomial:

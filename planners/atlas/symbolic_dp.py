@@ -214,7 +214,7 @@ class _Search:
         indices = self.indices[subset]
         keep = self.network.kept([k for k in range(len(self.network.tensors)) if subset >> k & 1])
         rest = subset & (subset - 1)  # all but the lowest tensor, so each split is met once
-        found = []
+        splits = []
         vectors: dict[Polynomial, Rows] = {}
         part = rest
         while part:
@@ -223,12 +223,12 @@ class _Search:
             if cost not in vectors:
                 vectors[cost] = self.domain.rows([cost], indices)
             step = vectors[cost]
-            found.append(
+            splits.append(
                 _Split(left, right, cost, step, step + self._least(left, indices) + self._least(right, indices))
             )
             part = (part - 1) & rest
-        found.sort(key=lambda s: float(np.log1p(s.least.approx).sum()))
-        return found
+        splits.sort(key=lambda s: float(np.log1p(s.least.approx).sum()))
+        return splits
 
     def _step(self, left: int, right: int, keep: frozenset[str]) -> tuple[Polynomial, Operand]:
         lhs, rhs, subset = self.operand[left], self.operand[right], left | right

@@ -125,13 +125,13 @@ def value(polynomial: Polynomial, sizes: Mapping[str, int]) -> int:
 
 def read(polynomial: Sequence[tuple[int, list[str]]], indices: Monomial) -> Polynomial:
     """A polynomial of the file: [[coefficient, [index, …]], …]."""
-    found: Polynomial = {}
+    terms: Polynomial = {}
     for coefficient, names in polynomial:
         monomial = frozenset(names)
         need(type(coefficient) is int and coefficient > 0, "a coefficient is not a positive integer")
-        need(len(monomial) == len(names) and monomial <= indices and monomial not in found, "a monomial is malformed")
-        found[monomial] = coefficient
-    return found
+        need(len(monomial) == len(names) and monomial <= indices and monomial not in terms, "a monomial is malformed")
+        terms[monomial] = coefficient
+    return terms
 
 
 # ---- comparison on the bounds ----------------------------------------------------------------------------------

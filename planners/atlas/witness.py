@@ -45,19 +45,19 @@ class WitnessSearch:
 
     def sample(self, targets: Collection[int], rounds: int) -> dict[int, Sizes]:
         """Witnesses for those of `targets` that win at a drawn point."""
-        found: dict[int, Sizes] = {}
+        witnesses: dict[int, Sizes] = {}
         for k in range(rounds):
             points = self._draw(_BATCH, k % 6)
             winner = self._values(points).argmin(1)
-            for place in sorted(set(winner.tolist()) & set(targets) - set(found)):
+            for place in sorted(set(winner.tolist()) & set(targets) - set(witnesses)):
                 for point in points[winner == place][:5]:
                     sizes = self._sizes(point)
                     if wins(place, self.costs, sizes):
-                        found[place] = sizes
+                        witnesses[place] = sizes
                         break
-            if len(found) == len(targets):
+            if len(witnesses) == len(targets):
                 break
-        return found
+        return witnesses
 
     def climb(self, place: int, steps: int = 60) -> Sizes | None:
         """A witness for one cost, by climbing towards the points where it is the smallest by the widest ratio."""

@@ -113,11 +113,11 @@ def folds(plan: Plan, node: Contraction, names: list[str]) -> str:
 
 def recomputations(plan: Plan, node: Contraction) -> str:
     """What could be recomputed in the backward pass instead of saved, at what price."""
-    needing = plan.layer.network_gradients(node, plan.input_gradients)
-    if not needing or "inference" in plan.minimised.names or len(node.network.tensors) > LARGEST_FRONT:
+    requires_grad = plan.layer.network_gradients(node, plan.input_gradients)
+    if not requires_grad or "inference" in plan.minimised.names or len(node.network.tensors) > LARGEST_FRONT:
         return ""
     sizes = plan.layer.bound_sizes(plan.values)
-    points = pareto.plan(node.network, sizes, ("training", "saved"), needing)
+    points = pareto.plan(node.network, sizes, ("training", "saved"), requires_grad)
     first = points[0]
     if first.values["saved"] == 0:
         return "Trained at the least cost, nothing is saved between the steps."

@@ -154,7 +154,7 @@ def _dominant(plan: Plan, node: Contraction, path: ContractionPath) -> str:
 
 def _runner_up(plan: Plan, node: Contraction, path: ContractionPath, names: list[str]) -> str:
     first, *others = ranked.plan(
-        node.network, _sizes(plan), _price(plan), _needing(plan, node), count=8 if len(names) < 8 else 3
+        node.network, _sizes(plan), _price(plan), _requires_grad(plan, node), count=8 if len(names) < 8 else 3
     )
     equal = sum(o.price == first.price for o in others)
     worse = next((o for o in others if o.price > first.price), None)
@@ -212,14 +212,16 @@ def _sizes(plan: Plan, tokens: int | None = None) -> dict[str, int]:
     return plan.layer.bound_sizes({**plan.values, **own})
 
 
-def _needing(plan: Plan, node: Contraction) -> frozenset[str]:
+def _requires_grad(plan: Plan, node: Contraction) -> frozenset[str]:
     if not _price(plan).of_training:
         return frozenset()
     return plan.layer.network_gradients(node, plan.input_gradients)
 
 
 def _whole_price(plan: Plan, node: Contraction, path: ContractionPath, tokens: int | None = None) -> int:
-    return Prices(node.network, _sizes(plan, tokens), _price(plan), _needing(plan, node)).of(lower_network(node, path))
+    return Prices(node.network, _sizes(plan, tokens), _price(plan), _requires_grad(plan, node)).of(
+        lower_network(node, path)
+    )
 
 
 def _line(plan: Plan, node: Contraction, path: ContractionPath) -> tuple[int, int]:
@@ -239,5 +241,7 @@ def _best(plan: Plan, node: Contraction, tokens: Fraction) -> ContractionPath:
         return start + rise * (tokens - 1)
 
     beside = {math.floor(tokens), math.ceil(tokens)}
-    needing = _needing(plan, node)
-    return min((subset_dp.plan(node.network, _sizes(plan, t), _price(plan), needing) for t in sorted(beside)), key=at)
+    requires_grad = _requires_grad(plan, node)
+    return min(
+        (subset_dp.plan(node.network, _sizes(plan, t), _price(plan), requires_grad) for t in sorted(beside)), key=at
+    )

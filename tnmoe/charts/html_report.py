@@ -152,16 +152,16 @@ def _formulas(report: CostReport) -> str:
 
 
 def _pictures(plan: Plan) -> str:
-    found = []
+    figures = []
     for node in plan.layer.contractions:
         expression = html.escape(f"{node.out.name} = {node.network}")
-        found.append(
+        figures.append(
             f"<figure>{node.network.diagram(plan.bound.sizes).svg()}<figcaption>{expression}</figcaption></figure>"
         )
         if len(node.network.tensors) > 2:
             tree = plan.diagram(node.out.name).svg()
-            found.append(f"<figure>{tree}<figcaption>order of {html.escape(node.out.name)}</figcaption></figure>")
-    return f'<div class="pictures">{"".join(found)}</div>'
+            figures.append(f"<figure>{tree}<figcaption>order of {html.escape(node.out.name)}</figcaption></figure>")
+    return f'<div class="pictures">{"".join(figures)}</div>'
 
 
 def _times(plan: Plan, profile: Device) -> str:

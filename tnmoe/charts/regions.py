@@ -36,10 +36,10 @@ def winner_regions(atlas: Atlas, x: str, y: str, at: Mapping[str, int], steps: i
         if high is None:
             raise PlanError(f"index {index!r} has no upper bound in the atlas, so its axis would have no end")
         axis[index] = sorted({round(v) for v in np.geomspace(low, high, steps)})
-    found = [[atlas.best({**at, x: a, y: b}).tree for a in axis[x]] for b in axis[y]]
-    trees = sorted({tree for row in found for tree in row}, key=lambda t: -sum(row.count(t) for row in found))
+    winners = [[atlas.best({**at, x: a, y: b}).tree for a in axis[x]] for b in axis[y]]
+    trees = sorted({tree for row in winners for tree in row}, key=lambda t: -sum(row.count(t) for row in winners))
     drawn, axes = new_axes(5.6, 3.6 + 0.2 * len(trees))
-    area = np.array([[trees.index(tree) for tree in row] for row in found])
+    area = np.array([[trees.index(tree) for tree in row] for row in winners])
     for k, tree in enumerate(trees):
         levels = np.where(area == k, 1.0, 0.0)
         share = float(levels.mean())
@@ -64,7 +64,7 @@ def winner_regions(atlas: Atlas, x: str, y: str, at: Mapping[str, int], steps: i
     axes.grid(visible=False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
     rows = tuple(
-        (a, b, tree) for b, row in zip(axis[y], found, strict=True) for a, tree in zip(axis[x], row, strict=True)
+        (a, b, tree) for b, row in zip(axis[y], winners, strict=True) for a, tree in zip(axis[x], row, strict=True)
     )
     fixed = ", ".join(f"{k} = {v:,}" for k, v in at.items())
     return Chart(drawn, Table(f"Cheapest order at {fixed}", ((x, x), (y, y), ("order", "order")), rows))

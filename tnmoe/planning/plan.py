@@ -158,19 +158,20 @@ class Plan:
     def training_flops(self) -> int:
         """FLOPs of one forward and backward pass, all classes."""
         own = self.adjoint
-        cost = training_cost(self.bound.ops, self.bound.sizes, self._needing) if own is None else own.training_cost()
-        return int(cost.flops)
+        if own is not None:
+            return int(own.training_cost().flops)
+        return int(training_cost(self.bound.ops, self.bound.sizes, self._requires_grad).flops)
 
     @property
     def saved(self) -> int:
         """Elements that one forward pass keeps for the backward pass, besides parameters and inputs."""
         own = self.adjoint
-        return int(saved_elements(self.bound, self._needing) if own is None else own.saved_elements())
+        return int(saved_elements(self.bound, self._requires_grad) if own is None else own.saved_elements())
 
     @cached_property
     def adjoint(self) -> Adjoint | None:
         """The backward pass of the emitted function, with integer sizes; None if autograd does it."""
-        return None if self.function is None else self.function.adjoint(self.bound, self._needing)
+        return None if self.function is None else self.function.adjoint(self.bound, self._requires_grad)
 
     @property
     def flavour(self) -> str:
@@ -178,7 +179,7 @@ class Plan:
         return "portable" if self.function is None else self.function.flavour
 
     @cached_property
-    def _needing(self) -> frozenset[str]:
+    def _requires_grad(self) -> frozenset[str]:
         return gradient_names(self.bound, self.input_gradients)
 
     @property
@@ -286,18 +287,18 @@ class Plan:
             PlanError: if it is no such text, or its paths do not fit its networks.
             DeclarationError: if its declaration is faulty.
         """
-        asked = plan_json.read(text)
+        fields = plan_json.read(text)
         plan = cls(
-            asked.layer,
-            asked.paths,
-            asked.values,
-            asked.objective,
-            asked.inputs,
-            asked.shortlist,
-            saved_limit=asked.saved_limit,
-            memory_limit=asked.memory_limit,
+            fields.layer,
+            fields.paths,
+            fields.values,
+            fields.objective,
+            fields.inputs,
+            fields.shortlist,
+            saved_limit=fields.saved_limit,
+            memory_limit=fields.memory_limit,
         )
-        plan = plan if asked.turned is None else plan.store(asked.turned)
-        if asked.function is None:
+        plan = plan if fields.turned is None else plan.store(fields.turned)
+        if fields.function is None:
             return plan
-        return replace(plan, function=Function.from_mapping(asked.function, plan.bound, plan._needing))
+        return replace(plan, function=Function.from_mapping(fields.function, plan.bound, plan._requires_grad))
