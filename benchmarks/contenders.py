@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import tnmoe
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from reference_module import CPFactors, ReferenceMuMoE, TensorRingFactors
+from support.reference_module import CPFactors, ReferenceMuMoE, TensorRingFactors
 
 CHUNK = 512
 

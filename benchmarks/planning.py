@@ -47,7 +47,7 @@ from tnmoe.planners import subset_dp
 from tnmoe.planners.pairs import pairwise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from networks import random_network
+from support.networks import random_network
 
 TOKENS = 1024
 OURS = "tnmoe subset_dp"

@@ -1,0 +1,1 @@
+"""What tests share: oracles, strategies and layers; no test is here."""
