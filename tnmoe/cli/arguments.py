@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from tnmoe._version import __version__
-from tnmoe.cli.commands import calibrate, check, cost, emit, fit, plan, report, table, tune
+from tnmoe.cli.commands import cache, calibrate, check, cost, emit, fit, plan, report, table, tune
 from tnmoe.cli.grammar import Parser
 from tnmoe.presets import registry
 
-COMMANDS = (table, plan, cost, emit, report, fit, check, tune, calibrate)
+COMMANDS = (table, plan, cost, emit, report, fit, check, tune, calibrate, cache)
 """In the order of the help."""
 
 PRESET_NAMES = ", ".join(registry.FAMILIES)
@@ -50,6 +50,7 @@ examples:
   tnmoe cost gpt2-tr --profile here.json --measure   and measured beside it
   tnmoe tune gpt2-tr --tokens 1             time its candidates here, and keep the fastest
   tnmoe check gpt2                          the emitted modules against dense einsum and torch's FLOP counter
+  tnmoe cache                               what is kept between runs, and where; --clear removes it
 
 exit codes: 0 fine, 1 a check failed, 2 bad input
 """

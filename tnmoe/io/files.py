@@ -10,6 +10,9 @@ from typing import Any
 
 from tnmoe.errors import FileError, TnmoeError
 
+TEMPORARY = ".tnmoe-"
+"""How the names of files begin that are not written to their end yet."""
+
 
 def save(text: str, path: str | os.PathLike[str]) -> Path:
     """Write a file whole or not at all: into a temporary file beside it, then renamed over it.
@@ -39,7 +42,7 @@ def save(text: str, path: str | os.PathLike[str]) -> Path:
 
 def write_whole(target: Path, data: bytes) -> None:
     """Put `data` into a file that exists with all of it or stays as it was; raises `OSError`."""
-    handle, temporary = tempfile.mkstemp(prefix=".tnmoe-", dir=target.parent)
+    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -225,12 +225,22 @@ def default_path(device: str = "cpu") -> Path:
     return cache.folder() / f"profile-{device}.json"
 
 
+def kept_profiles() -> list[Path]:
+    """The calibrations in the cache folders, whether they can be read or not."""
+    return [path for place in cache.folders() for path in sorted(place.glob("profile-*.json"))]
+
+
 def load_cached(path: str | os.PathLike[str] | None = None) -> DeviceProfile | None:
-    """The profile kept at `path` (`default_path()` if none); None if there is none or it is corrupt.
+    """The profile kept at `path`, or of this machine's CPU in the cache folders; None if there is none to be read.
 
     A cache may vanish or spoil at any time. For a file that a user names, `DeviceProfile.from_json` says what is wrong.
     """
+    paths = [place / default_path().name for place in cache.folders()] if path is None else [Path(path)]
+    return next((profile for p in paths if (profile := _readable(p)) is not None), None)
+
+
+def _readable(path: Path) -> DeviceProfile | None:
     try:
-        return DeviceProfile.from_json(Path(default_path() if path is None else path).read_text(encoding="utf-8"))
+        return DeviceProfile.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, TnmoeError):
         return None
