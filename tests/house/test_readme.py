@@ -26,6 +26,7 @@ DOCS = sorted(p for p in (ROOT / "docs").rglob("*.md") if "notebooks" not in p.p
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMPARED = {
     "README.md": 2,
+    "docs/architecture.md": 2,
     "docs/index.md": 2,
     "docs/guide/planning.md": 4,
     "docs/guide/costs.md": 6,
@@ -34,6 +35,7 @@ COMPARED = {
 """At least so many values and prints of a page are compared with what its snippets give."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_snippets_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
