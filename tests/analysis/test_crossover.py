@@ -27,6 +27,7 @@ SPECS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_formulas_equal_numbers_at_random_sizes(name: str) -> None:
     """1,050 assignments over the seven layers: every figure's simplified formula is the number counted in integers."""
@@ -182,6 +183,7 @@ def test_quadratic_conditions() -> None:
 SPARSE, SOFT = tnmoe.SparseMoE(8, 8, "N", 2, 16), tnmoe.DenseMoE(8, 16, 8, "N")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("a", "b", "figure", "symbol", "tokens", "sizes", "ranges"),
     [
@@ -216,6 +218,7 @@ def test_padded_rows_and_logarithms(
         assert found.difference.subs(found.symbol, at) == costs[0] - costs[1]
 
 
+@pytest.mark.slow
 def test_ranges_of_formulas_by_brute_force() -> None:
     """Random sums of floors, ceilings, cases and logarithms, against each integer by itself."""
     x, rng = tnmoe.symbol("x"), random.Random(3)

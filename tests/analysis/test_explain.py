@@ -17,6 +17,7 @@ from tnmoe.lowering.lower import lower_network
 from tnmoe.planners import ranked, subset_dp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["flops", "training", "saved"])
 def test_ranking_is_that_of_all_trees(objective: str) -> None:
     """The k cheapest prices, of 60 random networks of 3 to 5 tensors, are the k smallest of all their trees."""
@@ -75,6 +76,7 @@ def above_path(found: tnmoe.TokenRange) -> tuple[tuple[int, int], ...]:
     return found.above.steps
 
 
+@pytest.mark.slow
 def test_ranges_are_exact_on_random_layers() -> None:
     """Inside the range no order is cheaper than the plan's, and just beyond its ends one is: 40 random rings."""
     rng = random.Random(22)
@@ -116,6 +118,7 @@ def test_ranges_are_exact_on_random_layers() -> None:
     assert changes > 10
 
 
+@pytest.mark.slow
 def test_sentences() -> None:
     text = tnmoe.explain(ring(1))
     assert "y = ((coefficients · expert_core) · (x · input_core)) · output_core." in text

@@ -22,6 +22,7 @@ OPEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nearest", [False, True])
 @pytest.mark.parametrize("name", OPEN)
 def test_nothing_comes_closer(name, nearest):

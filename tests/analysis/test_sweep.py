@@ -20,6 +20,7 @@ from tnmoe.symbolic.columns import Columns, column
 CP = tnmoe.MuMoE(768, 3072, 256, tnmoe.CP(556))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["flops", "training"])
 @pytest.mark.parametrize(
     ("spec", "make", "axes"),
@@ -94,6 +95,7 @@ def test_numbers_beyond_64_bits_stay_exact() -> None:
     assert grid.sorted("-macs")["T"].tolist() == [2**33, 3, 1]
 
 
+@pytest.mark.slow
 def test_every_operation_of_formulas_over_columns() -> None:
     a, b = tnmoe.symbol("a"), tnmoe.symbol("b")
     formulas = [

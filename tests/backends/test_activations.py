@@ -39,6 +39,7 @@ def gradients(gate, x: Tensor, cotangent: Tensor) -> Tensor:
 # ---- values, support and gradients ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @both
 @settings(max_examples=100)
 @given(
@@ -83,6 +84,7 @@ def test_one_logit_far_above_is_one_hot(ours, theirs, dtype):
             assert ours(x).tolist() == [float(k == n // 2) for k in range(n)], f"gap {gap}, {n} logits"
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("n", [64, 4096])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
@@ -281,6 +283,7 @@ def slow_rows(n: int, seed: int) -> Tensor:
     return rows
 
 
+@pytest.mark.slow
 @SEARCHED
 @pytest.mark.parametrize("n", [1, 3, 16, 64, 256, 2000])
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=str)

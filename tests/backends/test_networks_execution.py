@@ -74,6 +74,7 @@ def check(network: Network, sizes: Sizes, seed: int = 0) -> None:
     check_torch(plan, network, arrays, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(10))
 def test_random_networks(block):
     """300 networks, in blocks so that a failure names few."""
@@ -87,6 +88,7 @@ def test_random_networks(block):
             raise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(5))
 def test_random_networks_with_a_folded_bias(block):
     for seed in range(30 * block, 30 * block + 30):

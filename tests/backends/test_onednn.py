@@ -108,6 +108,7 @@ class Ops(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [{}, {"memory": "save"}, {"memory": "recompute"}], ids=str)
 @pytest.mark.parametrize("name", ["cp", "tr_block", "tr_batch_norm", "custom", "mlp"])
 def test_under_autocast_it_is_the_portable_module(name: str, way: dict, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +150,7 @@ def test_steps_aside_where_nothing_was_asked_but_products() -> None:
 # ---- what torch's own counter sees ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [16, 2048])
 @pytest.mark.parametrize("way", [{}, {"memory": "recompute"}, {"chunk": 5}, {"chunk": 1024, "memory": 10**9}], ids=str)
 @pytest.mark.parametrize("name", ["cp", "tr_block", "mlp", "custom"])
@@ -188,6 +190,7 @@ for layer in layers:
 """
 
 
+@pytest.mark.slow
 def test_emitted_files_tell_the_counter_alone(tmp_path: Path) -> None:
     """Two files in one process, without this package."""
     plans = [tnmoe.plan(SPECS[name], tokens=16, flavour="fast") for name in ("cp", "mlp")]

@@ -109,6 +109,7 @@ def made(block: str, way: str) -> tuple[nn.Module, nn.Module]:
     return plain, module
 
 
+@pytest.mark.slow
 @every_way
 @pytest.mark.parametrize("block", BLOCKS)
 @every_stride
@@ -121,6 +122,7 @@ def test_gradients_of_any_strides(block, way, stride, with_onednn):
     compare(plain, module, x, lambda y: seed.to(y.dtype), onednn="fast" in way)
 
 
+@pytest.mark.slow
 @every_way
 @pytest.mark.parametrize("block", [name for name in BLOCKS if name != "batch_norm"])  # equal rows have no variance
 @every_stride

@@ -41,11 +41,21 @@ def fused_plan(spec: object) -> tnmoe.Plan:
 # ---- the interpreter -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_interpreted():
     """All of `triton_interpreted.py`, in a process in which Triton interprets from its import on."""
     pytest.importorskip("triton", reason="Triton is not installed")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(ROOT / "tests" / "support" / "triton_interpreted.py")],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            str(ROOT / "tests" / "support" / "triton_interpreted.py"),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -131,6 +141,7 @@ def spilled(machine_code: bytes, folder: Path) -> int:
 fusion = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
 
+@pytest.mark.slow
 @fusion
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gpt2_products_compile(gpu, tmp_path, dtype):
@@ -156,6 +167,7 @@ def test_gpt2_products_compile(gpu, tmp_path, dtype):
         assert spilled(c.asm["cubin"], tmp_path) == 0
 
 
+@pytest.mark.slow
 @fusion
 def test_other_products_compile(gpu, monkeypatch):
     """One token, TF32, K = 1, widths of 1, and sums over 1 and 16 entries."""
@@ -170,6 +182,7 @@ def test_other_products_compile(gpu, monkeypatch):
     assert [len(made[f"_contract_{name}_kernel"].made) for name in ("multiply", "mix")] == [2, 3]
 
 
+@pytest.mark.slow
 @fusion
 def test_entmax_compiles(gpu):
     """From one entry to the longest row, forward and backward."""
@@ -181,6 +194,7 @@ def test_entmax_compiles(gpu):
     assert [len(k.made) for name, k in made.items() if "entmax15" in name] == [3, 3]
 
 
+@pytest.mark.slow
 @every
 @fusion
 def test_modules_compile(gpu, spec):
@@ -238,6 +252,7 @@ print(layer.freeze()(x).shape)
 """
 
 
+@pytest.mark.slow
 def test_runs_without_triton(tmp_path):
     path = tmp_path / "layer.py"
     path.write_text(tnmoe.emit(fused_plan(SPECS["cp"]), freeze=True), encoding="utf-8")
@@ -246,6 +261,7 @@ def test_runs_without_triton(tmp_path):
     assert done.stdout.strip() == "torch.Size([7, 7])"
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_compiled_whole(spec):
@@ -261,6 +277,7 @@ def test_compiled_whole(spec):
     assert counter.frame_count <= 2
 
 
+@pytest.mark.slow
 @every
 def test_exported(spec):
     plain, module = pair(fused_plan(spec), torch.float32)
@@ -273,6 +290,7 @@ def test_exported(spec):
             torch.testing.assert_close(exported(x), plain(x), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2-cp", "gpt2-tr", "clip-128-cp"])
 @pytest.mark.parametrize("memory", ["recompute", "least"])
 def test_trains_as_predicted(name, memory):
@@ -288,6 +306,7 @@ def test_trains_as_predicted(name, memory):
 # ---- the file ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_file_is_clean(tmp_path):
     """Linted and formatted; it imports torch alone, but for a guarded Triton; kernels stand as in the package."""
     source = inspect.getsource(kernels)
@@ -335,6 +354,7 @@ def test_command_line(capsys):
     assert "DualContract" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
 def test_the_benchmark_needs_a_gpu():
     """No figure is better than one that means nothing."""

@@ -78,6 +78,7 @@ def test_front_shows_every_point() -> None:
     assert_in_frame(chart)
 
 
+@pytest.mark.slow
 def test_regions_are_the_optimum(atlas: tnmoe.Atlas) -> None:
     """At sampled points the winner shown costs what the concrete planner finds."""
     at = {"x": 4, "y": 32, "z": 64, "i": 768, "o": 1000}

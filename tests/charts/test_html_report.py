@@ -48,6 +48,7 @@ def page() -> str:
     return html_report([tnmoe.plan(PRESETS[name].spec, tokens=64) for name in ("gpt2-tr", "clip-128-cp")])
 
 
+@pytest.mark.slow
 def test_page_is_whole(page: str) -> None:
     """Nothing is fetched: links stay on the page, styles import nothing."""
     parser = Balanced()

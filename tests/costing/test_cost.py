@@ -93,6 +93,7 @@ def random_declaration(rng: random.Random) -> Any:
     return make(sizes.__getitem__), make(str), sizes
 
 
+@pytest.mark.slow
 def test_formulas_equal_numbers() -> None:
     """Each figure's formula, substituted, is the number: declared by integers or by symbols alike."""
     rng = random.Random(5)

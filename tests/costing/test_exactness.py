@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,6 +44,7 @@ def cases(draw: st.DrawFn) -> tuple[Plan, torch.dtype, list[str]]:
     return plan, draw(st.sampled_from(DTYPES)), frozen
 
 
+@pytest.mark.slow
 def test_reports_are_what_torch_counts() -> None:
     """At least 300 layers; the tally says that frozen subsets, dtypes, levels and both kinds are all among them."""
     tally: Counter[object] = Counter()

@@ -23,6 +23,7 @@ def test_frozen_parameters_have_no_state() -> None:
         tnmoe.cost(plan, frozen=["factor"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["save", "recompute"])
 def test_a_function_skips_what_is_frozen_later_and_keeps_what_was_planned(memory: str) -> None:
     """Random weights frozen on the built module: products by torch's counter, saved bytes by its hooks."""

@@ -24,6 +24,7 @@ from tnmoe.presets.registry import PRESETS
 EMITTED = [name for name, preset in PRESETS.items() if preset.emitted]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("input_gradients", [True, False])
 @pytest.mark.parametrize("name", EMITTED)
 def test_presets_train_as_predicted(name: str, input_gradients: bool) -> None:
@@ -53,6 +54,7 @@ def test_published_training_figures() -> None:
             assert report.training_matmul_flops - report.matmul_flops == published
 
 
+@pytest.mark.slow
 def test_random_layers_train_as_predicted() -> None:
     """120 layers under every objective; saved tensors are counted exactly, entmax roots and norm statistics too."""
     rng = random.Random(11)
@@ -71,6 +73,7 @@ def test_random_layers_train_as_predicted() -> None:
         assert 4 * plan.saved == report.saved_bytes
 
 
+@pytest.mark.slow
 def test_random_networks_train_as_predicted() -> None:
     """Any einsum, with trained and frozen weights and data that needs a gradient or not."""
     rng = random.Random(12)
@@ -97,6 +100,7 @@ ORDERS: dict[str, Callable[[tuple[int, int]], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["training", "saved"])
 def test_objectives_reach_the_optimum_of_all_trees(objective: str) -> None:
     """400 random networks of 3 to 6 tensors with random gradients: the plan's price is the best there is."""

@@ -56,6 +56,7 @@ def mumoe(factorization: Any) -> tnmoe.MuMoEBlock:
     return tnmoe.MuMoEBlock(768, 3072, 768, 256, factorization, GATE, True, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factorization", "parameters", "flops", "rank"),
     [
@@ -115,6 +116,7 @@ def mixer_blocks(kind: str) -> tuple[Any, Any]:
     return tnmoe.MuMoEBlock(196, 256, 196, 64, token, gate), tnmoe.MuMoEBlock(512, 2048, 512, 64, channel, gate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "parameters", "flops_of_blocks", "bias_rows"),
     [
@@ -215,6 +217,7 @@ def test_emitted_files_take_their_plan_by_path() -> None:
     assert found["0"].other_flops == tnmoe.cost(plan, tokens=3).flops - found["0"].matmul_flops
 
 
+@pytest.mark.slow
 def test_a_model_of_seventy_billion_parameters_costs_here() -> None:
     """Llama-2 70B: 80 blocks of width 8,192, 8 key-value heads of 64, hidden 28,672; 68,976,648,192 parameters."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -103,6 +104,7 @@ def by_torch(model: nn.Module, x: Tensor) -> tuple[int, int | None]:
     return forward, counter.get_total_flops() - forward
 
 
+@pytest.mark.slow
 @settings(max_examples=MODELS)
 @given(models())
 def test_counts_are_torchs(case: tuple[nn.Module, Tensor]) -> None:

@@ -125,6 +125,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_models_as_torch_counts_them(name: str, train: bool) -> None:
@@ -133,6 +134,7 @@ def test_whole_models_as_torch_counts_them(name: str, train: bool) -> None:
     assert counted(model, inputs) == by_torch(model, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "resnet", "mixer"])
 def test_every_device_and_type_give_one_figure(name: str) -> None:
     make, inputs = WHOLE[name]
@@ -221,6 +223,7 @@ def test_bilinear_maps() -> None:
     assert counted(model, (torch.randn(rows, i), torch.randn(rows, j)))[0] == forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
 def test_recurrent_layers(kind: str, gates: int) -> None:
     model = getattr(nn, kind)(6, 7, num_layers=2, bidirectional=True, batch_first=True)
@@ -240,6 +243,7 @@ class Attends(nn.Module):
         return self.call(q * self.scale, k * self.scale, v * self.scale, **self.keywords)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
@@ -396,6 +400,7 @@ def test_gradients_that_nobody_asks_for_are_not_counted() -> None:
         tnmoe.cost_model(model, x, backward=True)
 
 
+@pytest.mark.slow
 def test_backward_work_is_charged_to_the_module_that_caused_it() -> None:
     model = vit()
     found = tnmoe.cost_model(model, {"pixel_values": IMAGE}, backward=True, strict=True)
@@ -690,6 +695,7 @@ def test_users_own_counter_sees_grouped_products_and_attention() -> None:
     assert (forward, backward) == counted(model, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "tokens", "parameters", "active", "attention"),
     [

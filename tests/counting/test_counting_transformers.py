@@ -58,6 +58,7 @@ def check(found: Any, count: Count) -> None:
 # ---- the hand counts themselves ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*FAMILIES, DBRX], ids=[*NAMES, DBRX.name])
 def test_torchs_counter_confirms_the_hand_count(family: Family) -> None:
     model, count = family.model(attention="eager"), family.count()
@@ -153,6 +154,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "implementation", "device", "dtype", "backward"), WAYS, ids=lambda v: str(v).removeprefix("torch.")
 )
@@ -170,6 +172,7 @@ def test_one_figure(name: str, implementation: str, device: str, dtype: torch.dt
     assert one.backward.special_flops == other.backward.special_flops > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v2", "minimax", "llama4"])
 def test_eager_attention_has_the_same_products(name: str) -> None:
     family = BY_NAME[name]
@@ -329,6 +332,7 @@ def test_a_cache_that_is_given_is_left_as_it_was() -> None:
 # ---- attacks -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_one_token(name: str) -> None:
     found = tnmoe.cost_model(shared_model(name), ids(1, 1), backward=name in ("mixtral", "jamba", "minimax"))
@@ -341,6 +345,7 @@ def test_one_token_in_each_implementation(implementation: str) -> None:
     check(tnmoe.cost_model(model, ids(1, 1)), BY_NAME["mixtral"].count(1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "tokens"), [(3, 1), (1, 13)])
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
 def test_one_sequence_or_one_token_of_each(name: str, batch: int, tokens: int) -> None:
@@ -428,6 +433,7 @@ EXAMPLES = {
 DIFFERENTIATED = ("cache", "labels", "routers", "embedded", "hidden states")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_ways_to_give_the_example(example: str) -> None:
     """None has other products: a loss adds none, nor do keys that are kept, nor more results."""
@@ -444,6 +450,7 @@ def test_filling_a_cache_takes_no_product(name: str) -> None:
     check(tnmoe.cost_model(shared_model(name), {"input_ids": ids(), "use_cache": True}), BY_NAME[name].count())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "noise"),
     [
@@ -468,6 +475,7 @@ PARTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "implementation"), PARTS)
 def test_frozen_parts(case: str, implementation: str) -> None:
     trained, but, count = PARTLY_TRAINED[case]

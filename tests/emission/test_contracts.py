@@ -45,6 +45,7 @@ def width(plan: Plan) -> int:
     return int(plan.bound.sizes["i"])
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(layers(max_levels=2), seeds, ways, st.sampled_from([(0,), (1,), (5,), (2, 3)]))
 def test_values_and_gradients(spec: Spec, seed: int, way: Way, lead: tuple[int, ...]) -> None:
@@ -54,6 +55,7 @@ def test_values_and_gradients(spec: Spec, seed: int, way: Way, lead: tuple[int, 
     assert_same(plain, module, draw(*lead, width(plan)), 1e-10)
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(layers(max_levels=2), seeds, ways)
 def test_compiles_once(spec: Spec, seed: int, way: Way) -> None:
@@ -70,6 +72,7 @@ def test_compiles_once(spec: Spec, seed: int, way: Way) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(layers(max_levels=2), seeds, ways)
 def test_exports(spec: Spec, seed: int, way: Way) -> None:
@@ -83,6 +86,7 @@ def test_exports(spec: Spec, seed: int, way: Way) -> None:
         torch.testing.assert_close(exported(x), module(x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(layers(max_levels=2), seeds, ways)
 def test_autocast(spec: Spec, seed: int, way: Way) -> None:
@@ -109,6 +113,7 @@ def test_autocast(spec: Spec, seed: int, way: Way) -> None:
             torch.testing.assert_close(a, b, rtol=0.1, atol=0.1 * largest, msg=name)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(layers(max_levels=2), seeds, ways)
 def test_freezes(spec: Spec, seed: int, way: Way) -> None:

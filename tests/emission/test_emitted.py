@@ -84,12 +84,14 @@ def check_against_oracle(plan: tnmoe.Plan, lead: tuple[int, ...], seed: int, tra
 # ---- values and gradients ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(spec=layers(), lead=lead_shapes(), seed=st.integers(0, 2**16), training=st.booleans())
 def test_equals_the_oracle(spec, lead, seed, training):
     check_against_oracle(tnmoe.plan(spec, tokens=6), lead, seed, training)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(spec=layers(max_levels=4), lead=lead_shapes(), seed=st.integers(0, 2**16), training=st.booleans())
 def test_any_order_equals_the_oracle(spec, lead, seed, training):
@@ -165,6 +167,7 @@ def small(activation: str, norm: str, factorization: object, block: bool = False
     return function, (x, *(p.detach().clone().requires_grad_() for p in module.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factorization", FACTORIZATIONS.values(), ids=FACTORIZATIONS)
 @pytest.mark.parametrize(("activation", "norm"), list(itertools.product(ACTIVATIONS, NORMS)))
 def test_gradcheck(activation, norm, factorization):
@@ -173,6 +176,7 @@ def test_gradcheck(activation, norm, factorization):
     assert torch.autograd.gradcheck(function, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradgradcheck(activation):
     """Double backward works for every gate, the sparse ones with their own autograd functions included."""
@@ -180,6 +184,7 @@ def test_gradgradcheck(activation):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_gradgradcheck_of_a_block(norm):
     function, inputs = small("entmax15", norm, tnmoe.TensorRing((2, 2, 2)), block=True)
@@ -230,6 +235,7 @@ def test_a_training_step_on_one_token_or_none(lead):
 # ---- analysis ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(spec=layers(), lead=lead_shapes())
 def test_expert_coefficients(spec, lead):
@@ -289,6 +295,7 @@ INITIAL += [(kind, 2, "sigmoid") for kind in FACTORIZATIONS]
 INITIAL += [(kind, 1, "entmax15") for kind in FACTORIZATIONS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "levels", "activation"), INITIAL)
 def test_mixed_weights_start_with_the_variance_of_linear(kind, levels, activation):
     """Var = 1 / (3 I), that of nn.Linear's U(±1/√I)."""
@@ -344,6 +351,7 @@ def test_counts_of_presets(name):
     check_counts(tnmoe.plan(PRESETS[name].spec, tokens=PRESETS[name].tokens))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(spec=layers(), tokens=st.integers(1, 40))
 @example(spec=tnmoe.MuMoE(2, 3, (2, 2, 2, 2), tnmoe.CP(2)), tokens=7)
@@ -351,6 +359,7 @@ def test_counts_of_any_layer(spec, tokens):
     check_counts(tnmoe.plan(spec, tokens=tokens))
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(spec=layers(max_levels=4), tokens=st.integers(1, 40), seed=st.integers(0, 2**16))
 def test_counts_of_any_order(spec, tokens, seed):

@@ -62,6 +62,7 @@ for name, source in variety():
 """
 
 
+@pytest.mark.slow
 def test_same_bytes_under_any_hash_seed():
     """Sets and dictionaries of names must not decide an order."""
     script = HASHES.format(tests=str(Path(__file__).parents[1]))
@@ -77,6 +78,7 @@ def test_same_bytes_under_any_hash_seed():
     assert first == second
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(spec=layers())
 def test_same_bytes_from_a_saved_plan(spec):
@@ -105,6 +107,7 @@ def rooted_in_self(node: ast.expr) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_imports_torch_alone(folder):
     for path in folder.iterdir():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -117,6 +120,7 @@ def test_imports_torch_alone(folder):
             assert {n.partition(".")[0] for n in names} <= {"torch"}, path.name
 
 
+@pytest.mark.slow
 def test_no_einsum_of_three_and_no_concatenation(folder):
     """Torch replans such an einsum on every call; a column of ones copies the input."""
     for path in folder.iterdir():
@@ -145,6 +149,7 @@ def test_a_planned_order_copies_no_weight():
     assert not [op for op in plan.program.ops if isinstance(op, Permute) and op.x.name in weights]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(spec=layers(max_levels=4), seed=st.integers(0, 2**16))
 def test_without_a_bias_no_order_copies_a_weight(spec, seed):
@@ -197,11 +202,13 @@ def test_several_layers_need_names_that_differ():
     assert classes == ["_Entmax15Root", "First", "Second"], "the gate's function stands once, before the layers"
 
 
+@pytest.mark.slow
 def test_ruff_check(folder):
     """With more than the default rules: imports in order, nothing unused, modern syntax."""
     ruff("check", str(folder), "--select", "E,F,W,I,B,UP,PIE", "--line-length", str(WIDTH))
 
 
+@pytest.mark.slow
 def test_ruff_format(folder):
     ruff("format", "--check", "--diff", str(folder), "--line-length", str(WIDTH))
 
@@ -242,6 +249,7 @@ print("trained", len(list(pathlib.Path(sys.argv[1]).glob("*.py"))))
 """
 
 
+@pytest.mark.slow
 def test_runs_and_trains_where_tnmoe_is_absent(tmp_path):
     """The file goes to people who have torch and nothing of ours."""
     for name in RECORDED:

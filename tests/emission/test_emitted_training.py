@@ -57,6 +57,7 @@ ways = pytest.mark.parametrize(
 # ---- gradients -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(layers(), st.integers(0, 2**32), st.sampled_from(["portable", "fast"]), st.sampled_from([None, 1, 2]))
 def test_gradients_are_those_of_autograd(spec, seed, flavour, chunk):
@@ -67,6 +68,7 @@ def test_gradients_are_those_of_autograd(spec, seed, flavour, chunk):
     assert_same(plain, module, draw(*lead, int(plan.bound.sizes["i"])), 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [{"memory": "recompute", "chunk": 5}, {"flavour": "fast"}], ids=str)
 @every
 def test_float32_is_as_close(spec, way):
@@ -74,6 +76,7 @@ def test_float32_is_as_close(spec, way):
     assert_same(plain, module, draw(16, 6, dtype=torch.float32), 2e-4)
 
 
+@pytest.mark.slow
 def test_random_networks():
     """Any einsum whose ops have an adjoint: outer products, batches, copies, frozen weights."""
     rng = random.Random(5)
@@ -132,6 +135,7 @@ def test_numpy_runs_the_backward_program():
             np.testing.assert_allclose(found[a.wanted[name].name], p.grad.numpy(), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "input_gradients"),
     [("gpt2-cp", True), ("gpt2-tr", False), ("mixer-token-tr", True), ("clip-128-cp", False)],
@@ -148,6 +152,7 @@ def test_presets_train_as_predicted(name, way, input_gradients):
     assert formula.subs({s: plan.values[s.name] for s in formula.free_symbols}) == report.saved_bytes
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(layers(), st.integers(0, 2**32), st.booleans())
 def test_whatever_is_kept_is_predicted(spec, seed, input_gradients):
@@ -258,6 +263,7 @@ def test_a_gradient_that_was_not_planned_is_refused():
         module(draw(4, 6)).sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "way"),
     [("cp", {"memory": "save"}), ("tr_batch_norm", {"memory": "recompute", "flavour": "fast", "chunk": 5})],

@@ -42,6 +42,7 @@ def trained(plan: tnmoe.Plan, seed: int = 0) -> nn.Module:
     return module
 
 
+@pytest.mark.slow
 def test_networks_are_what_einsum_says() -> None:
     """80 networks of data, trained and frozen weights: exact in integers, and the FLOPs are what torch counts."""
     rng = random.Random(21)
@@ -68,6 +69,7 @@ def test_networks_are_what_einsum_says() -> None:
     assert folding > 15, "hardly any network folded anything"
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(spec=layers(), seed=st.integers(0, 99))
 def test_layers_give_what_they_gave(spec: tnmoe.MuMoE | tnmoe.MuMoEBlock, seed: int) -> None:
@@ -95,6 +97,7 @@ def test_the_work_of_hierarchical_tucker() -> None:
     assert f"{2 * 3072 * 256 * 64:,} FLOPs once" in source
 
 
+@pytest.mark.slow
 def test_the_pass_parts_a_program() -> None:
     """What `once` makes and `each` reads, run by NumPy one after the other, is the whole; no op is lost."""
     rng = random.Random(22)

@@ -66,6 +66,7 @@ GRID = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "levels", "layers", "norm", "bias", "apply_ln"), GRID)
 def test_reference_weights_give_equal_outputs_and_come_back(family, levels, layers, norm, bias, apply_ln):
     """The whole promise of `from_reference` and `to_reference`, in evaluation and in training."""
@@ -326,6 +327,7 @@ def test_published_parameters_and_flops(name):
     assert report.flops > report.matmul_flops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in FIGURES if n.endswith(("-cp", "-tr"))])
 def test_the_stand_in_has_the_published_figures(name):
     """The oracle itself is held to what was measured on the reference, without computing anything."""

@@ -40,6 +40,7 @@ def built(sliced: tnmoe.Sliced) -> torch.nn.Module:
     return space["Whole"]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(25))
 def test_slices_of_random_networks(seed: int, written: list[int]) -> None:
     rng = random.Random(seed)
@@ -69,6 +70,7 @@ def test_slices_of_random_networks(seed: int, written: list[int]) -> None:
 LARGE = [(16, 0, 8, "macs"), (30, 1, 16, "flops"), (36, 2, 4, "flops")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tensors", "seed", "share", "objective"), LARGE)
 def test_large_networks_within_a_limit(
     tensors: int, seed: int, share: int, objective: str, written: list[int], monkeypatch: pytest.MonkeyPatch

@@ -44,6 +44,7 @@ def _clean_dynamo():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_clean_dynamo")
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @every
@@ -61,6 +62,7 @@ def test_compiles_once_for_every_batch_size(spec, training):
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_clean_dynamo")
 @some
 def test_compiles_once_for_every_batch_and_sequence(name):
@@ -73,6 +75,7 @@ def test_compiles_once_for_every_batch_and_sequence(name):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_clean_dynamo")
 @some
 def test_compiled_training_steps(name):
@@ -91,6 +94,7 @@ def test_compiled_training_steps(name):
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 @every
 def test_exports_with_a_dynamic_batch(spec):
     module = fresh(spec).eval()
@@ -139,6 +143,7 @@ def test_autocast_to_bfloat16(spec):
         assert bool(p.grad.isfinite().all()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @every
 def test_half_precision_module(spec, dtype):
@@ -244,6 +249,7 @@ def test_names_of_state_do_not_depend_on_the_plan():
 # ---- data parallel -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo")
 def test_distributed_data_parallel():
     """In a process of its own: see data_parallel.py for why."""

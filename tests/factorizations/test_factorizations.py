@@ -207,6 +207,7 @@ def mixed_variance(spec, draws, rng):
     return float(whole.square().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FACTORIZATIONS)
 def test_mixed_weights_start_with_the_variance_of_linear(kind):
     """Var = 1 / (3 I), within 10 %, for 24 random shapes of zero to three levels."""
@@ -252,6 +253,7 @@ def test_emitted_outputs_start_with_the_variance_of_linear(factorization):
 # ---- the contract --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @emitted
 def test_exports_with_a_dynamic_batch_and_runs_under_autocast(factorization):
     block = tnmoe.MuMoEBlock(12, 24, 12, 4, factorization, tnmoe.Gate("entmax15", "layer"))
@@ -264,6 +266,7 @@ def test_exports_with_a_dynamic_batch_and_runs_under_autocast(factorization):
         assert module.float()(example.float()).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", FACTORIZATIONS)
 def test_factorized_linear(kind, bias):
@@ -391,6 +394,7 @@ def path_macs(terms, output, sizes, path):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(set(FACTORIZATIONS) - {"custom"}))
 def test_planned_macs_are_the_optimum(kind):
     """Against opt_einsum's dynamic programming with outer products, on 10 random layers of one and two levels."""

@@ -35,6 +35,7 @@ def random_function(rng: random.Random) -> tuple[Plan, torch.dtype, set[str]]:
     return plan, rng.choice(DTYPES), frozen
 
 
+@pytest.mark.slow
 def test_random_functions_take_the_memory_predicted() -> None:
     """CP and TR, one and two layers, both policies, whole and in chunks, any weights frozen: equality."""
     rng = random.Random(61)
@@ -53,6 +54,7 @@ CASES = [(f"linear {name}", tnmoe.FactorizedLinear(12, 14, f)) for name, f in LI
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [None, 4])
 @pytest.mark.parametrize(("name", "spec"), CASES, ids=[name for name, _ in CASES])
 def test_factorizations_take_the_memory_and_the_work_predicted(name: str, spec: object, chunk: int | None) -> None:
@@ -66,6 +68,7 @@ def test_factorizations_take_the_memory_and_the_work_predicted(name: str, spec: 
         assert tnmoe.cost(plan).training_matmul_flops == counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["save", "recompute"])
 @pytest.mark.parametrize("name", ["gpt2-cp", "gpt2-tr"])
 def test_presets_take_the_memory_predicted(name: str, memory: str) -> None:
@@ -95,6 +98,7 @@ def test_a_function_by_hand() -> None:
     assert report.saved_bytes == tnmoe.cost(plan).saved_bytes
 
 
+@pytest.mark.slow
 def test_saved_tensors_agree_with_hooks() -> None:
     """Their bytes, each with a reason, sum to what autograd's hooks see."""
     rng = random.Random(62)

@@ -49,6 +49,7 @@ def random_layer(rng: random.Random) -> tuple[Plan, torch.dtype, set[str]]:
     return plan, rng.choice(DTYPES), frozen
 
 
+@pytest.mark.slow
 def test_random_layers_take_the_memory_predicted() -> None:
     """CP and TR, 1 to 3 levels, one and two layers, three dtypes, in orders that no planner would choose: equality.
 
@@ -70,6 +71,7 @@ def test_random_layers_take_the_memory_predicted() -> None:
     assert dropped > 40
 
 
+@pytest.mark.slow
 def test_fake_tensors_take_the_same() -> None:
     """Tensors without data, as the tracker is meant to be used, and real ones agree."""
     rng = random.Random(52)
@@ -80,6 +82,7 @@ def test_fake_tensors_take_the_same() -> None:
         assert fake == [tracker(plan, dtype, grad=grad, frozen=frozen) for grad in (False, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EMITTED)
 def test_presets_take_the_memory_predicted(name: str) -> None:
     """At full size, without allocating any of it."""
@@ -89,6 +92,7 @@ def test_presets_take_the_memory_predicted(name: str) -> None:
         assert predicted(training(plan.bound, 4, needing(plan))) == tracker(plan, torch.float32, grad=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ["entmax15", "sparsemax"])
 def test_gates_of_many_logits_take_the_memory_predicted(activation: str, dtype: torch.dtype) -> None:
@@ -103,6 +107,7 @@ def test_gates_of_many_logits_take_the_memory_predicted(activation: str, dtype: 
             assert found == tracker(plan, dtype, grad=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("name", {**LINEAR, **EMITTED_FACTORIZATIONS})
 def test_factorizations_take_the_memory_predicted(name: str, frozen: bool) -> None:
@@ -149,6 +154,7 @@ def test_a_layer_by_hand() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_reports_agree_with_hooks_and_with_themselves() -> None:
     """What is saved, with its reasons, sums to what autograd's hooks see; classes sum to the peaks."""
     rng = random.Random(55)
@@ -214,6 +220,7 @@ def test_a_backward_pass_of_its_own_gives_dead_values_up(name: str) -> None:
     assert max(peaks["recompute"], peaks["save"]) < 1.05 * peaks[None]
 
 
+@pytest.mark.slow
 def test_random_networks_take_the_memory_predicted() -> None:
     """Any einsum, with and without a folded bias, in a forward pass without grad."""
     rng = random.Random(53)
@@ -227,6 +234,7 @@ def test_random_networks_take_the_memory_predicted() -> None:
         assert predicted(inference(plan.bound, 4)) == tracker(plan, torch.float32, grad=False), str(network)
 
 
+@pytest.mark.slow
 def test_releases_reach_the_least_peak_there_is() -> None:
     """No further `del` would lower the peak: dropping every value right after its last use gives the same."""
     rng = random.Random(54)

@@ -97,6 +97,7 @@ def check(plan: Plan, dtype: torch.dtype = torch.float32, frozen: Collection[str
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_take_the_memory_predicted(name: str) -> None:
     """One row; few rows, of which an expert may have one; and many, in blocks."""
@@ -106,6 +107,7 @@ def test_families_take_the_memory_predicted(name: str) -> None:
         check(plan, DTYPES[k % 3])
 
 
+@pytest.mark.slow
 def test_random_weights_are_frozen() -> None:
     rng = random.Random(81)
     for _ in range(25):
@@ -140,6 +142,7 @@ def sparse_moe(rng: random.Random) -> tnmoe.SparseMoE:
     return tnmoe.SparseMoE(*widths, experts, rng.randint(1, experts), **(options | form))
 
 
+@pytest.mark.slow
 def test_random_sparse_mixtures_take_the_memory_predicted() -> None:
     rng = random.Random(82)
     for _ in range(30):

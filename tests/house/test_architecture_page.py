@@ -116,6 +116,30 @@ def test_what_is_not_there_is_seen() -> None:
     assert "unbind" not in defined(ROOT / "tnmoe/ir/bound.py")
 
 
+MOVED = [line for line in (ROOT / "docs" / "moved.md").read_text(encoding="utf-8").splitlines() if line[:3] == "| `"]
+
+
+def file_of(module: str) -> Path:
+    """Where a module is, or the `__init__` of a package."""
+    path = ROOT.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@pytest.mark.parametrize("line", MOVED, ids=lambda line: line.split("`")[1])
+def test_what_moved_is_where_the_page_says(line: str) -> None:
+    """Modules, and names in them."""
+    now = line.split("|", 2)[2]
+    for name in re.findall(r"`(?:python -m )?(tnmoe\.[\w.]+)`", now):
+        room, _, last = name.rpartition(".")
+        assert file_of(name).exists() or last in defined(file_of(room)) or last in tnmoe.__all__, name
+    for names, module in re.findall(r"((?:`\w+`(?:, )?)+)(?:: | of )`(tnmoe\.[\w.]+)`", now):
+        assert set(re.findall(r"`(\w+)`", names)) <= defined(file_of(module)), (names, module)
+
+
+def test_every_page_of_the_move_has_rows() -> None:
+    assert len(MOVED) > 150
+
+
 # ---- the two walks -------------------------------------------------------------------------------------------
 
 

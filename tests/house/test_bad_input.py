@@ -563,6 +563,7 @@ def test_no_temporary_file_survives_an_interruption(tmp_path, monkeypatch, fault
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["table", "clip-linear"], ["--help"]], ids=lambda a: a[0])
 def test_a_full_disk_behind_a_redirection(arguments):
@@ -577,6 +578,7 @@ def test_a_full_disk_behind_a_redirection(arguments):
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_process_of_its_own(tmp_path):
     """What the tests above see inside this process is what a shell sees."""
     (tmp_path / "layer.toml").write_text(layer_file({**BLOCK, "inputs": "__import__('os').mkdir('pwned')"}))
@@ -805,6 +807,7 @@ def arithmetic(atoms):
 expressions = arithmetic(numbers | names)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(expressions | st.text(st.sampled_from("0123456789abN_()+-*/. '\"\0\n\t²٣é"), max_size=30) | st.text(max_size=20))
 def test_any_text_is_a_size_or_a_tnmoe_error(text):
@@ -820,6 +823,7 @@ def test_arithmetic_means_what_it_means_in_python(text):
         assert size == eval(text)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(expressions)
 @example("33**12*a*6")

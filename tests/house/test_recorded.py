@@ -137,16 +137,20 @@ def as_text(data: Any) -> str:
 EMITTED = [name for name, preset in PRESETS.items() if preset.emitted]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EMITTED)
 def test_emitted_presets(name: str, update_golden: bool) -> None:
     same(f"sources/{name}.json", as_text(sources(name)), update_golden)
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EMITTED)
 def test_figures_of_presets(name: str, update_golden: bool) -> None:
     same(f"figures/{name}.json", as_text(figures(name)), update_golden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*(n for n in ROWS if n not in EMITTED), *OTHERS])
 def test_families(name: str, update_golden: bool) -> None:
     same(f"families/{name}.json", as_text(family(name)), update_golden)
@@ -169,6 +173,7 @@ def test_plans(kind: str, update_golden: bool) -> None:
 TABLES = ("gpt2", "mixer", "clip", "moe", "moe-published")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_tables(name: str, update_golden: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")

@@ -69,6 +69,7 @@ def random_spec(kind: str, levels: int, rng: np.random.Generator) -> tnmoe.MuMoE
 KINDS = sorted(set(FACTORIZATIONS) - {"custom"})  # a custom one is a random network, see below
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_rank_is_that_of_a_random_instance(kind: str) -> None:
     """Generic weights reach the min-cut: 200 random layers per factorization, one to three levels."""

@@ -177,6 +177,7 @@ def test_checks_round_trip_and_empty_batch(name: str) -> None:
     assert torch.allclose(module(x.reshape(3, 4, 8)).reshape(12, 8), module(x), rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_compiles_whole(name: str) -> None:
     check_compiled(EVERY[name])

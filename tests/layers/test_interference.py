@@ -85,6 +85,7 @@ def test_every_kind_is_held_to_it() -> None:
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", UNCOUPLED)
 def test_other_tokens_change_no_bit(name: str, dtype: torch.dtype) -> None:
@@ -92,6 +93,7 @@ def test_other_tokens_change_no_bit(name: str, dtype: torch.dtype) -> None:
     unchanged(name, dtype, (3, 90))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("name", ["sparse", "sparse, null", "multi-head"])
 def test_nor_with_two_threads(name: str, dtype: torch.dtype) -> None:

@@ -98,6 +98,7 @@ EVERY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_every_family_is_chosen_by_time(name: str) -> None:
     spec = EVERY[name]

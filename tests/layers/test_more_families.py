@@ -159,6 +159,7 @@ EVERY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_contract(name: str) -> None:
     """Check, JSON, an empty batch, and a token alone gives what it gives among others."""
@@ -172,6 +173,7 @@ def test_contract(name: str) -> None:
     assert torch.allclose(module(x), alone, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_compiles_whole(name: str) -> None:
     check_compiled(EVERY[name])

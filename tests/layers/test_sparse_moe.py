@@ -31,6 +31,7 @@ SPECS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_equals_the_straight_line(name: str) -> None:
     spec = SPECS[name]
@@ -214,6 +215,7 @@ def test_nan_stays_with_its_token(form: str) -> None:
 # ---- torch's features ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_compiles_whole_and_exports_with_a_dynamic_batch(form: str) -> None:
     plan, module = built(FORMS[form], 16)

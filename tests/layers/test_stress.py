@@ -133,6 +133,7 @@ def made(spec: tnmoe.Spec, *, gates: bool = True) -> tuple[tnmoe.Plan, nn.Module
     return plan, module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_equals_the_straight_line(name: str) -> None:
     """Values, gradients and NumPy's values in every case; of PEER's ties, which come in any order, see below."""

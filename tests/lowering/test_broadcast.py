@@ -127,6 +127,7 @@ def random_case(rng: random.Random, expression: str) -> tuple[dict[str, int], li
     return sizes, [t for t in inputs if rng.random() < 0.6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_values_gradients_and_figures(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +190,7 @@ def check(expression: str, plan: Plan, rng: random.Random) -> None:
     assert reported(plan, torch.float64, frozen) == tracked(plan, torch.float64, frozen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_full_size_takes_the_memory_predicted(way: str) -> None:
     """Peaks and remains in float32, without allocating any of it."""

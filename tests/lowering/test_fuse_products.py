@@ -65,6 +65,7 @@ def test_levels(factorization, experts, kinds):
     assert [type(op) for op in program.ops if isinstance(op, FusedOp)] == kinds
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(layers(), st.integers(0, 2**32))
 def test_any_layer_keeps_its_meaning(spec, seed):
@@ -87,6 +88,7 @@ def test_any_layer_keeps_its_meaning(spec, seed):
     assert all(isinstance(op, FusedOp) or op == before[op.out.name] for op in executed.ops)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(layers(), st.integers(0, 2**32))
 def test_the_report_follows(spec, seed):

@@ -58,6 +58,7 @@ def test_a_weight_that_two_steps_read_stays(always: None) -> None:
     assert orders == {"io": ("o", "i")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["auto", "rows", "columns"])
 def test_networks_are_what_einsum_says(always: None, layout: str) -> None:
     """Folded biases, hyperedges and all: exact in integers, and trained as predicted."""
@@ -85,6 +86,7 @@ def test_networks_are_what_einsum_says(always: None, layout: str) -> None:
     assert turned == 0 if layout == "rows" else turned > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factors", "factorization", "ranks"),
     [(CPFactors, tnmoe.CP(4), 4), (TensorRingFactors, tnmoe.TensorRing((2, 2, 3)), [2, 2, 3])],

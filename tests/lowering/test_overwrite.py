@@ -30,6 +30,7 @@ def drawn(plan: tnmoe.Plan, dtype: torch.dtype = torch.float64) -> torch.nn.Modu
     return module.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavour", ["portable", "fast"])
 @pytest.mark.parametrize("name", ["gpt2-cp", "gpt2-tr", "mixer-token-cp"])
 def test_inference_forms_take_the_memory_predicted(name: str, flavour: str) -> None:
@@ -42,6 +43,7 @@ def test_inference_forms_take_the_memory_predicted(name: str, flavour: str) -> N
     assert "backward" not in str(report)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(layers(), st.integers(1, 5))
 def test_random_inference_forms_take_the_memory_predicted(spec: tnmoe.MuMoE | tnmoe.MuMoEBlock, tokens: int) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import tnmoe
-from tnmoe import cli
+from tnmoe.cli.main import main
 from tnmoe.io import cache
 from tnmoe.ir.ops import operands
 from tnmoe.measuring import harness, race
@@ -94,6 +94,7 @@ def moved(plan: tnmoe.Plan) -> int:
     return sum(math.prod(int(plan.bound.sizes[i]) for i in v.indices) for v in values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_orders_that_move_little_are_measured_too(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
     """Of a Tucker layer over tiny modes the fewest FLOPs multiply mode by mode, and move the tokens each time."""
@@ -110,6 +111,7 @@ def test_orders_that_move_little_are_measured_too(monkeypatch: pytest.MonkeyPatc
     assert len({m.order for m in tuned.measured}) == 4
 
 
+@pytest.mark.slow
 def test_orders_first_then_variants_then_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The best of 2 × 2 × 2 × 2 × 3 candidates is found among far fewer; hopeless ones run once."""
     second = tnmoe.shortlist(BLOCK, count=2, tokens=600, objective="training")[1].plan.orders
@@ -134,6 +136,7 @@ def test_orders_first_then_variants_then_chunks(monkeypatch: pytest.MonkeyPatch)
     assert [len(m.seconds) for m in tuned.measured] == [runs[id(m.plan)] for m in tuned.measured]
 
 
+@pytest.mark.slow
 def test_every_candidate_emits_something_else() -> None:
     """And what was measured is what a plan emits: for it, for its JSON, for the winner."""
     tuned = tnmoe.tune(BLOCK, tokens=300, training=True, count=2, rounds=1)
@@ -149,6 +152,7 @@ def test_every_candidate_emits_something_else() -> None:
     assert any(m.plan.function is not None and m.plan.function.chunk == 256 for m in tuned.measured)
 
 
+@pytest.mark.slow
 def test_the_same_weights_and_results_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A candidate with other results, or other gradients, is an error and not a winner."""
     build = harness.build
@@ -180,6 +184,7 @@ def test_the_same_weights_and_results_everywhere(monkeypatch: pytest.MonkeyPatch
                 tnmoe.tune(BLOCK, tokens=5, training=training, rounds=1, layouts=["columns", "rows"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
@@ -226,6 +231,7 @@ def test_a_plan_takes_part_with_its_own_order_and_values(monkeypatch: pytest.Mon
     assert tnmoe.tune(planned, count=1, rounds=1, tokens=2).plan.values == {**planned.values, "T": 2}
 
 
+@pytest.mark.slow
 def test_a_plan_s_own_setting_comes_first_and_its_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it keeps for its backward pass stays; no other order keeps more."""
     pretend(monkeypatch, lambda plan: 1.0)
@@ -384,6 +390,7 @@ def test_the_table_shows_medians_and_spread() -> None:
 # ---- the cache -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same question is answered from the cache; other sizes, settings and versions are other questions."""
     passes = pretend(monkeypatch, lambda plan: 1.0 if plan.turned is None else 0.5)
@@ -434,6 +441,7 @@ def change(edit: Callable[[dict], object]) -> Callable[[bytes], dict]:
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"{", b"null", b"\xff\xff", json.dumps({"measured": []}).encode()], ids=repr)
 def test_a_damaged_entry_is_measured_again(home: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes) -> None:
     pretend(monkeypatch, lambda plan: 1.0)
@@ -444,6 +452,7 @@ def test_a_damaged_entry_is_measured_again(home: Path, monkeypatch: pytest.Monke
     assert tnmoe.tune(NETWORK, sizes=SIZES, count=2, rounds=2).cached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edit",
     [
@@ -488,6 +497,7 @@ def test_an_entry_of_another_form_is_a_miss(
     assert run().cached
 
 
+@pytest.mark.slow
 def test_processes_at_once_share_an_entry(home: Path) -> None:
     """Each comes to an end, and what is left is whole: the next one reads it."""
     code = (
@@ -566,7 +576,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     def run(*options: str) -> str:
         with pytest.raises(SystemExit) as stop:
-            cli.main(["tune", str(file), "--tokens", "2", "--rounds", "1", "--count", "2", "-o", str(kept), *options])
+            main(["tune", str(file), "--tokens", "2", "--rounds", "1", "--count", "2", "-o", str(kept), *options])
         assert stop.value.code == 0
         return capsys.readouterr().out
 
@@ -578,7 +588,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = tnmoe.Plan.from_json(kept.read_text())
     assert (plan.turned, emitted(plan)) == (("input_factor", "output_factor"), ("fast", 1, False))
     with pytest.raises(SystemExit) as stop:
-        cli.main(["tune", "gpt2"])
+        main(["tune", "gpt2"])
     assert stop.value.code == 2
     assert "one layer" in capsys.readouterr().err
 

@@ -159,6 +159,7 @@ def test_comparison_is_exact(top: int | None) -> None:
 POINTS = {"dense": 1000, "cp": 1000, "tensor ring": 1000, "tensor train": 1000, "tucker": 1000}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", ["realistic", "two"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_cheapest_listed_order_is_the_concrete_optimum(name: str, bounds: str) -> None:
@@ -221,6 +222,7 @@ def test_bounds_beyond_floats_and_machine_integers() -> None:
         assert found.best(sizes).cost.at(sizes) == concrete(net, sizes)
 
 
+@pytest.mark.slow
 def test_calls_are_data_steps_that_many_times() -> None:
     """T calls share what the weights alone make: the price of T · (steps on data) + (steps on weights)."""
     net = network("hierarchical tucker")
@@ -284,6 +286,7 @@ def test_without_scipy_the_gap_is_stated(monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- the verifier ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", ["realistic", "two"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_verifier_accepts(name: str, bounds: str) -> None:
@@ -627,6 +630,7 @@ def test_too_many_orders_are_refused_and_not_waited_for() -> None:
         atlas(net, dict.fromkeys(net.indices, (1, None)), most=20_000_000)
 
 
+@pytest.mark.slow
 def test_ten_tensors_of_known_ranks() -> None:
     """Only the tokens are unknown: a certified list, checked by the verifier and at concrete sizes."""
     net = Network.parse("bn,bm,nx,mw,xwv,bi,iy,oz,yzt,vt->bo")

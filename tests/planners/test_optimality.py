@@ -40,6 +40,7 @@ class Priced(Oracle):
         return 0, {"macs": self.volume(joint), "traffic": traffic, "inference(7)": inference}[self.objective]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))
 @pytest.mark.parametrize("objective", ["flops", "macs", "traffic", "training", "saved", "inference(7)"])
 def test_no_order_is_cheaper(objective: str, part: int) -> None:

@@ -112,6 +112,7 @@ def minimal(points: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
     return {p for p in points if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in points)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objectives", "recompute"),
     [
@@ -182,6 +183,7 @@ def test_limits_name_the_least_there_is() -> None:
         tnmoe.pareto(net, sizes=sizes, peak_limit=min(peaks) - 1)
 
 
+@pytest.mark.slow
 def test_the_cheapest_point_is_the_plans() -> None:
     """Both ends of the front are what the single objectives find."""
     rng = random.Random(32)

@@ -89,6 +89,7 @@ def test_the_generator_draws_every_kind_of_network() -> None:
 # ---- the exact planner is exact --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensors", [3, 4, 5, 6])
 def test_exact_planner_equals_the_best_tree(tensors: int) -> None:
     """On 520 networks: path priced by hand = program's cost = optimum, under both objectives."""
@@ -104,6 +105,7 @@ def test_exact_planner_equals_the_best_tree(tensors: int) -> None:
             assert (planned.flops, planned.macs)[which] == best[which], where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensors", [3, 4, 5, 6])
 def test_exact_planner_equals_the_best_of_all_orders_without_memory(tensors: int) -> None:
     """Dynamic programming assumes that a subset's best tree does not depend on the rest; here nothing is assumed."""
@@ -115,6 +117,7 @@ def test_exact_planner_equals_the_best_of_all_orders_without_memory(tensors: int
             assert (planned.flops, planned.macs)[which] == best[which], describe(network, sizes, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tensors", "count"), [(3, 200), (4, 200), (5, 200), (6, 200), (7, 120), (8, 50), (9, 30)])
 def test_exact_planner_equals_opt_einsum_under_macs(tensors: int, count: int) -> None:
     """opt_einsum sums private indices for free and counts one product per step, as our MACs do.
@@ -169,6 +172,7 @@ def test_matrix_chains_equal_the_textbook(length: int) -> None:
     assert planned.flops == 2 * planned.macs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensors", [4, 6, 8])
 def test_the_optimum_does_not_depend_on_names_or_order(tensors: int) -> None:
     for seed in range(15):
@@ -336,6 +340,7 @@ def folded_flops(network: Network, sizes: Mapping[str, int], steps: Steps) -> in
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tensors", "count"), [(2, 25), (3, 60), (4, 30), (5, 4)])
 def test_folded_bias_in_every_order(tensors: int, count: int) -> None:
     """Every tree computes the concatenated einsum, costs what the hand says, and none costs less than ours."""
@@ -372,6 +377,7 @@ def test_folded_bias_in_every_order(tensors: int, count: int) -> None:
         assert outer
 
 
+@pytest.mark.slow
 def test_folded_bias_under_macs() -> None:
     """The slices' products count as MACs too; the planner weighs them, whichever objective it has."""
     for seed in range(40):
@@ -403,6 +409,7 @@ def test_folded_bias_by_hand() -> None:
     assert tnmoe.plan(scaled, sizes=sizes).flops == 150
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factorization", [CP(3), TensorRing((2, 3, 2)), Dense()], ids=lambda f: f.kind)
 def test_declared_layers_are_planned_best(factorization: Any) -> None:
     """A real layer, gate and bias included, is as cheap as its best tree when every tree is lowered."""
@@ -422,6 +429,7 @@ def test_declared_layers_are_planned_best(factorization: Any) -> None:
 # ---- every planner ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planner", PLANNERS)
 @pytest.mark.parametrize("tensors", [1, 2, 3, 5, 7])
 def test_every_planner_gives_a_valid_path(planner: str, tensors: int) -> None:
@@ -483,6 +491,7 @@ def test_every_planner_with_the_output_in_any_order(planner: str) -> None:
         np.testing.assert_array_equal(value(planned, arrays), einsum(turned, arrays))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planner", ["greedy", "cotengra", "search"])
 @pytest.mark.parametrize("tensors", [13, 17])
 def test_large_networks(planner: str, tensors: int) -> None:
@@ -518,6 +527,7 @@ def test_exact_planner_refuses_large_networks_with_a_remedy() -> None:
     assert tnmoe.plan(chain(12)[0], sizes=chain(12)[1]).exact  # 12 is still taken
 
 
+@pytest.mark.slow
 def test_auto_searches_large_networks_and_says_so_without_cotengra(monkeypatch: pytest.MonkeyPatch) -> None:
     network, sizes = chain(13)
     assert "not proven optimal (search)" in str(tnmoe.plan(network, sizes=sizes))
@@ -703,6 +713,7 @@ def test_plans_of_layers_survive_json(name: str) -> None:
     assert_round_trip(declared_plan(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_plans_of_networks_survive_json(planner: str) -> None:
     for seed in range(25):
@@ -758,6 +769,7 @@ def changed(data: Any, at: tuple[Any, ...], change: Callable[[Any, Any], None]) 
 JUNK = (None, True, 1, -1, 10**30, 1.5, math.nan, math.inf, "", "x", "a->", "9**9**9", [], [[1]], {}, {"a": []})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["network", "mumoe ring", "block cp", "sparse moe hidden", "mumoe symbols"])
 def test_no_corruption_escapes_the_family_of_errors(name: str) -> None:
     """Every key dropped, renamed and replaced by junk: refused by a typed error, or read as some valid plan."""
@@ -857,6 +869,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_faulty_plan_is_refused(case: str) -> None:
     data = json.loads(declared_plan("mumoe ring").to_json())

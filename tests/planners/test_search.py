@@ -87,6 +87,7 @@ def test_greedy_without_noise_takes_the_smallest_growth() -> None:
 # ---- improving -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_no_piece_is_left_to_improve(objective: Objective) -> None:
     """A piece as large as the network is the exact planner's problem; smaller pieces never make it dearer."""
@@ -152,6 +153,7 @@ def test_a_folded_bias_in_a_large_layer() -> None:
 LARGE = [(30, 0, 6, MACS), (50, 2, 4, TRAINING), (100, 4, 2, FLOPS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tensors", "seed", "most", "objective"), LARGE)
 def test_never_dearer_than_peers(tensors: int, seed: int, most: int, objective: Objective, monkeypatch: Any) -> None:
     monkeypatch.setattr(search, "_UNITS", 60_000)  # a small part of what users get
@@ -167,6 +169,7 @@ def test_never_dearer_than_peers(tensors: int, seed: int, most: int, objective: 
         assert ours <= whole_price(network, sizes, path, objective)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", [True, False])
 @pytest.mark.parametrize(("tensors", "seed"), [(30, 10), (45, 11)])
 def test_the_value_is_that_of_opt_einsum(tensors: int, seed: int, installed: bool, monkeypatch: Any) -> None:
@@ -204,6 +207,7 @@ print(search.plan(*random_network(random.Random(7), 20)).steps)
 """
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same() -> None:
     """Whatever Python's hash seed is."""
     script = PRINT.format(tests=str(Path(__file__).parents[1]))
@@ -277,6 +281,7 @@ def test_what_was_found_is_kept(kept: Path, monkeypatch: pytest.MonkeyPatch) -> 
             search.plan(network, sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "value", [{}, {"steps": 3}, {"steps": [[0, 1]]}, {"steps": [[0, 0]] * 14}, {"steps": [["a", 1]]}]
 )

@@ -45,6 +45,7 @@ class Prices:
         return saved, prices[objective]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["flops", "training", "saved", "inference(9)", "training + 2*saved"])
 def test_the_cheapest_of_all_trees_within_a_limit(objective: str) -> None:
     """120 random networks each, with a limit that some of its trees keep.
@@ -82,6 +83,7 @@ def test_the_cheapest_of_all_trees_within_a_limit(objective: str) -> None:
     assert binding > (3 if objective != "saved" else -1)
 
 
+@pytest.mark.slow
 def test_a_layer_keeps_the_limit_as_torch_counts_it() -> None:
     """Two networks: at each limit what the hooks of torch see is within it, and FLOPs grow as it shrinks."""
     spec = tnmoe.MuMoEBlock(12, 30, 12, 4, tnmoe.TensorRing((16, 16, 2)), tnmoe.Gate("softmax", "none"))

@@ -22,6 +22,7 @@ from tnmoe.ir.value import Role
 trees = cache(all_trees)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [1, 7, 1000, None])
 def test_inference_is_the_best_of_all_trees(calls: int | None) -> None:
     """240 random networks of 3 to 5 tensors; with no updates at all, folding is free and decides between equals."""
@@ -56,6 +57,7 @@ COMBINED: list[tuple[Any, list[dict[str, float]]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "criteria"), COMBINED, ids=[str(o) for o, _ in COMBINED])
 def test_combinations_are_the_best_of_all_trees(objective: Any, criteria: list[dict[str, float]]) -> None:
     """200 random networks of 3 to 5 tensors with random gradients, each."""

@@ -77,6 +77,7 @@ def leaves(plan: Plan) -> int:
     return 4 * sum(int(torch.Size([int(program.sizes[i]) for i in v.indices]).numel()) for v in program.leaves)
 
 
+@pytest.mark.slow
 def test_least_peaks_and_limits_are_those_of_all_orders() -> None:
     """150 random networks of 3 to 5 tensors: least peak, fewest FLOPs at it, and fewest FLOPs within any limit."""
     rng = random.Random(61)
@@ -109,6 +110,7 @@ def test_least_peaks_and_limits_are_those_of_all_orders() -> None:
     assert tighter > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

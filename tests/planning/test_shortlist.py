@@ -49,6 +49,7 @@ def cloned(plan: Plan, tokens: int) -> int:
     return mode.elements
 
 
+@pytest.mark.slow
 def test_candidates_are_the_cheapest_of_all_trees() -> None:
     """100 random networks: the FLOPs of the candidates are the smallest of all trees, by the oracle."""
     rng = random.Random(51)
@@ -62,6 +63,7 @@ def test_candidates_are_the_cheapest_of_all_trees() -> None:
         assert all(c.seconds is None for c in found)
 
 
+@pytest.mark.slow
 def test_candidates_of_a_layer_combine_its_networks() -> None:
     """Two networks of a block, each with every one of its orders: the cheapest sums, and no pair twice."""
     spec = tnmoe.MuMoEBlock(7, 11, 5, 3, tnmoe.TensorRing((2, 3, 4)), bias=False)
@@ -76,6 +78,7 @@ def test_candidates_of_a_layer_combine_its_networks() -> None:
     assert len({tuple(c.plan.orders.items()) for c in found}) == 30
 
 
+@pytest.mark.slow
 def test_layout_copies_least_within_one_per_cent() -> None:
     """150 random networks, sizes drawn so that near-ties occur: no tree within 1 % of the fewest FLOPs copies less."""
     rng = random.Random(52)

@@ -52,6 +52,7 @@ def test_every_kind_of_mixture_is_there() -> None:
     assert shown - {spec.kind for spec in EQUAL_MACS.values()} == {"moslora"}
 
 
+@pytest.mark.slow
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     def table(*arguments: str) -> str:
         with pytest.raises(SystemExit) as done:

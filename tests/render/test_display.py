@@ -63,6 +63,7 @@ def test_network_diagram_is_legible(expression: str) -> None:
         assert bottom <= scene.height
 
 
+@pytest.mark.slow
 def test_every_network_can_be_drawn() -> None:
     """Scalars, hyperedges, parts that nothing joins, indices of one tensor alone."""
     rng = random.Random(3)

@@ -311,6 +311,7 @@ ROUTED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROUTED)
 def test_every_family_has_every_figure_as_a_formula_and_every_table(kind: str) -> None:
     declaration = KINDS[kind]

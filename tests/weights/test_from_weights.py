@@ -68,6 +68,7 @@ def test_a_sum_of_kronecker_products_is_found():
     torch.testing.assert_close(made.module(x), linear(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "factorization", [tnmoe.CP("R"), tnmoe.TensorRing((4, "R")), tnmoe.Tucker(("R", "R"))], ids=str
 )
@@ -96,6 +97,7 @@ def test_low_rank_experts_are_truncated_svds():
         assert made.errors[k] == pytest.approx(float(values[6:].norm() / values.norm()), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "factorization", [tnmoe.CP("R"), tnmoe.TensorRing((3, 3, "R")), tnmoe.Tucker((4, "R", "R"))], ids=str
 )
