@@ -70,18 +70,18 @@ def wrapped(start: str, names: Sequence[str], end: str, *, parenthesised: bool =
 
 
 def docstring(lines: Sequence[str], indent: int) -> list[str]:
-    """A docstring of these lines, each wrapped to the width."""
+    """A docstring of these lines, each wrapped to the width; what has line breaks of its own is laid out already."""
     pad = " " * indent
     clean = [
         part.replace("\\", "\\\\").replace('"""', "'''")
         for k, line in enumerate(lines)
-        for part in textwrap.wrap(line, WIDTH - indent - (0 if k else 6), subsequent_indent=_margin(line) + "    ")
-        or [""]
+        for part in (line.split("\n") if "\n" in line else _wrapped(line, WIDTH - indent - (0 if k else 6)))
     ]
     if len(clean) == 1:
         return [f'{pad}"""{clean[0]}"""']
     return [f'{pad}"""{clean[0]}', *((pad + line).rstrip() for line in clean[1:]), f'{pad}"""']
 
 
-def _margin(line: str) -> str:
-    return line[: len(line) - len(line.lstrip())]
+def _wrapped(line: str, width: int) -> list[str]:
+    margin = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(line, width, subsequent_indent=f"{margin}    ") or [""]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tnmoe._version import __version__
 from tnmoe.backends.torch import module as torch_backend
 from tnmoe.backends.torch.function import PRODUCTS, FunctionUnit
+from tnmoe.backends.torch.lines import WIDTH
 from tnmoe.backends.torch.methods import Frozen, Unit
 from tnmoe.errors import DeclarationError
 from tnmoe.footprint.liveness import release
+from tnmoe.layers import toml
 from tnmoe.lowering.fold_weights import fold_weights
 from tnmoe.planning.plan import Plan
 from tnmoe.planning.plan_layer import for_inference
@@ -49,8 +50,7 @@ def _unit(planned: Plan, name: str, freeze: bool) -> Unit:
     report = cost(planned)
     notes = [
         "",
-        "Declaration:",
-        *(f"    {key} = {_toml(value)}" for key, value in planned.layer.declaration.items()),
+        "\n    ".join(["Declaration:", *toml.written(planned.layer.declaration, WIDTH - 8)]),
         "",
         *_orders(planned),
         "",
@@ -110,15 +110,3 @@ def _frozen(trained: Plan, name: str, product: str) -> Frozen:
     )
     orders = {p.name: p.indices for p in (*trained.bound.parameters, *trained.bound.buffers)}
     return Frozen(unit, fold_weights(planned.bound), orders)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
-    return str(value)

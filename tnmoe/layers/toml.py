@@ -1,4 +1,4 @@
-"""Reading declarations from TOML files."""
+"""Declarations in TOML: read from files, and written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import tomli_w
 
 from tnmoe.errors import DeclarationError, FileError
 from tnmoe.ir.layer import Layer
@@ -55,3 +58,44 @@ def load(path: str | os.PathLike[str]) -> Declared:
             raise DeclarationError(f"[layer] {error}") from None
     except DeclarationError as error:
         raise DeclarationError(f"{path}: {error}") from None
+
+
+def written(mapping: Mapping[str, Any], width: int) -> list[str]:
+    """The lines of a mapping as TOML: a key a line, its value behind it, inline, where that fits into `width`.
+
+    What is longer takes a line for each entry: the items of a list between its brackets, those of a table under dotted
+    keys, since an inline table may not be broken. One long text stays on one line.
+
+    Raises:
+        TypeError: TOML has no form for a value.
+    """
+    return [line for key, value in mapping.items() for line in _entry(_key(key), value, width)]
+
+
+def _entry(key: str, value: Any, width: int) -> list[str]:
+    line = f"{key} = {_inline(value)}"
+    if len(line) <= width or not value:
+        return [line]
+    if isinstance(value, Mapping):
+        return [line for k, v in value.items() for line in _entry(f"{key}.{_key(k)}", v, width)]
+    if isinstance(value, list | tuple):
+        return [f"{key} = [", *(f"    {_inline(item)}," for item in value), "]"]
+    return [line]
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        entries = ", ".join(f"{_key(k)} = {_inline(v)}" for k, v in value.items())
+        return f"{{ {entries} }}" if entries else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_inline, value))}]"
+    return _dumped({"x": value}).removeprefix("x = ")
+
+
+def _key(key: str) -> str:
+    return _dumped({key: 0}).removesuffix(" = 0")
+
+
+def _dumped(pair: Mapping[str, Any]) -> str:
+    """One line `key = value`; TOML allows a tab in a text, but whoever lays the line out may take it for blanks."""
+    return tomli_w.dumps(pair).removesuffix("\n").replace("\t", "\\t")
