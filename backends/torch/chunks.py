@@ -1,9 +1,8 @@
 """Write the end of a program as a `torch.autograd.Function` that takes its tokens in chunks, forward and backward.
 
 `tnmoe.autodiff.chunks` says where each value lies. Gradients of weights are summed up in place, inside the product, and
-no chunk allocates anything. glibc maps every large tensor anew and gives it back when it is freed, and the faults of
-its pages cost up to a third of the time of the products that write them (measured: 103 against 128 GFLOP/s, 512 tokens
-of a GPT-2 CP block, two threads of an AMD EPYC).
+no chunk allocates anything: the page faults of fresh memory cost what chunks gain, see
+docs/decisions/chunks-and-page-faults.md.
 """
 
 from __future__ import annotations
@@ -72,7 +71,8 @@ class StreamWriter(Writer):
         name = self.whole(holder.name) if self.token in holder.indices else self.ref(holder.name)
         return f"{name}.shape[{holder.indices.index(index)}]"
 
-    def _sizes(self, group: tuple[str, ...]) -> list[str]:
+    def lengths(self, group: tuple[str, ...]) -> list[str]:
+        """As of every writer; a size that only the data knows is read where it is needed."""
         first = next((i for i in group if i in self.program.dynamic), "")
         return ["-1" if i == first else self.length(i) for i in group]
 
