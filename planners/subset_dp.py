@@ -26,7 +26,7 @@ from tnmoe.planners.path_cache import kept_path
 MAX_TENSORS = 12
 
 WORTH_KEEPING = 11
-"""Tensors from which a path is kept in the cache: 44 ms to plan (median), 0.1 ms to read; 12 take 150 ms."""
+"""Tensors from which a path is kept in the cache; see docs/decisions/planning-time.md."""
 
 VERSION = 1
 """To be raised when paths come to be others."""

@@ -1,10 +1,9 @@
 """Sparse gates for torch. The emitter copies these definitions into the files it writes, word for word.
 
 The threshold τ solves a convex equation, on which Newton's method from the left never overshoots. The number of its
-steps depends on the number n of entries alone. For entmax-1.5 the equation is ‖max(z - τ, 0)‖ = 1 rather than its
-square: 3 + ⌊½⌈log2 n⌉⌋ steps bring the slowest rows that an evolutionary search has found to 1e-9 (n = 8) or better,
-where the square takes a half more. For sparsemax, 3 + ⌈¾⌈log2 n⌉⌉ give 1e-7, and two more 1e-14. So many sums take less
-time than a sort, except where so few numbers come in that launching kernels is all the work.
+steps depends on the number n of entries alone: 3 + ⌊½⌈log2 n⌉⌋ for entmax-1.5, whose equation is ‖max(z - τ, 0)‖ = 1
+rather than its square, and 3 + ⌈¾⌈log2 n⌉⌉ for sparsemax. Few numbers are sorted. Why so, and how exact that is:
+docs/decisions/newton-gates.md.
 """
 
 from __future__ import annotations

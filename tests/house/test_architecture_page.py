@@ -107,6 +107,22 @@ def defined(path: Path) -> set[str]:
     return names
 
 
+def test_decisions_that_the_code_names_are_there() -> None:
+    """A docstring keeps the rule and names the page that has the story; each page is in the list of all."""
+    named = {
+        page: path.relative_to(ROOT).as_posix()
+        for folder in ("tnmoe", "planners", "backends")
+        for path in (ROOT / folder).rglob("*.py")
+        for page in re.findall(r"docs/decisions/[\w-]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    for page, path in named.items():
+        assert (ROOT / page).exists(), f"{path} names {page}"
+    pages = {p.name for p in (ROOT / "docs" / "decisions").glob("*.md")} - {"index.md"}
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "decisions" / "index.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(pages)
+
+
 def test_what_is_not_there_is_seen() -> None:
     assert NAMED.findall("in `tnmoe/ir/bound.py:bind`, `docs/` and `make docs`") == [
         ("tnmoe/ir/bound.py", "bind"),

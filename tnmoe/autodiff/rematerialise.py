@@ -18,7 +18,8 @@ from tnmoe.ir.dataflow import elements
 from tnmoe.ir.ops import Op, operands
 
 SHARES = {"save": 1 / 200, "recompute": 3 / 20}
-"""What may be repeated, as a share of the FLOPs of training: Hadamards and GELU; or a whole product of a block too."""
+"""What may be repeated, as a share of the FLOPs of training: Hadamards and GELU; or a whole product of a block too. See
+docs/decisions/recomputation.md."""
 
 Memory = str | int | None
 """`"save"`, `"recompute"`, a budget in bytes, or None: autograd decides."""

@@ -10,10 +10,8 @@ from tnmoe.ir.value import Value
 from tnmoe.layers.builder import Builder
 
 BLOCK = 4
-"""Rows that every expert has a multiple of by default. A library's product of matrices treats rows in groups: those of
-the last, smaller one are summed in another order. Groups of MKL's AVX2 kernels have up to 4 rows (what yours has,
-`tests/test_interference.py` tries), so that with 4 no token's result depends, to the bit, on how many others share its
-expert."""
+"""Rows that every expert has a multiple of by default, so that no token's result depends, to the bit, on how many
+others share its expert; see docs/decisions/rows-in-blocks.md."""
 
 
 def chosen_experts(

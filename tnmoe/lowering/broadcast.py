@@ -22,28 +22,7 @@ def pays(groups: MatmulGroups, sizes: Mapping[str, int]) -> bool:
     """Whether the broadcast product is faster than copies and one large product; False where a size is unknown.
 
     A batched product reads the matrix again for each item, so that may be no larger than what it reads and writes of
-    the item, and rows have to be long. Measured on tensors of a million elements, float32, one thread of an AMD EPYC
-    with MKL: how many times as fast the broadcast product is as a large one with a copy before it, and with another
-    one after it; forward, and forward and backward. Share: the matrix over the item.
-
-    ======== ======= ===== ========== ==========
-    matrix   columns share forward    training
-    ======== ======= ===== ========== ==========
-    3×4      8       0.21  0.62; 0.81 0.66; 0.73
-    3×4      192     0.01  3.16; 3.81 2.24; 2.48
-    8×12     4       1.20  0.25; 0.31 0.21; 0.21
-    8×12     8       0.60  1.28; 1.54 1.16; 1.04
-    8×12     16      0.30  2.64; 3.26 1.81; 1.97
-    16×16    8       1.00  0.63; 0.80 0.50; 0.52
-    16×16    16      0.50  1.44; 1.98 1.32; 1.61
-    24×24    16      0.75  1.88; 2.56 1.92; 2.80
-    64×64    16      2.00  1.02; 1.26 0.74; 0.82
-    64×64    32      1.00  1.44; 1.95 1.01; 1.13
-    64×64    192     0.17  1.53; 1.93 1.22; 1.38
-    256×64   64      0.80  1.23; 1.90 1.21; 1.35
-    256×256  64      2.00  1.29; 1.48 0.96; 1.01
-    768×768  192     2.00  1.05; 1.12 0.98; 1.01
-    ======== ======= ===== ========== ==========
+    the item, and rows have to be long. Measured: see docs/decisions/broadcast-products.md.
     """
     if not all(i in sizes for group in (groups.rows, groups.inner, groups.cols) for i in group):
         return False

@@ -1,9 +1,7 @@
 """Choose how weights lie in memory where a matrix product may read them either way: (inner, columns) or turned.
 
-A product of few rows is bound by how fast it reads the weight. MKL does so best along the longer side: measured at one
-row, 3072 × 556 is read 1.4 times faster as 556 × 3072, and 556 × 3072 1.8 times faster as it is. From 32 rows on both
-orders take the same time within 6 %, and small weights do not care. So `longer_side_last` is the rule where nobody has
-said or measured better.
+A product of few rows is bound by how fast it reads the weight, which is best along the longer side. So
+`longer_side_last` is the rule where nobody has said or measured better; see docs/decisions/weights-orientation.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 A shared machine is noisy, so no candidate is timed on its own: in each round all run once, in random order, and they
 are compared by the ratios within rounds. The first candidate runs in every round, so that all ratios are over the same.
+See docs/decisions/racing.md.
 """
 
 from __future__ import annotations

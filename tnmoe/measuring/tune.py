@@ -49,8 +49,8 @@ SHARES = (0.2, 0.6, 0.75, 1.0)
 
 
 MOST_MOVED = 4
-"""Times the elements of the order that moves the fewest: one that moves more is not tried. Near-ties in FLOPs may
-differ by a hundred times in what they write; a single pass of such an order would take most of the budget."""
+"""Times the elements of the order that moves the fewest: one that moves more is not tried, since a single pass would
+take most of the budget; see docs/decisions/moved-elements.md."""
 
 
 def tune(

@@ -19,10 +19,11 @@ from tnmoe.planners import ranked
 from tnmoe.planning.plan import Plan
 from tnmoe.planning.request import DEFAULT_TOKENS, Planable, PlanRequest, plan_request, planner_of
 from tnmoe.planning.shortlist import TOLERANCE, CandidateFigures, Shortlist
+from tnmoe.timing.device import Device
 from tnmoe.timing.device_profile import DeviceProfile, default_path, load_cached
 from tnmoe.timing.predict import predict
 
-Profile = DeviceProfile | str | os.PathLike[str]
+Profile = Device | str | os.PathLike[str]
 """A device's measured rates, or the file of a calibration."""
 
 Emitted = Callable[[Plan], Plan]
@@ -32,9 +33,8 @@ COUNT = 16
 """How many orders "layout" chooses among; "time" among these and as many more, the cheapest as `BALANCE` counts."""
 
 BALANCE = 80
-"""FLOPs that take as long as reading or writing an element: about what was measured at products over axes of 3 to 16
-on a CPU with AVX-512. Such a product moves nearly as many elements as it multiplies, so that an order with the fewest
-FLOPs may take longer than one that merges small factors first."""
+"""FLOPs that take as long as reading or writing an element, by which orders are found that move less; measured, see
+docs/decisions/moved-elements.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def shortlist(
     _check_count(count)
     request = plan_request(what, tokens, sizes, input_gradients)
     plans = [plan for _, plan in cheapest(request, price, count)]
-    device = None if profile is None else _profile(profile)
+    device = None if profile is None else _device(profile)
     return tuple(Candidate(p, None if device is None else _seconds(p, device)) for p in plans)
 
 
@@ -174,7 +174,7 @@ def fastest(request: PlanRequest, profile: Profile | None, emitted: Emitted) -> 
 
     `emitted` gives a plan the function that its module shall have, which the time depends on.
     """
-    device = _profile(profile)
+    device = _device(profile)
     named = [
         (name, emitted(plan))
         for name, each in lowered(request).items()
@@ -186,7 +186,7 @@ def fastest(request: PlanRequest, profile: Profile | None, emitted: Emitted) -> 
         CandidateFigures(plan.orders, plan.flops, plan.copied, seconds, name)
         for (name, plan), seconds in zip(named, predicted, strict=True)
     )
-    source = f"{device.name}, {device.source}, {_dtype(device)}"
+    source = f"{device.name}, {device.source}, {device.dtypes[0]}"
     return _chosen(named[chosen][1], TIME, Shortlist("time", figures, chosen, source=source))
 
 
@@ -207,14 +207,14 @@ def _chosen(plan: Plan, objective: Objective, shortlist: Shortlist) -> Plan:
     return replace(plan, paths=paths, minimised=objective, shortlist=shortlist)
 
 
-def _profile(given: Profile | None) -> DeviceProfile:
-    """A profile, that of a file, or the one that the last calibration kept."""
-    if isinstance(given, DeviceProfile):
-        return given
+def _device(given: Profile | None) -> Device:
+    """A device, the profile of a file, or the one that the last calibration kept."""
     if given is None:
         if (cached := load_cached()) is None:
             raise PlanError(f"no device profile at {default_path()}: run `tnmoe calibrate`, or pass profile=")
         return cached
+    if isinstance(given, Device):
+        return given
     try:
         return DeviceProfile.from_json(Path(given).read_text(encoding="utf-8"))
     except TnmoeError as error:
@@ -223,10 +223,6 @@ def _profile(given: Profile | None) -> DeviceProfile:
         raise FileError(f"profile {given} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _dtype(profile: DeviceProfile) -> str:
-    return "float32" if "float32" in profile.rates else next(iter(profile.rates))
-
-
-def _seconds(planned: Plan, profile: DeviceProfile) -> float:
+def _seconds(planned: Plan, device: Device) -> float:
     own, flavour = planned.adjoint, planned.flavour
-    return predict(planned.executed, profile, _dtype(profile), adjoint=own, flavour=flavour).seconds
+    return predict(planned.executed, device, device.dtypes[0], adjoint=own, flavour=flavour).seconds
