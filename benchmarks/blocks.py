@@ -1,7 +1,7 @@
 """Emitted modules against the reference's op order, its fastest setting, an MLP of the same shape, and other libraries.
 
-Run: `python benchmarks/blocks.py` (needs `pip install "tnmoe[peers]"`: the baseline is `tests/support/reference_module.py`,
-with its column of ones, its three-operand einsums and entmax from the package). float32; all contenders of a table have
+Run: `python benchmarks/blocks.py` (needs `pip install "tnmoe[peers]"`: the baseline is
+`tests/support/reference_module.py`, with its column of ones, its three-operand einsums and entmax from the package). float32; all contenders of a table have
 the same weights, agree with each other, and run interleaved in random order in one process; each row gives median and
 quartiles of its time, and of the ratio of the reference's time to its own within each round. `ref+flag` and `mlp+flag`
 run with `torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, which sends their products to oneDNN and which tnmoe
