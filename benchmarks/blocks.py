@@ -1,14 +1,14 @@
 """Emitted modules against the reference's op order, its fastest setting, an MLP of the same shape, and other libraries.
 
 Run: `python benchmarks/blocks.py` (needs `pip install "tnmoe[peers]"`: the baseline is
-`tests/support/reference_module.py`, with its column of ones, its three-operand einsums and entmax from the package). float32; all contenders of a table have
-the same weights, agree with each other, and run interleaved in random order in one process; each row gives median and
-quartiles of its time, and of the ratio of the reference's time to its own within each round. `ref+flag` and `mlp+flag`
-run with `torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, which sends their products to oneDNN and which tnmoe
-never sets. `tuned` is what `tnmoe.tune` chose here, for each of both modes. The bound is the time of all matmul FLOPs
-at the best rate that a product of 2048×2048 matrices reached in the same rounds. `trained_settings.py` adds cases under
-bfloat16 autocast, compiled, and both, such as `--only "gpt2-cp@2048 bf16 compiled"`. The last table holds what was
-measured against what is aimed at.
+`tests/support/reference_module.py`, with its column of ones, its three-operand einsums and entmax from the package).
+float32; all contenders of a table have the same weights, agree with each other, and run interleaved in random order in
+one process; each row gives median and quartiles of its time, and of the ratio of the reference's time to its own within
+each round. `ref+flag` and `mlp+flag` run with `torch.backends.mkldnn.matmul.fp32_precision = "bf16"`, which sends their
+products to oneDNN and which tnmoe never sets. `tuned` is what `tnmoe.tune` chose here, for each of both modes. The
+bound is the time of all matmul FLOPs at the best rate that a product of 2048×2048 matrices reached in the same rounds.
+`trained_settings.py` adds cases under bfloat16 autocast, compiled, and both, such as `--only "gpt2-cp@2048 bf16
+compiled"`. The last table holds what was measured against what is aimed at.
 
 About twenty minutes on two cores, of which the settings take half. On a machine that others use as well,
 `--clock cpu --threads 1` compares processor time, without what was waited.
