@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from tnmoe.backends.numpy.arrays import Array
-from tnmoe.errors import ProgramError
+from tnmoe.errors import ProgramError, no_rule
 from tnmoe.ir.routing_ops import (
     CapacitySlots,
     Dropped,
@@ -129,6 +129,8 @@ def run_routing(op: RoutingOp, env: dict[str, Array], sizes: Mapping[str, Dim], 
             env[out.name] = np.maximum(counts_of - places, 0).sum()
         case Missed(_, positions, index):
             env[out.name] = np.asarray(size(index) - len(np.unique(get(positions))))
+        case _:
+            no_rule(op, "what it computes")
 
 
 def _best(x: Array, count: int) -> Array:

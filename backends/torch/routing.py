@@ -9,7 +9,7 @@ from functools import cache
 import sympy
 
 from tnmoe.backends.torch.copied import as_emitted, runtime_source
-from tnmoe.errors import EmitError
+from tnmoe.errors import EmitError, no_rule
 from tnmoe.ir.ops import Op
 from tnmoe.ir.program import Program
 from tnmoe.ir.routing_ops import (
@@ -178,3 +178,5 @@ def routing_expression(op: RoutingOp, program: Program, ref: dict[str, str]) -> 
             return f"dropped_choices({name(positions)}, {experts}, {places})"
         case Missed(_, positions, index):
             return f"missed({name(positions)}, {size(index)})"
+        case _:
+            no_rule(op, "its torch form")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.device_by_hand import by_hand
 
 import tnmoe
 from tnmoe.cli.main import main
@@ -14,6 +15,7 @@ from tnmoe.ir.contractions import Contract, Merge, Multiply
 from tnmoe.ir.pointwise_ops import Gelu
 from tnmoe.ir.value import Value
 from tnmoe.timing.datasheet import Datasheet, Peak, datasheet_names
+from tnmoe.timing.device import Device
 from tnmoe.timing.predict import op_seconds, predict
 
 DEVICES = ("a100", "b200", "cpu", "h100", "h200", "l40s", "mi300x")
@@ -175,3 +177,23 @@ def test_faulty_sheets(change: dict[str, Any], message: str) -> None:
         Datasheet.from_json(json.dumps(lacking))
     with pytest.raises(tnmoe.DeclarationError, match="must be JSON"):
         Datasheet.from_json("{")
+
+
+def test_both_makers_of_devices_serve_alike() -> None:
+    """A data sheet is a device as a calibration is: for predictions, and to plan by."""
+    sheet = tnmoe.datasheet("h100")
+    for device in (sheet, by_hand()):
+        assert isinstance(device, Device)
+        assert set(device.dtypes) >= {"float32"}
+        assert device.dtypes[0] == "float32"
+    layer = tnmoe.MuMoE(64, 48, 8, tnmoe.TensorRing((4, 4, 8)))
+    plan = tnmoe.plan(layer, tokens=64, objective="time", profile=sheet)
+    assert plan.shortlist is not None
+    assert sheet.name in plan.shortlist.source
+    seconds = predict(plan.executed, sheet, "float32").seconds
+    assert all(seconds <= predict(other.executed, sheet).seconds for other in (tnmoe.plan(layer, tokens=64),))
+
+
+def test_what_is_no_device_is_refused() -> None:
+    with pytest.raises(tnmoe.TnmoeError, match="profile 3 cannot be read"):
+        tnmoe.plan(tnmoe.MuMoE(6, 5, 4, tnmoe.CP(3)), tokens=8, objective="time", profile=3)  # type: ignore[arg-type]

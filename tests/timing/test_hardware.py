@@ -26,11 +26,12 @@ from tnmoe.ir.routing_ops import GroupedContract, RoutingOp
 from tnmoe.ir.value import Value
 from tnmoe.measuring.calibrate import calibrate
 from tnmoe.timing.device_profile import DeviceProfile, default_path, load_cached
+from tnmoe.timing.op_time import torch_calls
 from tnmoe.timing.predict import op_seconds, predict, working_set
 from tnmoe.timing.rates import (
     Grid,
 )
-from tnmoe.timing.routing_time import calls, touched_experts
+from tnmoe.timing.routing_time import touched_experts
 
 SIZES = {"t": 32, "i": 16, "o": 8, "a": 4, "b": 2, "n": 4, "k": 2, "c": 5, "s": 64}
 
@@ -528,5 +529,5 @@ def test_calls_are_those_that_torch_sees(spec: Any) -> None:
 
     with torch.no_grad(), Counter():
         module(torch.randn(24, 8))
-    counted = sum(calls(op, plan.bound.sizes) for op in plan.bound.ops)
+    counted = sum(torch_calls(op, plan.bound.sizes) for op in plan.bound.ops)
     assert 0.5 * Counter.seen <= counted <= 1.25 * Counter.seen

@@ -20,7 +20,7 @@ from tnmoe.ir.ops import Op
 from tnmoe.ir.routing_ops import GroupedContract
 from tnmoe.ir.value import DTYPE_BYTES
 from tnmoe.symbolic.dims import Dim
-from tnmoe.timing.routing_time import calls
+from tnmoe.timing.op_time import torch_calls
 
 FORMAT = "tnmoe-datasheet-1"
 
@@ -77,6 +77,33 @@ class Datasheet:
                 f"Choose one of these, or another device"
             )
         return self.peaks[dtype]
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Those with a peak, float32 first."""
+        return tuple(sorted(self.peaks, key=lambda dtype: dtype != "float32"))
+
+    def op_seconds(
+        self, op: Op, sizes: Mapping[str, Dim], dtype: str, *, working_set: int = 0, fast: bool = False
+    ) -> float:
+        """Seconds of one op, by its roofline; a data sheet knows nothing of fetching, nor of other libraries."""
+        return roofline(op, sizes, self, dtype)
+
+    def call_seconds(self, dtype: str, *, parameters: int, calls: int, functions: int) -> float:
+        """0: the overhead of each op is all that is assumed."""
+        return 0.0
+
+    def graph_seconds(self, dtype: str, *, nodes: int, functions: int, leaves: int) -> float:
+        """A node costs the least overhead of an op twice: recorded, and visited."""
+        return 2 * nodes * self.overhead
+
+    def gradient_seconds(self, kind: str, dtype: str, *, count: int, length: int | None, passes: int) -> float | None:
+        """None: no kernel of a gradient is known."""
+        return None
+
+    def fill_seconds(self, dtype: str, count: int) -> float:
+        """Seconds of so many elements of zeros."""
+        return DTYPE_BYTES[dtype] * count / self.bandwidth
 
     @classmethod
     def from_json(cls, text: str) -> Datasheet:
@@ -146,7 +173,7 @@ def datasheet(name: str) -> Datasheet:
 def roofline(op: Op, sizes: Mapping[str, Dim], device: Datasheet, dtype: str) -> float:
     """Seconds of one op: max(FLOPs / peak, bytes / bandwidth) + overhead (Williams et al., 2009).
 
-    Ops that dispatch are several kernels, each with its overhead (`tnmoe.timing.routing_time.calls`). A loop over
+    Ops that dispatch are several kernels, each with its overhead (`tnmoe.timing.op_time.torch_calls`). A loop over
     experts is one for each expert, but in bfloat16 on a CUDA device one for all of them.
 
     Raises:
@@ -157,5 +184,5 @@ def roofline(op: Op, sizes: Mapping[str, Dim], device: Datasheet, dtype: str) ->
     computing += int(work.elementwise_flops + work.special_flops) / device.vector
     moving = DTYPE_BYTES[dtype] * int(moved.read + moved.written) / device.bandwidth
     at_once = isinstance(op, GroupedContract) and device.device == "cuda" and dtype == "bfloat16"
-    kernels = GROUPED_KERNELS if at_once else calls(op, sizes)
+    kernels = GROUPED_KERNELS if at_once else torch_calls(op, sizes)
     return max(computing, moving) + (kernels * device.overhead if moved.written else 0.0)

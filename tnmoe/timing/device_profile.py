@@ -13,7 +13,11 @@ from typing import Any
 from tnmoe.errors import CostError, DeclarationError, TnmoeError
 from tnmoe.io import cache
 from tnmoe.io.files import json_text, read_json
+from tnmoe.ir.ops import Op
+from tnmoe.ir.routing_ops import Noise, RoutingOp
 from tnmoe.ir.value import DTYPE_BYTES
+from tnmoe.symbolic.dims import Dim
+from tnmoe.timing.op_time import measured_seconds, moved_bytes
 from tnmoe.timing.rates import (
     BACKWARD_ROWWISE,
     BACKWARD_STREAMS,
@@ -62,6 +66,82 @@ class DeviceProfile:
                 f"Calibrate with that dtype, or choose one of these"
             )
         return self.rates[dtype]
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Those that were measured, float32 first."""
+        return tuple(sorted(self.rates, key=lambda dtype: dtype != "float32"))
+
+    # ---- seconds ---------------------------------------------------------------------------------------------
+
+    def op_seconds(
+        self, op: Op, sizes: Mapping[str, Dim], dtype: str, *, working_set: int = 0, fast: bool = False
+    ) -> float:
+        """Seconds of one op, as measured, and of fetching its operands from among `working_set` bytes."""
+        rates, width = self.of(dtype), DTYPE_BYTES[dtype]
+        if isinstance(op, RoutingOp) and not rates.routing:
+            raise CostError(
+                f"the profile of {self.name!r} is of before routing was measured, so that {type(op).__name__} has no "
+                f"rate in it: run `tnmoe calibrate` again"
+            )
+        if isinstance(op, Noise):  # in evaluation its result is its operand: nothing is fetched
+            return 0.0
+        moved = moved_bytes(op, sizes, width)
+        fetching = 0.0
+        if working_set > moved:
+            fetching = max(0.0, moved / rates.memory.at(working_set) - moved / rates.memory.at(moved))
+        return fetching + measured_seconds(op, sizes, rates, width, moved, self._fast(dtype) if fast else None)
+
+    def _fast(self, dtype: str) -> Products | None:
+        """The rates of oneDNN's products; None where the flavour `fast` calls the public ones instead."""
+        if self.device != "cpu" or dtype != "float32":
+            return None
+        if (products := self.of(dtype).fast) is None:
+            raise CostError(
+                f"the profile of {self.name!r} is of before the flavour 'fast' was measured: run `tnmoe calibrate` "
+                f"again"
+            )
+        return products
+
+    def call_seconds(self, dtype: str, *, parameters: int, calls: int, functions: int) -> float:
+        """Seconds of a module's call itself, the looking up of its parameters and going from op to op."""
+        rates = self.of(dtype)
+        call = rates.overhead["call"] + parameters * rates.overhead["parameter"] + calls * rates.overhead["switch"]
+        return call if rates.training is None else call + functions * rates.training.graph["apply"]
+
+    def graph_seconds(self, dtype: str, *, nodes: int, functions: int, leaves: int) -> float:
+        """Seconds that autograd itself takes."""
+        each = self._training(dtype).graph
+        return each["pass"] + nodes * each["node"] + functions * each["function"] + leaves * each["leaf"]
+
+    def gradient_seconds(self, kind: str, dtype: str, *, count: int, length: int | None, passes: int) -> float | None:
+        """Seconds of a gradient that has a kernel of its own.
+
+        Raises:
+            CostError: a profile of before training was measured, or a kind that was not.
+        """
+        training, rates = self._training(dtype), self.of(dtype)
+        moved = passes * DTYPE_BYTES[dtype] * count
+        if kind not in (training.streams if length is None else training.rowwise):
+            raise CostError(f"the profile of {self.name!r} has no rate for the gradient of {kind}")
+        if length is None:
+            taken = moved / training.streams[kind].at(moved)
+        else:
+            taken = count / training.rowwise[kind].at(count // length, length)
+        return max(taken, moved / rates.bandwidth) + training.overhead[kind]
+
+    def fill_seconds(self, dtype: str, count: int) -> float:
+        """Seconds of so many elements of zeros."""
+        size = DTYPE_BYTES[dtype] * count
+        return size / self.of(dtype).fresh.at(size)
+
+    def _training(self, dtype: str) -> Training:
+        """What the profile knows of training."""
+        if (training := self.of(dtype).training) is None:
+            raise CostError(
+                f"the profile of {self.name!r} is of before training was measured: run `tnmoe calibrate` again"
+            )
+        return training
 
     # ---- JSON ------------------------------------------------------------------------------------------------
 
@@ -116,19 +196,19 @@ def _later_mapping(rates: Rates, grid: Callable[[Grid], dict[str, Any]]) -> dict
     def grids(given: Mapping[str, Grid]) -> dict[str, Any]:
         return {kind: grid(g) for kind, g in given.items()}
 
-    found: dict[str, Any] = {}
+    later: dict[str, Any] = {}
     if rates.routing:
-        found |= {"routing": grids(rates.routing), "routing_overhead": dict(rates.routing_overhead)}
+        later |= {"routing": grids(rates.routing), "routing_overhead": dict(rates.routing_overhead)}
     if rates.fast is not None:
-        found["fast"] = {"gemm": grid(rates.fast.gemm), "overhead": rates.fast.overhead}
+        later["fast"] = {"gemm": grid(rates.fast.gemm), "overhead": rates.fast.overhead}
     if (training := rates.training) is not None:
-        found["training"] = {
+        later["training"] = {
             "streams": grids(training.streams),
             "rowwise": grids(training.rowwise),
             "overhead": dict(training.overhead),
             "graph": dict(training.graph),
         }
-    return found
+    return later
 
 
 def _rates(data: Any, where: str) -> Rates:

@@ -6,9 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
+from support.device_by_hand import by_hand
 
 import tnmoe
+from tnmoe.autodiff.reverse_mode import gradients
+from tnmoe.backends.numpy.contractions import run_contraction
+from tnmoe.backends.numpy.execute import execute
+from tnmoe.backends.numpy.pointwise import run_pointwise
+from tnmoe.backends.numpy.routing import run_routing
+from tnmoe.backends.torch import contractions as torch_contractions
+from tnmoe.backends.torch import pointwise as torch_pointwise
+from tnmoe.backends.torch.routing import routing_expression
+from tnmoe.backends.torch.statements import Writer
 from tnmoe.costing import contraction_cost, pointwise_cost, routing_cost
 from tnmoe.costing.backward import backward_cost
 from tnmoe.costing.op_cost import op_cost
@@ -21,6 +32,10 @@ from tnmoe.ir.bound import as_bound
 from tnmoe.ir.program import Program
 from tnmoe.ir.value import Value
 from tnmoe.ir.verify import verify
+from tnmoe.lowering.assign_layouts import assign_layouts
+from tnmoe.timing import contraction_time, op_time, pointwise_time, routing_time
+from tnmoe.timing.predict import op_seconds, predict
+from tnmoe.timing.predict_training import predict_training
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,8 @@ SIZES = {"t": 3, "i": 5}
 NEEDING = frozenset({"x"})
 PROGRAM = Program(inputs=(OP.x,), parameters=(), buffers=(), ops=(OP,), output=OP.out, sizes=SIZES)
 
+RATES = by_hand().of("float32")
+ARRAYS = {"x": np.ones((3, 5))}
 TENSORS = TensorBytes(as_bound(PROGRAM), 4, NEEDING)
 
 RULES: dict[str, Callable[[], object]] = {
@@ -69,6 +86,27 @@ RULES: dict[str, Callable[[], object]] = {
     "routing: allocations": lambda: routing_allocations.forward(OP, TENSORS, evaluation=False),
     "routing: allocations of gradients": lambda: routing_allocations.backward(OP, TENSORS),
     "fused: what it stands for": lambda: fused_ops.unfused(OP),
+    "layouts": lambda: assign_layouts(PROGRAM, SIZES),
+    "seconds by a profile": lambda: op_seconds(OP, SIZES, by_hand(), "float32"),
+    "seconds by a data sheet": lambda: op_seconds(OP, SIZES, tnmoe.datasheet("h100"), "float32"),
+    "a forward pass": lambda: predict(PROGRAM, by_hand()),
+    "training": lambda: predict_training(PROGRAM, by_hand(), inputs=["x"]),
+    "calls of torch": lambda: op_time.torch_calls(OP, SIZES),
+    "nodes of the graph": lambda: op_time.graph_nodes(OP, SIZES),
+    "contraction: seconds": lambda: contraction_time.seconds(OP, SIZES, RATES, 4, 60),
+    "pointwise: seconds": lambda: pointwise_time.seconds(OP, SIZES, RATES, 60),
+    "pointwise: how its gradient is made": lambda: pointwise_time.python_statements(OP),
+    "routing: seconds": lambda: routing_time.seconds(OP, SIZES, RATES, 4, 60),
+    "routing: calls of torch": lambda: routing_time.calls(OP, SIZES),
+    "NumPy": lambda: execute(PROGRAM, {"x": np.ones((3, 5))}),
+    "NumPy: contraction": lambda: run_contraction(OP, ARRAYS, SIZES),
+    "NumPy: pointwise": lambda: run_pointwise(OP, ARRAYS, training=False),
+    "NumPy: routing": lambda: run_routing(OP, dict(ARRAYS), SIZES, False),
+    "torch": lambda: Writer(PROGRAM).statement(OP),
+    "torch: contraction": lambda: torch_contractions.expression(OP, Writer(PROGRAM)),
+    "torch: pointwise": lambda: torch_pointwise.expression(OP, Writer(PROGRAM)),
+    "torch: routing": lambda: routing_expression(OP, PROGRAM, {"x": "x", "y": "y"}),
+    "a backward pass of its own": lambda: gradients(PROGRAM, (OP,), OP.out, frozenset({"x", "y"})),
 }
 
 
