@@ -23,6 +23,7 @@ from rich.progress import Progress
 
 import tnmoe
 from tnmoe.measuring.calibrate import BUDGET, calibrate
+from tnmoe.measuring.timer import Timer
 from tnmoe.timing import predict
 from tnmoe.timing.predict_training import predict_training
 
@@ -125,10 +126,7 @@ def sample(run: Run, clock: Callable[[], float], at_least: float = 0.004) -> flo
     """Seconds of one call, over a few, after one to bring its weights into the caches."""
     run.call()
     repeats = max(1, min(200, int(at_least / run.predicted)))
-    begin = clock()
-    for _ in range(repeats):
-        run.call()
-    return (clock() - begin) / repeats
+    return Timer(clock).passes(run.call, repeats)
 
 
 def ranks(values: Sequence[float]) -> list[float]:

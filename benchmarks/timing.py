@@ -14,6 +14,9 @@ from pathlib import Path
 
 import torch
 
+from tnmoe.measuring.timer import Timer
+from tnmoe.measuring.timer import rounds as rounds_of
+
 SIDE = 2048
 """Of the square matrices whose product gives the best rate of the machine."""
 
@@ -66,12 +69,12 @@ class Times:
 def square_products() -> dict[str, Callable[[], object]]:
     """The products of this torch: its default, and oneDNN's if there is one."""
     a = torch.randn(SIDE, SIDE)
-    found: dict[str, Callable[[], object]] = {"mm": lambda: a @ a}
+    products: dict[str, Callable[[], object]] = {"mm": lambda: a @ a}
     with contextlib.suppress(AttributeError, RuntimeError):
         product = torch.ops.mkldnn._linear_pointwise
         product(a[:2], a[:2], None, "none", [], "")
-        found["oneDNN"] = lambda: product(a, a, None, "none", [], "")
-    return found
+        products["oneDNN"] = lambda: product(a, a, None, "none", [], "")
+    return products
 
 
 def interleaved(
@@ -87,21 +90,18 @@ def interleaved(
     Args:
         limit: seconds after which no further round begins, if there were `FEWEST`.
     """
-    products = square_products()
+    products, timer, order = square_products(), Timer(clock), random.Random()
     every = {**runs, **products}
-    found: dict[str, list[float]] = {name: [] for name in every}
+    seconds: dict[str, list[float]] = {name: [] for name in every}
     begun = time.monotonic()
     for count in range(rounds + 1):
         if count > FEWEST and time.monotonic() - begun > limit:
             break
-        for name in random.sample(list(every), len(every)):
-            passes = 1 if name in products else repeats
-            begin = clock()
-            for _ in range(passes):
-                every[name]()
+        for _, name in rounds_of(list(every), 1, order):
+            taken = timer.passes(every[name], 1 if name in products else repeats)
             if count:
-                found[name].append((clock() - begin) / passes)
-    return Times({n: t for n, t in found.items() if n in runs}, {n: t for n, t in found.items() if n in products})
+                seconds[name].append(taken)
+    return Times({n: t for n, t in seconds.items() if n in runs}, {n: t for n, t in seconds.items() if n in products})
 
 
 def machine(threads: int, clock: str) -> str:

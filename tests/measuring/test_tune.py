@@ -19,9 +19,10 @@ import tnmoe
 from tnmoe.cli.main import main
 from tnmoe.io import cache
 from tnmoe.ir.ops import operands
-from tnmoe.measuring import harness, race
+from tnmoe.measuring import harness, race, timer
 from tnmoe.measuring import tune as tune_module
 from tnmoe.measuring.race import Race, Runner
+from tnmoe.measuring.timer import Timer
 from tnmoe.measuring.tuned import Measured, Tuned, winner
 from tnmoe.measuring.variants import PLANNED, Variant, choices
 
@@ -283,11 +284,12 @@ def test_training_is_measured_where_gradients_are_needed() -> None:
 # ---- the race --------------------------------------------------------------------------------------------------
 
 
-def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_take_turns() -> None:
     """Every candidate once in each round, not always in the same order."""
     seen: list[int] = []
-    monkeypatch.setattr(race, "_timed", lambda runner, repeats: runner.run() or 1.0)
-    runners = [Runner(lambda k=k: seen.append(k)) for k in range(4)]
+    seconds = iter(range(10**9))
+    timer = Timer(lambda: float(next(seconds)))
+    runners = [Runner(lambda k=k: seen.append(k), timer) for k in range(4)]
     left = Race().stage(runners, 10, keep=None, share=1)
     assert left == runners
     assert [len(r.seconds) for r in runners] == [10] * 4
@@ -296,13 +298,13 @@ def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(rounds)) > 3
 
 
-def test_short_passes_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_passes_are_repeated() -> None:
     clock = iter(range(10**9))
-    monkeypatch.setattr(race.time, "perf_counter", lambda: 1e-4 * next(clock))  # a tick at each look
-    short = Runner(lambda: None)
+    timer = Timer(lambda: 1e-4 * next(clock))  # a tick at each look
+    short = Runner(lambda: None, timer)
     assert race.seconds(short) == pytest.approx(1e-4 / 10)  # 10 passes between two looks
     assert short.repeats == 10
-    long = Runner(lambda: [next(clock) for _ in range(20)])
+    long = Runner(lambda: [next(clock) for _ in range(20)], timer)
     assert race.seconds(long) == pytest.approx(21e-4)
     assert long.repeats == 1
 
@@ -331,7 +333,7 @@ def test_the_clearly_slower_leave(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_budget_ends_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage has one round at least; what the budget left out is said."""
     now = [0.0]
-    monkeypatch.setattr(race.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timer.time, "perf_counter", lambda: now[0])
 
     def price(plan: tnmoe.Plan) -> float:
         now[0] += 1.0

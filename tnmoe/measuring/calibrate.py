@@ -6,13 +6,13 @@ import itertools
 import math
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
 from tnmoe.errors import CostError, unknown
 from tnmoe.ir.value import DTYPE_BYTES
 from tnmoe.measuring.calibration_cases import COARSE, FULL, Case, Sizes, cases_of, pools
 from tnmoe.measuring.calibration_training import training_cases, training_rates
+from tnmoe.measuring.timer import Clock, Timer, of_device, wall_clock
 from tnmoe.timing.device_profile import DeviceProfile
 from tnmoe.timing.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Products, Rates
 
@@ -32,7 +32,7 @@ def calibrate(
     dtypes: Sequence[str] = ("float32",),
     budget: float = BUDGET,
     progress: Callable[[int, int], None] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = wall_clock,
 ) -> DeviceProfile:
     """Measure this machine's rates, with as many threads as torch now uses.
 
@@ -41,8 +41,7 @@ def calibrate(
         dtypes: which to measure, e.g. ("float32", "bfloat16").
         budget: seconds for each dtype, about; below 5 only a coarse grid is measured.
         progress: called with the number of cases done and of all cases.
-        clock: seconds. On a machine shared with others, `time.process_time` with one thread of torch leaves out the
-            time that others had the processor; what they do to caches and memory stays.
+        clock: seconds; see `tnmoe.measuring.timer.Clock`.
 
     Raises:
         CostError: an unknown device or dtype, or a budget that is no positive number.
@@ -62,7 +61,7 @@ def calibrate(
     if not dtypes:
         raise CostError(f"dtypes must name at least one of {', '.join(floating)}")
     sizes = COARSE if budget < _COARSE_BELOW else FULL
-    synchronize = torch.cuda.synchronize if device == "cuda" else _nothing
+    timer = of_device(device, clock)
     rates: dict[str, Rates] = {}
     for position, dtype in enumerate(dtypes):
         with torch.no_grad():
@@ -70,17 +69,13 @@ def calibrate(
             cases = cases_of(left, right, sizes, DTYPE_BYTES[dtype])
             cases += training_cases(left, right, sizes, DTYPE_BYTES[dtype])
             shift, total = position * PASSES * len(cases), len(dtypes) * PASSES * len(cases)
-            _measure(cases, budget, synchronize, progress, shift, total, clock)
+            _measure(cases, budget, timer, progress, shift, total)
         rates[dtype] = _rates(cases, sizes, DTYPE_BYTES[dtype])
     if device == "cuda":
         name, threads = torch.cuda.get_device_name(), ""
     else:
         name, threads = processor(), f", {torch.get_num_threads()} threads"
     return DeviceProfile(name, f"calibrated with torch {torch.__version__}{threads}", device, rates)
-
-
-def _nothing() -> None:
-    pass
 
 
 def processor() -> str:
@@ -96,25 +91,24 @@ def processor() -> str:
 def _measure(
     cases: Sequence[Case],
     budget: float,
-    synchronize: Callable[[], None],
+    timer: Timer,
     progress: Callable[[int, int], None] | None,
     shift: int,
     total: int,
-    clock: Callable[[], float],
 ) -> None:
     """Fill in samples. Passes run over all cases in turn; each case gets an equal slice, at least one call."""
     share = budget / (PASSES * sum(map(_weight, cases)))
-    begin = time.perf_counter()
+    begin = wall_clock()
     for k in range(PASSES):
         for done, case in enumerate(cases):
-            if k and time.perf_counter() - begin > budget:  # the machine is slow: fewer samples, but in time
+            if k and wall_clock() - begin > budget:  # the machine is slow: fewer samples, but in time
                 break
             slice_ = share * _weight(case)
             # Slow cases need fewer samples: a long run averages by itself, and short ones want the time.
             if k >= 3 and case.seconds > 3 * slice_:
                 continue
             warm = k > 0 and case.seconds > slice_
-            case.samples.append(_sample(case.run, slice_, synchronize, clock, warm=warm))
+            case.samples.append(_sample(case.run, slice_, timer, warm=warm))
             if progress is not None:
                 progress(shift + k * len(cases) + done + 1, total)
     if progress is not None:
@@ -126,38 +120,17 @@ def _weight(case: Case) -> int:
     return 1 if case.work else 4
 
 
-def _sample(
-    run: Callable[[], object],
-    slice_: float,
-    synchronize: Callable[[], None],
-    clock: Callable[[], float],
-    *,
-    warm: bool,
-) -> float:
+def _sample(run: Callable[[], object], slice_: float, timer: Timer, *, warm: bool) -> float:
     """Median seconds of one call within a slice of time; unless `warm`, after a call that fills the caches."""
     if not warm:
-        run()
-        synchronize()
-    begin = clock()
-    run()
-    synchronize()
-    first = clock() - begin
+        timer.warm(run)
+    first = timer.passes(run)
     if first < slice_ / 20:  # its code is in the caches now
-        begin = clock()
-        run()
-        synchronize()
-        first = min(first, clock() - begin)
+        first = min(first, timer.passes(run))
     repeats = min(200, int(slice_ / 5 / max(first, 1e-7)))
     if repeats < 1:
         return first
-    groups = []
-    for _ in range(5):
-        begin = clock()
-        for _ in range(repeats):
-            run()
-        synchronize()
-        groups.append((clock() - begin) / repeats)
-    return statistics.median(groups)
+    return statistics.median(timer.passes(run, repeats) for _ in range(5))
 
 
 def _rates(cases: Sequence[Case], sizes: Sizes, width: int) -> Rates:
@@ -165,7 +138,7 @@ def _rates(cases: Sequence[Case], sizes: Sizes, width: int) -> Rates:
     for case in cases:
         by_kind.setdefault(case.kind, []).append(case)
     # The fastest case of a kind does next to nothing. A tenth is left to it so that its rate stays finite.
-    overhead = {k: min(c.seconds for c in found) * (0.9 if found[0].work else 1.0) for k, found in by_kind.items()}
+    overhead = {k: min(c.seconds for c in cases) * (0.9 if cases[0].work else 1.0) for k, cases in by_kind.items()}
     # An op among others is slower than in a loop by itself: its code and its result's memory are no longer at hand.
     steps = [c.seconds for c in by_kind["step"]]
     overhead["switch"] = max(0.0, by_kind["chain"][0].seconds - sum(steps)) / len(steps)

@@ -14,6 +14,7 @@ from tnmoe.ir.pointwise_ops import Sparsemax
 from tnmoe.ir.routing_ops import RoutingOp
 from tnmoe.ir.value import Parameter
 from tnmoe.measuring.race import Runner
+from tnmoe.measuring.timer import of_device
 from tnmoe.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Bench:
                     module(*self.inputs)
 
         self._compare(planned, module, leaves)
-        return Runner(run, torch.cuda.synchronize if self.device == "cuda" else None)
+        return Runner(run, of_device(self.device))
 
     def _module(self, planned: Plan) -> torch.nn.Module:
         """The module, over the shared weights: each order of axes is in memory once."""
@@ -111,19 +112,19 @@ class Bench:
         with torch.random.fork_rng(enabled=True), torch.set_grad_enabled(bool(leaves)):
             torch.manual_seed(0)  # of layers that draw noise
             y = module(*self.inputs)
-        found = [y.detach().reshape(y.shape[0] if y.ndim > 1 else 1, -1)]
+        rows = [y.detach().reshape(y.shape[0] if y.ndim > 1 else 1, -1)]
         chooses = any(isinstance(op, RoutingOp | Sparsemax) for op in planned.bound.ops)
         if leaves and not chooses:  # where experts are chosen, gradients jump as the choice does
             seed = torch.randn(y.shape, device="cpu", generator=torch.Generator().manual_seed(1)).to(y)
             gradients = torch.autograd.grad(y, leaves, seed, allow_unused=True)
-            found += self._declared(planned, leaves, gradients)
+            rows += self._declared(planned, leaves, gradients)
         with torch.no_grad():
             for name, buffer in module.named_buffers():
                 buffer.copy_(state[name])
         if not self.expected:
-            self.expected = found
+            self.expected = rows
             return
-        for got, wanted in zip(found, self.expected, strict=True):
+        for got, wanted in zip(rows, self.expected, strict=True):
             apart = (got.float() - wanted.float()).norm(dim=1)
             size = wanted.float().norm(dim=1)
             reach = TOLERANCES[self.dtype] * size.clamp(min=float(size.square().mean().sqrt()))

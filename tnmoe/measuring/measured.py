@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,10 +15,13 @@ from tnmoe.emission.emit import emit
 from tnmoe.errors import CostError
 from tnmoe.ir.ops import operands, results
 from tnmoe.measuring.calibrate import processor
+from tnmoe.measuring.timer import Clock, Timer, of_device, passes_for, wall_clock
+from tnmoe.measuring.timer import rounds as rounds_of
 from tnmoe.planning.plan import Plan
 from tnmoe.render.table import Cell, Table
+from tnmoe.timing.device import Device
 from tnmoe.timing.device_profile import DeviceProfile
-from tnmoe.timing.predict import Device, Prediction, predict
+from tnmoe.timing.predict import Prediction, predict
 from tnmoe.timing.predict_training import TrainingPrediction, predict_training
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 ROUNDS = 15
 """Times that everything is timed, in random order."""
+
+MOST_REPEATS = 200
+"""Passes of one measurement at most."""
 
 LEAST = 0.002
 """Seconds that one sample lasts at least: shorter calls are repeated."""
@@ -117,7 +122,7 @@ def measured(
     dtype: str = "float32",
     *,
     rounds: int = ROUNDS,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = wall_clock,
 ) -> Measurement:
     """Time the emitted module and each of its statements on this machine, beside what a profile of it predicts.
 
@@ -126,21 +131,21 @@ def measured(
         profile: a calibration of this machine, with the threads that torch now uses.
         dtype: of weights and activations; one that the profile has.
         rounds: how often everything is timed, in random order; medians count.
-        clock: seconds; see `tnmoe.measuring.calibrate`.
+        clock: seconds; see `tnmoe.measuring.timer.Clock`.
 
     Raises:
         CostError: a profile of another machine, or one without the dtype; rounds below 1; or an op without a time
             model.
         EmitError: an op without a torch form.
     """
-    found = check_machine(profile)
+    device = check_machine(profile)
     if not isinstance(rounds, int) or rounds < 1:
         raise CostError(f"rounds must be an integer of at least 1, got {rounds!r}")
     own, flavour = plan.adjoint, plan.flavour
-    prediction = predict(plan.bound, found, dtype, adjoint=own, flavour=flavour)
-    training = predict_training(plan.bound, found, dtype, inputs=plan.input_gradients, adjoint=own, flavour=flavour)
-    runs = _runs(plan, found.device, dtype, train=training is not None)
-    samples = _time(runs, rounds, clock)
+    prediction = predict(plan.bound, device, dtype, adjoint=own, flavour=flavour)
+    training = predict_training(plan.bound, device, dtype, inputs=plan.input_gradients, adjoint=own, flavour=flavour)
+    runs = _runs(plan, device.device, dtype, train=training is not None)
+    samples = _time(runs, rounds, of_device(device.device, clock))
     medians = [statistics.median(s) for s in samples]
     count = len(plan.bound.ops)
     return Measurement(
@@ -153,7 +158,6 @@ def _runs(plan: Plan, device: str, dtype: str, *, train: bool) -> list[Callable[
     import torch  # planning and costing do without
 
     program, kind = plan.bound, getattr(torch, dtype)
-    synchronize = torch.cuda.synchronize if device == "cuda" else None
     module = build(plan, device=device, dtype=kind).eval()
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -173,77 +177,45 @@ def _runs(plan: Plan, device: str, dtype: str, *, train: bool) -> list[Callable[
             step = getattr(steps, f"step_{k}")
             names = dict.fromkeys(v.name for v in (*program.inputs, *operands(op)))
             arguments = [values[name] for name in names]
-            found = step(*arguments)
-            values |= zip((v.name for v in results(op)), found if isinstance(found, tuple) else (found,), strict=True)
-            runs.append(_step(step, arguments, synchronize))
-    runs.append(_forward(module, inputs, synchronize))
+            made = step(*arguments)
+            values |= zip((v.name for v in results(op)), made if isinstance(made, tuple) else (made,), strict=True)
+            runs.append(_step(step, arguments))
+    runs.append(_step(module, inputs))
     if train:
         trained = build(plan, device=device, dtype=kind)
         given = [
             x.clone().requires_grad_(v.name in plan.input_gradients)
             for v, x in zip(program.inputs, inputs, strict=True)
         ]
-        runs.append(_training(trained, given, synchronize))
+        runs.append(_training(trained, given))
     return runs
 
 
-Synchronize = Callable[[], None] | None
-
-
-def _step(step: Callable[..., object], arguments: list[torch.Tensor], synchronize: Synchronize) -> Callable[[], object]:
+def _step(step: Callable[..., object], arguments: list[torch.Tensor]) -> Callable[[], object]:
     import torch
 
     def run() -> None:
         with torch.no_grad():
             step(*arguments)
-        if synchronize is not None:
-            synchronize()
 
     return run
 
 
-def _forward(module: torch.nn.Module, inputs: list[torch.Tensor], synchronize: Synchronize) -> Callable[[], object]:
-    import torch
-
-    def run() -> None:
-        with torch.no_grad():
-            module(*inputs)
-        if synchronize is not None:
-            synchronize()
-
-    return run
-
-
-def _training(module: torch.nn.Module, inputs: list[torch.Tensor], synchronize: Synchronize) -> Callable[[], object]:
+def _training(module: torch.nn.Module, inputs: list[torch.Tensor]) -> Callable[[], object]:
     import torch
 
     leaves = [t for t in (*module.parameters(), *inputs) if t.requires_grad]
     gradient = torch.ones_like(module(*inputs))
-
-    def run() -> None:
-        torch.autograd.grad(module(*inputs), leaves, gradient, allow_unused=True)
-        if synchronize is not None:
-            synchronize()
-
-    return run
+    return lambda: torch.autograd.grad(module(*inputs), leaves, gradient, allow_unused=True)
 
 
-def _time(runs: list[Callable[[], object]], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
-    """Seconds of a call of each, in every round; the order is random in each round."""
+def _time(runs: list[Callable[[], object]], count: int, timer: Timer) -> list[list[float]]:
+    """Seconds of a call of each, in every round."""
     repeats = []
     for run in runs:
-        run()
-        repeats.append(max(1, min(200, int(LEAST / max(_sample(run, 1, clock), 1e-7)))))
-    found: list[list[float]] = [[] for _ in runs]
-    shuffled = random.Random(0)
-    for _ in range(rounds):
-        for k in shuffled.sample(range(len(runs)), len(runs)):
-            found[k].append(_sample(runs[k], repeats[k], clock))
-    return found
-
-
-def _sample(run: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
-    begin = clock()
-    for _ in range(repeats):
-        run()
-    return max((clock() - begin) / repeats, 1e-9)
+        timer.warm(run)
+        repeats.append(passes_for(timer.passes(run, apart=True), LEAST, MOST_REPEATS))
+    seconds: list[list[float]] = [[] for _ in runs]
+    for _, k in rounds_of(range(len(runs)), count, random.Random(0)):
+        seconds[k].append(timer.passes(runs[k], repeats[k], apart=True))
+    return seconds

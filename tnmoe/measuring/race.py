@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import random
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from tnmoe.measuring.timer import Clock, Timer, passes_for, wall_clock
+from tnmoe.measuring.timer import rounds as rounds_of
 
 LEAST = 1e-3
 """Seconds that one measurement takes at least: what is faster is run several times."""
@@ -21,19 +23,23 @@ MARGINS = (2.0, 1.25, 1.05)
 than this factor in the median, leaves."""
 
 
+WALL = Timer()
+"""Of a CPU, by the clock on the wall."""
+
+
 @dataclass(slots=True, eq=False)
 class Runner:
     """A candidate under way.
 
     Attributes:
         run: one pass; it ran before, so that it finds its memory allocated.
-        wait: until the device has done what it was given; None on a CPU.
+        timer: of the device that it runs on.
         repeats: passes in one measurement; 0 before the first.
         seconds: of one pass, by the number of the round.
     """
 
     run: Callable[[], object]
-    wait: Callable[[], object] | None = None
+    timer: Timer = WALL
     repeats: int = 0
     seconds: dict[int, float] = field(default_factory=dict)
 
@@ -50,18 +56,23 @@ class Race:
         budget: seconds for all stages together; None for no limit.
         progress: told how many rounds are done, and how many there are at most; None where nobody watches.
         most: rounds of all stages together, at most.
+        clock: by which the budget is spent.
     """
 
     budget: float | None = None
     progress: Callable[[float, float], None] | None = None
     most: int = 1
     round: int = 0
-    begin: float = field(default_factory=lambda: time.perf_counter())
+    clock: Clock = wall_clock
+    begin: float = field(init=False)
     order: random.Random = field(default_factory=lambda: random.Random(0))
+
+    def __post_init__(self) -> None:
+        self.begin = self.clock()
 
     def over(self, share: float) -> bool:
         """Whether that share of the budget is spent."""
-        return self.budget is not None and time.perf_counter() - self.begin >= share * self.budget
+        return self.budget is not None and self.clock() - self.begin >= share * self.budget
 
     def stage(self, runners: Sequence[Runner], rounds: int, *, keep: int | None, share: float) -> list[Runner]:
         """Run some rounds, at least one. Returns those that are left, in their order, the first always among them.
@@ -77,7 +88,7 @@ class Race:
         for count in range(rounds):
             if count and self.over(share):
                 break
-            for runner in self.order.sample([first, *others], 1 + len(others)):
+            for _, runner in rounds_of([first, *others], 1, self.order):
                 runner.seconds[self.round] = seconds(runner)
             self.round += 1
             if self.progress is not None:
@@ -99,18 +110,10 @@ def _in_reach(first: Runner, others: Sequence[Runner], since: int, margin: float
 
 def seconds(runner: Runner) -> float:
     """Seconds of one pass, now; the first time also how many passes a measurement takes."""
+    timer = runner.timer
     if not runner.repeats:
-        once = _timed(runner, 1)
-        runner.repeats = max(1, int(LEAST / once))
+        once = timer.passes(runner.run)
+        runner.repeats = passes_for(once, LEAST)
         if runner.repeats == 1:
             return once
-    return _timed(runner, runner.repeats) / runner.repeats
-
-
-def _timed(runner: Runner, repeats: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        runner.run()
-    if runner.wait is not None:
-        runner.wait()
-    return max(time.perf_counter() - begin, 1e-9)
+    return timer.passes(runner.run, runner.repeats)
