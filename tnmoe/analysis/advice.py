@@ -62,7 +62,7 @@ def folding(network: Network, sizes: dict[str, int]) -> Folding | None:
     once, unfolded = _work(network, sizes, single)
     if once:
         return None
-    found: Folding | None = None
+    best: Folding | None = None
     calls = Fraction(MOST_CALLS)
     while calls > 1:
         # once + each · calls, by an objective that takes a fraction: FLOPs are once + each, inference alone is each.
@@ -71,8 +71,8 @@ def folding(network: Network, sizes: dict[str, int]) -> Folding | None:
         if once + each * calls >= unfolded * calls:
             break
         calls = Fraction(once, unfolded - each)
-        found = Folding(calls, path, once, each, unfolded)
-    return None if found is None or found.calls <= 1 else found
+        best = Folding(calls, path, once, each, unfolded)
+    return None if best is None or best.calls <= 1 else best
 
 
 def _work(network: Network, sizes: dict[str, int], path: ContractionPath) -> tuple[int, int]:
@@ -97,17 +97,17 @@ def folds(plan: Plan, node: Contraction, names: list[str]) -> str:
             f"Weights alone make {made}: {grouped(once)} FLOPs that need not be spent at each call while the weights "
             f"stay the same, besides {grouped(each)} that must."
         )
-    found = folding(network, sizes)
-    if found is None:
+    fold = folding(network, sizes)
+    if fold is None:
         return "No product of weights alone pays, however rarely they change."
-    calls = math.floor(found.calls) + 1
+    calls = math.floor(fold.calls) + 1
     when = f"{grouped(calls)} calls"
     if plan.layer.batched:
-        tokens = found.calls * plan.values[plan.layer.token_symbol]
+        tokens = fold.calls * plan.values[plan.layer.token_symbol]
         when = f"{float(tokens):,.1f} tokens"
     return (
-        f"If weights are updated less often than every {when}, folding pays: {found.path.tree(names)} takes "
-        f"{grouped(found.once)} FLOPs once and then {grouped(found.each)} instead of {grouped(found.unfolded)} a call."
+        f"If weights are updated less often than every {when}, folding pays: {fold.path.tree(names)} takes "
+        f"{grouped(fold.once)} FLOPs once and then {grouped(fold.each)} instead of {grouped(fold.unfolded)} a call."
     )
 
 

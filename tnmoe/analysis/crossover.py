@@ -52,9 +52,9 @@ class Crossover:
         where = " or ".join(_range_text(str(self.symbol), r) for r in self.ranges)
         if self.ranges == ((1, None),):
             return f"{claim} always"
-        found = f"{claim} iff {where}" if self.ranges else f"{claim} never"
+        text = f"{claim} iff {where}" if self.ranges else f"{claim} never"
         equal = " or ".join(_range_text(str(self.symbol), r) for r in self.equal or ())
-        return f"{found}; as many iff {equal}" if equal else found
+        return f"{text}; as many iff {equal}" if equal else text
 
     @property
     def _iff(self) -> str:
@@ -150,8 +150,8 @@ def _formula(
     return formula.subs({_symbol(k): v for k, v in values.items()}), layer.name
 
 
-def _range_text(name: str, found: Range) -> str:
-    low, high = found
+def _range_text(name: str, sizes: Range) -> str:
+    low, high = sizes
     if high is None:
         return f"{name} ≥ {low:,}"
     if low == high:

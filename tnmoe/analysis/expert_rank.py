@@ -129,7 +129,7 @@ def expert_ranks(
     maps = [n for n in planned.layer.contractions if n.expert_map is not None and _weights(n)]
     if not maps:
         raise CostError(f"{planned.layer.name} has no experts in factors; ranks are of μMoE layers")
-    found: list[ExpertRank] = []
+    measured: list[ExpertRank] = []
     for node in maps:
         assert node.expert_map is not None
         arrays, epsilon = {}, 0.0
@@ -141,9 +141,9 @@ def expert_ranks(
         bound = max_expert_rank(node.network, node.expert_map, sizes)
         for expert in _chosen(node, sizes, experts):
             matrix = _matrix(node, arrays, stored, expert, sizes)
-            found.append(_measured(node.out.name, expert, int(bound), matrix, epsilon))
+            measured.append(_measured(node.out.name, expert, int(bound), matrix, epsilon))
     total = sum(math.prod(int(sizes[i]) for i in indices) for indices in stored.values())
-    return ExpertRanks(planned.layer.name, total, planned.flops, tuple(found))
+    return ExpertRanks(planned.layer.name, total, planned.flops, tuple(measured))
 
 
 def _weights(node: Contraction) -> list[str]:

@@ -60,7 +60,7 @@ def token_range(plan: Plan, name: str) -> TokenRange:
     tokens = plan.values[plan.layer.token_symbol]
     path = plan.paths[name]
     at_one, slope = _line(plan, node, path)
-    found: list[tuple[Fraction, ContractionPath] | None] = []
+    ends: list[tuple[Fraction, ContractionPath] | None] = []
     for far in (1, MOST_TOKENS):
         here, taker = Fraction(far), None
         while True:
@@ -71,8 +71,8 @@ def token_range(plan: Plan, name: str) -> TokenRange:
             # The lines cross between `here`, where the other is below, and the planned tokens, where it is not.
             here = 1 + Fraction(start - at_one, slope - rise)
             taker = best
-        found.append((here, taker) if taker is not None else None)
-    below, above = found
+        ends.append((here, taker) if taker is not None else None)
+    below, above = ends
     assert below is None or below[0] <= tokens
     return TokenRange(
         low=below[0] if below else Fraction(1),
@@ -181,14 +181,14 @@ def _more(plan: Plan, price: int, best: int) -> str:
 
 
 def _tokens(plan: Plan, node: Contraction, names: list[str]) -> str:
-    found = token_range(plan, node.out.name)
-    if found.above is None and found.below is None:
+    span = token_range(plan, node.out.name)
+    if span.above is None and span.below is None:
         return "The order is the same for any number of tokens."
     parts = []
-    if found.below is not None:
-        parts.append(f"below {_decimal(found.low)} tokens {found.below.tree(names)}")
-    if found.above is not None and found.high is not None:
-        parts.append(f"above {_decimal(found.high)} tokens {found.above.tree(names)}")
+    if span.below is not None:
+        parts.append(f"below {_decimal(span.low)} tokens {span.below.tree(names)}")
+    if span.above is not None and span.high is not None:
+        parts.append(f"above {_decimal(span.high)} tokens {span.above.tree(names)}")
     return f"The choice depends on the batch: {'; '.join(parts)} would be cheaper."
 
 

@@ -10,7 +10,7 @@ from tnmoe.factorizations.tensor_ring import TensorRing
 from tnmoe.layers.linear import MLP, Linear
 from tnmoe.layers.mumoe import MuMoE, MuMoEBlock
 from tnmoe.presets.registry import FAMILIES, Preset
-from tnmoe.render.table import Table
+from tnmoe.render.table import Cell, Table
 from tnmoe.reports.calls import cost
 
 
@@ -23,14 +23,14 @@ def published(family: str, *, nearest: bool = False) -> Table:
     """
     title, rows = FAMILIES[family]
     budget = 0
-    found = []
+    cells: list[tuple[Cell, ...]] = []
     for row in rows:
         if isinstance(row.spec, MLP | Linear):
             budget = cost(row.spec).parameters
         elif (fitted := _refitted(row, budget, nearest)) is not None:
             reference = cost(row.spec).parameters
             rank = row.spec.factorization.dims()[-1]  # type: ignore[union-attr]  # only these are fitted
-            found.append(
+            cells.append(
                 (row.label, fitted.values["R"], int(rank), budget, fitted.reached, reference, reference - budget)
             )
     columns = (
@@ -45,7 +45,7 @@ def published(family: str, *, nearest: bool = False) -> Table:
     note = "Target: parameters of the layer that is replaced. " + (
         "Fitted to the nearest integer." if nearest else "Fitted to the largest rank within the target."
     )
-    return Table(f"Ranks from the budget: {title}", columns, tuple(found), (note,))
+    return Table(f"Ranks from the budget: {title}", columns, tuple(cells), (note,))
 
 
 def _refitted(row: Preset, budget: int, nearest: bool) -> FittedRanks | None:

@@ -162,9 +162,9 @@ def _undominated(points: Column) -> Column:
     new[1:] = (ahead[1:] != ahead[:-1]).any(axis=1)  # equal points share one fate
     distinct = ahead[new]
     front = _staircase(distinct) if distinct.shape[1] <= 2 else _culled(distinct)
-    found: Column = np.empty(len(points), dtype=bool)
-    found[order] = front[np.cumsum(new) - 1]
-    return found
+    kept: Column = np.empty(len(points), dtype=bool)
+    kept[order] = front[np.cumsum(new) - 1]
+    return kept
 
 
 def _staircase(points: Column) -> Column:

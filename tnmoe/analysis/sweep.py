@@ -99,12 +99,12 @@ def sweep(
             raise DeclarationError(unknown("figure", name, [*FIGURES, *RATIOS, *columns.named]))
         if name in needed and name in RATIOS:
             raise DeclarationError(f"{name} is a ratio; constrain its parts, e.g. 'parameters <= 100*max_rank'")
-    found = {name: _figure(name, reports, columns, order) for name in dict.fromkeys((*wanted, *sorted(needed)))}
-    all_columns = Columns({**columns.named, **{k: v for k, v in found.items() if k not in RATIOS}})
+    computed = {name: _figure(name, reports, columns, order) for name in dict.fromkeys((*wanted, *sorted(needed)))}
+    all_columns = Columns({**columns.named, **{k: v for k, v in computed.items() if k not in RATIOS}})
     keep = np.ones(count, dtype=bool)
     for constraint in constraints:
         keep &= constraint.holds(all_columns)
-    shown = {**swept, **{name: found[name] for name in wanted}, **({} if order is None else {"order": order})}
+    shown = {**swept, **{name: computed[name] for name in wanted}, **({} if order is None else {"order": order})}
     return Frame(
         f"Sweep of {layer.name}, {dtype}",
         {name: values[keep] for name, values in shown.items()},
@@ -117,11 +117,11 @@ def sweep(
 
 
 def _axis(name: str, values: int | Iterable[int]) -> list[int]:
-    found: list[Any] = list(values) if isinstance(values, Iterable) else [values]
-    for v in found:
+    given: list[Any] = list(values) if isinstance(values, Iterable) else [values]
+    for v in given:
         if isinstance(v, bool) or not isinstance(v, int | np.integer) or not 1 <= v <= LARGEST:
             raise DeclarationError(f"axis {name} takes positive integers, got {v!r}")
-    return [int(v) for v in found]
+    return [int(v) for v in given]
 
 
 def _product(axes: Mapping[str, list[int]]) -> dict[str, Column]:
@@ -143,15 +143,15 @@ def _plans(
     corners = list(itertools.islice(itertools.product(*({min(a), max(a)} for a in axes.values())), SAMPLES))
     draw = random.Random(0)
     between = [tuple(draw.choice(a) for a in axes.values()) for _ in range(SAMPLES - len(corners))]
-    found: dict[tuple[Any, ...], Plan] = {}
+    distinct: dict[tuple[Any, ...], Plan] = {}
     opened = replace(layer, values={k: v for k, v in layer.values.items() if k not in axes})
     for point in dict.fromkeys([*corners, *between]):
         values = {**fixed, **dict(zip(axes, point, strict=True))}
         tokens = values.pop(layer.token_symbol) if layer.batched else DEFAULT_TOKENS
         open_sizes = {k: v for k, v in values.items() if k not in opened.values}
         planned = plan(opened, tokens=tokens, sizes=open_sizes, objective=objective, input_gradients=input_gradients)
-        found.setdefault(tuple((name, p.steps) for name, p in planned.paths.items()), planned)
-    return list(found.values())
+        distinct.setdefault(tuple((name, p.steps) for name, p in planned.paths.items()), planned)
+    return list(distinct.values())
 
 
 def _orders(planned: Plan) -> str:
@@ -184,5 +184,7 @@ def _figure(name: str, reports: list[CostReport], columns: Columns, order: Colum
     formulas = [report.expression(name) for report in reports]
     if order is None or all(f == formulas[0] for f in formulas):
         return columns.evaluate(formulas[0])
-    found = [columns.evaluate(f) for f in formulas]
-    return np.choose(order, found) if len(found) <= 32 else np.array([found[k][i] for i, k in enumerate(order)])
+    by_order = [columns.evaluate(f) for f in formulas]
+    return (
+        np.choose(order, by_order) if len(by_order) <= 32 else np.array([by_order[k][i] for i, k in enumerate(order)])
+    )

@@ -65,15 +65,15 @@ def cost_model(
             raise CostError(f"{path or type(model).__name__} has no shapes before its first call; run the model once")
     compiled = {path: p for path, m in named.items() if (p := (plans or {}).get(path) or plan_of(m)) is not None}
     standins = {path: partial(_by_formula, p, named[path], backward) for path, p in compiled.items()}
-    found = Run(named, standins, backward=backward).run(inputs)
-    uncounted = _summed(found.uncounted)
+    charged = Run(named, standins, backward=backward).run(inputs)
+    uncounted = _summed(charged.uncounted)
     if strict and uncounted:
         raise CostError(f"not counted in {type(model).__name__}: {'; '.join(map(str, uncounted))}")
-    return ModelCost(_rows(named, compiled, found, backward=backward), uncounted)
+    return ModelCost(_rows(named, compiled, charged, backward=backward), uncounted)
 
 
 def _rows(
-    named: Mapping[str, nn.Module], compiled: Mapping[str, Plan], found: Charged, *, backward: bool
+    named: Mapping[str, nn.Module], compiled: Mapping[str, Plan], charged: Charged, *, backward: bool
 ) -> tuple[ModuleCost, ...]:
     """Every module with what is inside it; layers that are counted by formula as one."""
     inside = {path: _subtree(named, path) for path in named}
@@ -83,7 +83,7 @@ def _rows(
         if path in covered:
             continue
         stored = {id(p): p for p in (*module.parameters(), *module.buffers())}.values()
-        forward = sum((found.forward.get(p, Work()) for p in inside[path]), start=Work())
+        forward = sum((charged.forward.get(p, Work()) for p in inside[path]), start=Work())
         packed, packed_bytes = _packed(module)
         rows.append(
             ModuleCost(
@@ -96,7 +96,9 @@ def _rows(
                 type(module).__name__,
                 parameters=sum(p.numel() for p in module.parameters()) + packed,
                 weight_bytes=sum(t.numel() * t.element_size() for t in stored) + packed_bytes,
-                backward=sum((found.backward.get(p, Work()) for p in inside[path]), start=Work()) if backward else None,
+                backward=sum((charged.backward.get(p, Work()) for p in inside[path]), start=Work())
+                if backward
+                else None,
                 by_formula=path in compiled,
             )
         )
@@ -109,16 +111,16 @@ def _subtree(named: Mapping[str, Any], path: str) -> list[str]:
 
 def _packed(module: nn.Module) -> tuple[int, int]:
     """Numbers and bytes of weights that quantised modules keep out of sight, biases included."""
-    found: list[Any] = [vars(part).get("_packed_params") for part in module.modules()]
-    packed: list[Any] = list({id(p): p for p in found if isinstance(p, ScriptObject)}.values())
+    parts: list[Any] = [vars(part).get("_packed_params") for part in module.modules()]
+    packed: list[Any] = list({id(p): p for p in parts if isinstance(p, ScriptObject)}.values())
     tensors = [t for p in packed for t in p.unpack() if t is not None]
     return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _summed(found: Sequence[Uncounted]) -> tuple[Uncounted, ...]:
+def _summed(every: Sequence[Uncounted]) -> tuple[Uncounted, ...]:
     """One line for each operation or module, with all of its calls."""
     lines: dict[tuple[str, str, str], int] = {}
-    for u in found:
+    for u in every:
         lines[u.what, u.path, u.why] = lines.get((u.what, u.path, u.why), 0) + u.calls
     return tuple(Uncounted(what, path, calls, why) for (what, path, why), calls in lines.items())
 

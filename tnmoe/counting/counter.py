@@ -41,8 +41,8 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # by tor
     def add(self, flops: Flops, moved: tuple[int, int] = (0, 0)) -> None:
         """Charge work to the module that runs now."""
         place = self._place()
-        found = Work(flops.matmul, flops.elementwise, flops.special, *moved)
-        self.work[place] = self.work.get(place, Work()) + found
+        added = Work(flops.matmul, flops.elementwise, flops.special, *moved)
+        self.work[place] = self.work.get(place, Work()) + added
 
     def name(self, what: str, why: str) -> None:
         """Say that something was not counted."""

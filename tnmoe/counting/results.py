@@ -43,8 +43,8 @@ def _convolution(call: Call) -> Tensor:
     dims = weight.dim() - 2
     place = [list(values)[-dims:] for values in (packed.stride(), packed.padding(), packed.dilation())]
     function = torch.ops.aten.convolution.default
-    found: Tensor = function(x.to(torch.float32), weight, None, *place, False, [0] * dims, packed.groups())
-    return torch.empty(found.shape, dtype=torch.uint8, device=x.device)
+    made: Tensor = function(x.to(torch.float32), weight, None, *place, False, [0] * dims, packed.groups())
+    return torch.empty(made.shape, dtype=torch.uint8, device=x.device)
 
 
 RESULTS: dict[str, Result] = {

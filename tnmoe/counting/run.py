@@ -83,8 +83,8 @@ class Run:
             there = device if device is not None else t.device
             if id(t) in known:
                 return torch.tensor(known[id(t)], dtype=t.dtype, device=there).reshape(t.shape)
-            found = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=there)
-            return found.requires_grad_(t.requires_grad) if self._differentiates else found
+            empty = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=there)
+            return empty.requires_grad_(t.requires_grad) if self._differentiates else empty
 
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
@@ -205,11 +205,11 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 def _stored(named: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Parameters and buffers, by owner: a tied weight has a name in each, a shared module one."""
-    found: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
     for path, module in named.items():
         own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        found |= {f"{path}.{name}" if path else name: t for name, t in own}
-    return found
+        stored |= {f"{path}.{name}" if path else name: t for name, t in own}
+    return stored
 
 
 def _device(stored: Any) -> torch.device | None:

@@ -150,9 +150,9 @@ def _rates(cases: Sequence[Case], sizes: Sizes, width: int) -> Rates:
     overhead["bias"] = max(0.0, overhead["bias"] - overhead["plain"])
 
     def grid(kind: str) -> Grid:
-        found = by_kind[kind]
-        axes = tuple(tuple(sorted(set(axis))) for axis in zip(*(c.point for c in found), strict=True))
-        at = {c.point: c.work / (c.seconds - overhead[kind]) for c in found}
+        measured = by_kind[kind]
+        axes = tuple(tuple(sorted(set(axis))) for axis in zip(*(c.point for c in measured), strict=True))
+        at = {c.point: c.work / (c.seconds - overhead[kind]) for c in measured}
         return Grid(axes, tuple(at[p] for p in itertools.product(*axes)))
 
     # What nothing exceeds: weights that lie in a cache are read faster than any element-wise op moves its bytes.

@@ -117,10 +117,10 @@ def cases_of(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int) 
     def b(*shape: int) -> torch.Tensor:
         return right[: math.prod(shape)].view(shape)
 
-    found: list[Case] = []
+    cases: list[Case] = []
 
     def case(kind: str, point: Point, work: float, run: Callable[[], object]) -> None:
-        found.append(Case(kind, point, work, run, []))
+        cases.append(Case(kind, point, work, run, []))
 
     def product(kind: str, point: Point, x: torch.Tensor, y: torch.Tensor) -> None:
         case(kind, point, 2.0 * math.prod(point), lambda: x @ y)
@@ -179,7 +179,7 @@ def cases_of(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int) 
     for n in sizes.streams:
         fresh(n)
 
-    found += routing_cases(left, sizes)
+    cases += routing_cases(left, sizes)
     small, cube = a(4, 16), a(4, 4, 4)
     case("merge", (), 0, lambda: cube.flatten(1))
     case("split", (), 0, lambda: small.unflatten(-1, (4, 4)))  # type: ignore[no-untyped-call]
@@ -237,7 +237,7 @@ def cases_of(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int) 
     for step in steps:
         alone(step)
     case("chain", (), 0, chain)
-    return found
+    return cases
 
 
 def routing_cases(pool: torch.Tensor, sizes: Sizes) -> list[Case]:
@@ -246,11 +246,11 @@ def routing_cases(pool: torch.Tensor, sizes: Sizes) -> list[Case]:
 
     from tnmoe.backends.runtime import routing_functions as routing
 
-    found: list[Case] = []
+    cases: list[Case] = []
     device = pool.device
 
     def case(kind: str, point: Point, work: float, run: Callable[[], object]) -> None:
-        found.append(Case(kind, point, work, run, []))
+        cases.append(Case(kind, point, work, run, []))
 
     def rows(count: int, length: int) -> None:
         x, k = pool[: count * length].view(count, length), min(length, PICKED)
@@ -276,4 +276,4 @@ def routing_cases(pool: torch.Tensor, sizes: Sizes) -> list[Case]:
     for axes, add in ((sizes.rows, rows), (sizes.moved, moved), (sizes.slots, slots)):
         for point in itertools.product(*axes):
             add(*point)
-    return found
+    return cases

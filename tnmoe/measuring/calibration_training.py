@@ -19,14 +19,14 @@ FEW, MANY = 1, 4
 
 def training_cases(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int) -> list[Case]:
     """Cases of `Training`, on views of two pools; their kinds begin with "backward" or "graph"."""
-    found: list[Case] = []
+    cases: list[Case] = []
 
     def case(kind: str, point: Point, work: float, run: Callable[[], object]) -> None:
-        found.append(Case(kind, point, work, run, []))
+        cases.append(Case(kind, point, work, run, []))
 
     _kernels(left, right, sizes, width, case)
     _chains(left, case)
-    return found
+    return cases
 
 
 AddCase = Callable[[str, Point, float, Callable[[], object]], None]
@@ -191,8 +191,8 @@ def training_rates(
 
     def each(kind: str) -> float:
         """Seconds of a round."""
-        found = seconds(kind)
-        return (found[MANY] - found[FEW]) / (MANY - FEW)
+        timed = seconds(kind)
+        return (timed[MANY] - timed[FEW]) / (MANY - FEW)
 
     kernels = [c.seconds for c in by_kind["graph kernel"]]
     product = kernels[0]

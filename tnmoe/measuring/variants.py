@@ -116,25 +116,25 @@ def choices(
     offered = [f for f in FLAVOURS if f not in LIMITED or (device, dtype) in LIMITED[f]]
     sizes = [c for c in CHUNKS if tokens is not None and c < tokens]
     policies: list[Memory] = [PLANNED] if given.memory == PLANNED else [None, "save"] if training else [None]
-    found = Choices(
+    allowed = Choices(
         _listed("layouts", [given.layout, *LAYOUTS] if layouts is None else map(_plain, _many("layouts", layouts))),
         _listed("flavours", [given.flavour, *offered] if flavours is None else _many("flavours", flavours)),
         _listed("chunks", [given.chunk, None, *sizes] if chunks is None else _many("chunks", chunks)),
         _listed("memory", policies if memory is None else _many("memory", memory)),
     )
-    for flavour, chunk in product(found.flavours, found.chunks):
+    for flavour, chunk in product(allowed.flavours, allowed.chunks):
         Function((), flavour, chunk)  # which checks them
-    for layout in found.layouts:
+    for layout in allowed.layouts:
         if isinstance(layout, str) and layout not in LAYOUTS:
             raise PlanError(unknown("layout", layout, LAYOUTS))
-    for policy in found.memory:
+    for policy in allowed.memory:
         if policy != PLANNED:
             check_memory(policy)
     return Choices(
-        _led(found.layouts, given.layout),
-        _led(found.flavours, given.flavour),
-        _led(found.chunks, given.chunk),
-        _led(found.memory, given.memory),
+        _led(allowed.layouts, given.layout),
+        _led(allowed.flavours, given.flavour),
+        _led(allowed.chunks, given.chunk),
+        _led(allowed.memory, given.memory),
     )
 
 
@@ -151,10 +151,10 @@ def _plain(layout: object) -> object:
 
 def _listed(what: str, given: Iterable[object]) -> tuple[Any, ...]:
     """The members, each once (True is not 1)."""
-    found = list({(type(member), member): member for member in given}.values())
-    if not found:
+    members = list({(type(member), member): member for member in given}.values())
+    if not members:
         raise PlanError(f"{what} names nothing to choose from")
-    return tuple(found)
+    return tuple(members)
 
 
 def _led(members: tuple[Any, ...], first: object) -> tuple[Any, ...]:

@@ -299,10 +299,10 @@ def stack_experts(tensors: Mapping[str, torch.Tensor], pattern: str) -> torch.Te
     """
     import torch
 
-    found: list[torch.Tensor] = []
-    while (name := pattern.replace("{}", str(len(found)))) in tensors and "{}" in pattern:
-        found.append(tensors[name])
-    if not found:
+    experts: list[torch.Tensor] = []
+    while (name := pattern.replace("{}", str(len(experts)))) in tensors and "{}" in pattern:
+        experts.append(tensors[name])
+    if not experts:
         shown = ", ".join(sorted(tensors)[:5])
         raise DeclarationError(f"no tensor {pattern.replace('{}', '0')!r}; there are {shown}, …")
-    return torch.stack(found)
+    return torch.stack(experts)

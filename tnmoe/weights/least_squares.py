@@ -60,9 +60,9 @@ def factorize(
     """
     rng = np.random.default_rng(seed)
     norm = float(np.linalg.norm(target))
-    found = {f.name: _start(f, factors, sizes, target, axes, rng) for f in factors}
+    arrays = {f.name: _start(f, factors, sizes, target, axes, rng) for f in factors}
     if norm == 0:
-        return Factorized({name: np.zeros_like(a) for name, a in found.items()}, 0.0, 0)
+        return Factorized({name: np.zeros_like(a) for name, a in arrays.items()}, 0.0, 0)
     # What has no axis of its own starts at random, so it is solved for first; the first of the others comes last.
     order = sorted(factors, key=lambda f: (bool(set(f.indices) & set(axes)), -list(factors).index(f)))
     error = float("inf")
@@ -70,11 +70,11 @@ def factorize(
     while done < sweeps:
         done += 1
         for factor in order:
-            found[factor.name] = _solve(factor, factors, found, target, axes)
-        previous, error = error, _error(factors, found, target, axes) / norm
+            arrays[factor.name] = _solve(factor, factors, arrays, target, axes)
+        previous, error = error, _error(factors, arrays, target, axes) / norm
         if error < 1e-13 or previous - error < tolerance * error:
             break
-    return Factorized(_balanced(found), error, done)
+    return Factorized(_balanced(arrays), error, done)
 
 
 def contract(factors: Sequence[Tensor], arrays: Mapping[str, Array], axes: Axes) -> Array:
@@ -88,8 +88,8 @@ def _einsum(operands: Sequence[tuple[Array, Axes]], output: Axes) -> Array:
     return np.asarray(np.einsum(*flat, [letter[i] for i in output], optimize="greedy"))
 
 
-def _error(factors: Sequence[Tensor], found: Mapping[str, Array], target: Array, axes: Axes) -> float:
-    return float(np.linalg.norm(target - contract(factors, found, axes)))
+def _error(factors: Sequence[Tensor], arrays: Mapping[str, Array], target: Array, axes: Axes) -> float:
+    return float(np.linalg.norm(target - contract(factors, arrays, axes)))
 
 
 def _start(
@@ -116,9 +116,9 @@ def _start(
     return np.ascontiguousarray(arranged.transpose(back).reshape(shape))
 
 
-def _solve(factor: Tensor, factors: Sequence[Tensor], found: Mapping[str, Array], target: Array, axes: Axes) -> Array:
+def _solve(factor: Tensor, factors: Sequence[Tensor], arrays: Mapping[str, Array], target: Array, axes: Axes) -> Array:
     """The factor that is best while all others stay: normal equations, one system for each entry of shared axes."""
-    others = [(found[f.name], f.indices) for f in factors if f is not factor]
+    others = [(arrays[f.name], f.indices) for f in factors if f is not factor]
     elsewhere = {i for _, indices in others for i in indices}
     shared = tuple(i for i in factor.indices if i in axes and i in elsewhere)
     own = tuple(i for i in factor.indices if i in axes and i not in elsewhere)
@@ -127,7 +127,7 @@ def _solve(factor: Tensor, factors: Sequence[Tensor], found: Mapping[str, Array]
     right = _einsum([(target, axes), *others], order)
     parts = _components(others, set(factor.indices), bonds if not shared else ())
     if max((prod(right.shape[order.index(i)] for i in held) for held, _ in parts), default=1) > MAX_SYSTEM:
-        start = found[factor.name].transpose([factor.indices.index(i) for i in order])
+        start = arrays[factor.name].transpose([factor.indices.index(i) for i in order])
         solved = _conjugate_gradients(others, order, target, axes, right, start)
     else:
         solved = right
@@ -198,10 +198,10 @@ def _conjugate_gradients(
     return x
 
 
-def _balanced(found: Mapping[str, Array]) -> dict[str, Array]:
+def _balanced(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The same network with factors of equal norm, so that none learns much faster than the others."""
-    norms = {name: float(np.linalg.norm(a)) for name, a in found.items()}
+    norms = {name: float(np.linalg.norm(a)) for name, a in arrays.items()}
     if min(norms.values()) == 0:
-        return dict(found)
+        return dict(arrays)
     mean = float(np.exp(np.mean([np.log(n) for n in norms.values()])))
-    return {name: a * (mean / norms[name]) for name, a in found.items()}
+    return {name: a * (mean / norms[name]) for name, a in arrays.items()}

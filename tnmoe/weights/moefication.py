@@ -48,7 +48,7 @@ def balanced_clusters(points: Tensor, groups: int) -> Tensor:
     """k-means in which every cluster has as many points: the closest pairs of point and centre are joined first."""
     size = len(points) // groups
     centres = points[:: max(1, size)][:groups].clone()
-    found = torch.zeros(len(points), dtype=torch.long)
+    clusters = torch.zeros(len(points), dtype=torch.long)
     for _ in range(ROUNDS):
         free, chosen = [size] * groups, [-1] * len(points)
         for pair in torch.cdist(points, centres).flatten().argsort(stable=True).tolist():
@@ -56,8 +56,8 @@ def balanced_clusters(points: Tensor, groups: int) -> Tensor:
             if chosen[point] < 0 and free[group]:
                 chosen[point], free[group] = group, free[group] - 1
         new = torch.tensor(chosen)
-        if torch.equal(new, found):
+        if torch.equal(new, clusters):
             break
-        found = new
-        centres = torch.stack([points[found == g].mean(0) for g in range(groups)])
-    return found
+        clusters = new
+        centres = torch.stack([points[clusters == g].mean(0) for g in range(groups)])
+    return clusters

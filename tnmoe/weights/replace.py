@@ -151,7 +151,7 @@ def _matches(model: torch.nn.Module, pattern: str, taken: set[int], notes: list[
         if name and fnmatch.fnmatchcase(name, pattern):
             names.setdefault(id(module), []).append(name)
             modules[id(module)] = module
-    found: list[_Match] = []
+    matches: list[_Match] = []
     refused: list[str] = []
     inside: set[int] = set()
     for key, module in modules.items():
@@ -167,8 +167,8 @@ def _matches(model: torch.nn.Module, pattern: str, taken: set[int], notes: list[
             refused.append(f"{name}: nn.MultiheadAttention reads its weight directly and never calls it")
             continue
         inside |= {id(m) for m in module.modules()}
-        found.append(_Match(tuple(names[key]), module, linears))
-    if not found:
+        matches.append(_Match(tuple(names[key]), module, linears))
+    if not matches:
         reason = "; ".join(refused[:3]) or "no module has such a name"
         known = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
         shown = ", ".join(known[:6]) + (", …" if len(known) > 6 else "")
@@ -176,7 +176,7 @@ def _matches(model: torch.nn.Module, pattern: str, taken: set[int], notes: list[
             f"{pattern!r} matches nothing that can be replaced: {reason}; linear layers are {shown or 'none'}"
         )
     notes += [f"Left alone: {reason}." for reason in refused if "MultiheadAttention" in reason]
-    return found
+    return matches
 
 
 def _linears(module: torch.nn.Module) -> tuple[torch.nn.Linear, ...] | str:
@@ -273,15 +273,15 @@ def _changes(match: _Match) -> list[str]:
     """What changes besides the factorization."""
     import torch
 
-    found = []
+    changes = []
     for m in match.module.modules():
         if isinstance(m, torch.nn.Dropout) and m.p > 0:
-            found.append(f"{match.names[0]}: its dropout (p = {m.p}) is gone.")
+            changes.append(f"{match.names[0]}: its dropout (p = {m.p}) is gone.")
         if isinstance(m, torch.nn.GELU) and m.approximate != "none":
-            found.append(f"{match.names[0]}: GELU by {m.approximate} became the exact one.")
+            changes.append(f"{match.names[0]}: GELU by {m.approximate} became the exact one.")
     if len(match.names) > 1:
-        found.append(f"{match.names[0]} is shared: {', '.join(match.names[1:])} got the same module.")
-    return found
+        changes.append(f"{match.names[0]} is shared: {', '.join(match.names[1:])} got the same module.")
+    return changes
 
 
 def _leave_fast_paths(model: torch.nn.Module, names: list[str], notes: list[str]) -> None:

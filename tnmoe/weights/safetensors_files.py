@@ -34,10 +34,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     """
     _require()
     try:
-        found: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
+        tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise FileError(f"{os.fspath(path)} cannot be read as safetensors: {error}") from None
-    return found
+    return tensors
 
 
 def write_safetensors(

@@ -44,8 +44,8 @@ class Call:
     @property
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor operand once."""
-        found = (t for t in tree_leaves(self.arguments) if isinstance(t, torch.Tensor))
-        return list({id(t): t for t in found}.values())
+        every = (t for t in tree_leaves(self.arguments) if isinstance(t, torch.Tensor))
+        return list({id(t): t for t in every}.values())
 
     @property
     def results(self) -> list[torch.Tensor]:

@@ -63,8 +63,8 @@ def _packed(call: Call) -> Flops:
 
 
 def _packed_relu(call: Call) -> Flops:
-    found = _packed(call)
-    return Flops(found.matmul, found.elementwise + call.size)
+    product = _packed(call)
+    return Flops(product.matmul, product.elementwise + call.size)
 
 
 FORMULAS: dict[str, Formula] = {

@@ -46,8 +46,8 @@ def _added(name: str) -> Formula:
     """What is added at chosen places: one sum for each element of the source."""
 
     def formula(call: Call) -> Flops:
-        found = call[name]
-        return Flops(elementwise=found.numel() if hasattr(found, "numel") else call.size)
+        given = call[name]
+        return Flops(elementwise=given.numel() if hasattr(given, "numel") else call.size)
 
     return formula
 

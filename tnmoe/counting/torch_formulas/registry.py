@@ -80,16 +80,16 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
     what emitted modules of the flavour `fast` call, as `tnmoe.cost_model` counts them. Attention is counted in full,
     its backward pass without scores computed anew.
     """
-    found: dict[Any, Callable[..., int]] = {}
+    formulas: dict[Any, Callable[..., int]] = {}
     for family in MULTIPLY:
         for name, formula in family.FORMULAS.items():
             namespace, _, short = name.partition("::")
             try:
                 packet = getattr(getattr(torch.ops, namespace), short)
-                found[packet] = _raw(getattr(packet, packet.overloads()[0]), formula)
+                formulas[packet] = _raw(getattr(packet, packet.overloads()[0]), formula)
             except AttributeError:  # not in this torch
                 continue
-    return found
+    return formulas
 
 
 def _raw(func: Any, formula: Formula) -> Callable[..., int]:
