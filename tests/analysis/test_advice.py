@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from fractions import Fraction
 from functools import cache
 
 import pytest
 from support.all_trees import all_trees
+from support.cases import case
 from support.inference import Inference
 from support.networks import random_network
 
@@ -24,28 +24,28 @@ SIZES = {"b": 1, "n": 256, "x": 64, "i": 768, "y": 256, "o": 3072, "z": 256, "t"
 
 def test_threshold_of_folding_is_that_of_all_trees() -> None:
     """200 random networks: the fewest calls in which some tree that folds costs as much as the best without."""
-    rng = random.Random(71)
     within = never = 0
     for trial in range(200):
-        network, sizes = random_network(rng, 3 + trial % 2 + (trial % 12 == 1))
-        oracle = Inference(network, sizes)
-        works = [oracle.work(path) for path in trees(len(network.tensors))]
-        plain = [each for each, once in works if not once]
-        found = folding(network, sizes)
-        if not plain:  # every tree makes something of weights alone
-            assert found is None
-            continue
-        crossings = [Fraction(once, min(plain) - each) for each, once in works if once and each < min(plain)]
-        threshold = min(crossings, default=None)
-        if threshold is None or threshold <= 1:
-            assert found is None
-            never += 1
-            continue
-        assert found is not None
-        assert found.calls == threshold
-        assert oracle.work(found.path) == (found.each, found.once)
-        assert found.unfolded == min(plain)
-        within += 1
+        with case(trial) as rng:
+            network, sizes = random_network(rng, 3 + trial % 2 + (trial % 12 == 1))
+            oracle = Inference(network, sizes)
+            works = [oracle.work(path) for path in trees(len(network.tensors))]
+            plain = [each for each, once in works if not once]
+            found = folding(network, sizes)
+            if not plain:  # every tree makes something of weights alone
+                assert found is None
+                continue
+            crossings = [Fraction(once, min(plain) - each) for each, once in works if once and each < min(plain)]
+            threshold = min(crossings, default=None)
+            if threshold is None or threshold <= 1:
+                assert found is None
+                never += 1
+                continue
+            assert found is not None
+            assert found.calls == threshold
+            assert oracle.work(found.path) == (found.each, found.once)
+            assert found.unfolded == min(plain)
+            within += 1
     assert within > 10
     assert never > 10
 
@@ -123,19 +123,19 @@ def test_disconnected_networks_are_planned_with_a_note() -> None:
 
 def test_parts_are_those_of_a_search_along_shared_indices() -> None:
     """300 random networks, scalars included: two tensors are in one part if a chain of shared indices joins them."""
-    rng = random.Random(72)
     several = 0
-    for _ in range(300):
-        network, _ = random_network(rng, rng.randint(1, 6))
-        found = components(network)
-        assert sorted(name for part in found for name in part) == sorted(t.name for t in network.tensors)
-        for part in found:
-            reached, ahead = {part[0]}, [part[0]]
-            while ahead:
-                here = set(network.tensor(ahead.pop()).indices)
-                near = [t.name for t in network.tensors if here & set(t.indices) and t.name not in reached]
-                reached |= set(near)
-                ahead += near
-            assert reached == set(part)
-        several += len(found) > 1
+    for trial in range(300):
+        with case(trial) as rng:
+            network, _ = random_network(rng, rng.randint(1, 6))
+            found = components(network)
+            assert sorted(name for part in found for name in part) == sorted(t.name for t in network.tensors)
+            for part in found:
+                reached, ahead = {part[0]}, [part[0]]
+                while ahead:
+                    here = set(network.tensor(ahead.pop()).indices)
+                    near = [t.name for t in network.tensors if here & set(t.indices) and t.name not in reached]
+                    reached |= set(near)
+                    ahead += near
+                assert reached == set(part)
+            several += len(found) > 1
     assert several > 20

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import pytest
 from support.all_trees import all_trees
+from support.cases import blocks, case, seeds
 from support.networks import random_network
 
 import tnmoe
@@ -17,26 +18,25 @@ from tnmoe.lowering.lower import lower_network
 from tnmoe.planners import ranked, subset_dp
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["flops", "training", "saved"])
-def test_ranking_is_that_of_all_trees(objective: str) -> None:
-    """The k cheapest prices, of 60 random networks of 3 to 5 tensors, are the k smallest of all their trees."""
-    rng, minimised = random.Random(21), as_objective(objective)
-    for trial in range(60):
-        network, sizes = random_network(rng, 3 + trial % 3)
-        plan = tnmoe.plan(network, sizes=sizes, objective=objective)
-        (node,) = plan.layer.contractions
-        needing = plan.layer.gradient_names(plan.input_gradients) if objective != "flops" else frozenset()
-        leaves = {t.name for t in network.leaves}
+@pytest.mark.parametrize("seed", seeds(60, 6))
+def test_ranking_is_that_of_all_trees(objective: str, seed: int) -> None:
+    """The k cheapest prices, of random networks of 3 to 5 tensors, are the k smallest of all their trees."""
+    rng, minimised = random.Random(seed), as_objective(objective)
+    network, sizes = random_network(rng, 3 + seed % 3)
+    plan = tnmoe.plan(network, sizes=sizes, objective=objective)
+    (node,) = plan.layer.contractions
+    requires_grad = plan.layer.gradient_names(plan.input_gradients) if objective != "flops" else frozenset()
+    leaves = {t.name for t in network.leaves}
 
-        def cost(path: ContractionPath, node=node, sizes=sizes, needing=needing, leaves=leaves) -> int:
-            return price(lower_network(node, path), sizes, minimised, needing, leaves)
+    def cost(path: ContractionPath) -> int:
+        return price(lower_network(node, path), sizes, minimised, requires_grad, leaves)
 
-        every = sorted(cost(path) for path in all_trees(len(network.tensors)))
-        found = ranked.plan(network, sizes, minimised, needing, count=6)
-        assert [r.price for r in found] == every[:6]
-        assert [cost(r.path) for r in found] == every[:6]
-        assert cost(plan.paths["result"]) == every[0]
+    every = sorted(cost(path) for path in all_trees(len(network.tensors)))
+    found = ranked.plan(network, sizes, minimised, requires_grad, count=6)
+    assert [r.price for r in found] == every[:6]
+    assert [cost(r.path) for r in found] == every[:6]
+    assert cost(plan.paths["result"]) == every[0]
 
 
 def test_ranking_refuses_large_networks() -> None:
@@ -76,46 +76,48 @@ def above_path(found: tnmoe.TokenRange) -> tuple[tuple[int, int], ...]:
     return found.above.steps
 
 
-@pytest.mark.slow
-def test_ranges_are_exact_on_random_layers() -> None:
-    """Inside the range no order is cheaper than the plan's, and just beyond its ends one is: 40 random rings."""
-    rng = random.Random(22)
+@pytest.mark.parametrize("block", blocks(40, of=10))
+def test_ranges_are_exact_on_random_layers(block: range) -> None:
+    """Inside the range no order is cheaper than the plan's, and just beyond its ends one is: random rings."""
     changes = 0
-    for _ in range(40):
-        levels = rng.randint(1, 2)
-        ranks = [rng.randint(1, 40) for _ in range(levels + 2)]
-        experts = [rng.randint(2, 8) for _ in range(levels)]
-        spec = tnmoe.MuMoE(rng.randint(4, 90), rng.randint(4, 90), experts, tnmoe.TensorRing(ranks))
-        plan = tnmoe.plan(spec, tokens=rng.choice([1, 8, 64, 512]), objective=rng.choice(["flops", "training"]))
-        (node,) = (n for n in plan.layer.contractions if n.out.name == "y")
-        needing = plan.layer.gradient_names(plan.input_gradients) if plan.objective == "training" else frozenset()
-        leaves = {t.name for t in node.network.leaves}
-
-        def gap(tokens: int, plan=plan, node=node, needing=needing, leaves=leaves) -> int:
-            """What the plan's order costs more than the best at so many tokens."""
-            sizes = plan.layer.bound_sizes({**plan.values, "T": tokens})
-            best = subset_dp.plan(node.network, sizes, plan.minimised, needing & leaves)
-            mine, other = (
-                price(lower_network(node, p), sizes, plan.minimised, needing & leaves, leaves)
-                for p in (plan.paths["y"], best)
+    for seed in block:
+        with case(seed) as rng:
+            levels = rng.randint(1, 2)
+            ranks = [rng.randint(1, 40) for _ in range(levels + 2)]
+            experts = [rng.randint(2, 8) for _ in range(levels)]
+            spec = tnmoe.MuMoE(rng.randint(4, 90), rng.randint(4, 90), experts, tnmoe.TensorRing(ranks))
+            plan = tnmoe.plan(spec, tokens=rng.choice([1, 8, 64, 512]), objective=rng.choice(["flops", "training"]))
+            (node,) = (n for n in plan.layer.contractions if n.out.name == "y")
+            requires_grad = (
+                plan.layer.gradient_names(plan.input_gradients) if plan.objective == "training" else frozenset()
             )
-            return mine - other
+            leaves = {t.name for t in node.network.leaves}
 
-        found = tnmoe.token_range(plan, "y")
-        low, high = -(-found.low.numerator // found.low.denominator), found.high
-        assert low <= plan.values["T"]
-        assert gap(low) == 0
-        if low > 1:
-            assert gap(low - 1) > 0
-            changes += 1
-        if high is None:
-            assert gap(1 << 40) == 0
-        else:
-            last = high.numerator // high.denominator
-            assert gap(last) == 0
-            assert gap(last + 1) > 0
-            changes += 1
-    assert changes > 10
+            def gap(tokens: int, plan=plan, node=node, requires_grad=requires_grad, leaves=leaves) -> int:
+                """What the plan's order costs more than the best at so many tokens."""
+                sizes = plan.layer.bound_sizes({**plan.values, "T": tokens})
+                best = subset_dp.plan(node.network, sizes, plan.minimised, requires_grad & leaves)
+                mine, other = (
+                    price(lower_network(node, p), sizes, plan.minimised, requires_grad & leaves, leaves)
+                    for p in (plan.paths["y"], best)
+                )
+                return mine - other
+
+            found = tnmoe.token_range(plan, "y")
+            low, high = -(-found.low.numerator // found.low.denominator), found.high
+            assert low <= plan.values["T"]
+            assert gap(low) == 0
+            if low > 1:
+                assert gap(low - 1) > 0
+                changes += 1
+            if high is None:
+                assert gap(1 << 40) == 0
+            else:
+                last = high.numerator // high.denominator
+                assert gap(last) == 0
+                assert gap(last + 1) > 0
+                changes += 1
+    assert changes > 2
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sympy
+from support.cases import case
 
 import tnmoe
 from tnmoe.analysis.frame import Frame
@@ -141,20 +142,20 @@ def grid_of(rows: list[tuple[int, ...]]) -> Frame:
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 4])
 def test_fronts_are_those_of_brute_force(dimension: int) -> None:
-    rng = random.Random(dimension)
-    for _ in range(60):
-        rows = [tuple(rng.randint(0, 6) for _ in range(dimension)) for _ in range(rng.randint(1, 40))]
-        signs = [rng.choice(("", "-")) for _ in range(dimension)]
+    for trial in range(60):
+        with case(dimension, trial) as rng:
+            rows = [tuple(rng.randint(0, 6) for _ in range(dimension)) for _ in range(rng.randint(1, 40))]
+            signs = [rng.choice(("", "-")) for _ in range(dimension)]
 
-        def value(row: tuple[int, ...], signs: list[str] = signs) -> tuple[int, ...]:
-            return tuple(-v if s else v for v, s in zip(row, signs, strict=True))
+            def value(row: tuple[int, ...], signs: list[str] = signs) -> tuple[int, ...]:
+                return tuple(-v if s else v for v, s in zip(row, signs, strict=True))
 
-        def beats(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-            return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+            def beats(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+                return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
-        expected = [r for r in rows if not any(beats(value(o), value(r)) for o in rows)]
-        front = grid_of(rows).pareto(*(f"{s}c{k}" for k, s in enumerate(signs)))
-        assert [tuple(int(c[k]) for c in front.columns.values()) for k in range(len(front))] == expected
+            expected = [r for r in rows if not any(beats(value(o), value(r)) for o in rows)]
+            front = grid_of(rows).pareto(*(f"{s}c{k}" for k, s in enumerate(signs)))
+            assert [tuple(int(c[k]) for c in front.columns.values()) for k in range(len(front))] == expected
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from tnmoe.presets.registry import PRESETS
 EMITTED = [name for name, preset in PRESETS.items() if preset.emitted]
 
 
-def needing(plan: Plan, frozen: Collection[str] = ()) -> set[str]:
+def requires_grad(plan: Plan, frozen: Collection[str] = ()) -> set[str]:
     weights = {p.name for p in plan.bound.parameters if p.role is Role.WEIGHT}
     return set(plan.input_gradients) | weights - set(frozen)
 
@@ -63,7 +63,7 @@ def test_random_layers_take_the_memory_predicted() -> None:
         assert predicted(inference(plan.bound, item)) == tracker(plan, dtype, grad=False), told
         other = any_order(plan, k)  # copies, sums and bias slices
         assert predicted(inference(other.bound, item)) == tracker(other, dtype, grad=False), told
-        found = predicted(training(plan.bound, item, needing(plan, frozen)))
+        found = predicted(training(plan.bound, item, requires_grad(plan, frozen)))
         assert found == tracker(plan, dtype, grad=True, frozen=frozen), told
         frozen_layers += bool(frozen)
         dropped += bool(plan.bound.released)
@@ -89,7 +89,7 @@ def test_presets_take_the_memory_predicted(name: str) -> None:
     plan = tnmoe.plan(PRESETS[name].spec, tokens=4096)
     with FakeTensorMode():
         assert predicted(inference(plan.bound, 4)) == tracker(plan, torch.float32, grad=False)
-        assert predicted(training(plan.bound, 4, needing(plan))) == tracker(plan, torch.float32, grad=True)
+        assert predicted(training(plan.bound, 4, requires_grad(plan))) == tracker(plan, torch.float32, grad=True)
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_gates_of_many_logits_take_the_memory_predicted(activation: str, dtype: 
                 tnmoe.MuMoE(3, 2, experts, tnmoe.CP(2), gate=tnmoe.Gate(activation, "layer")), tokens=tokens
             )
             assert predicted(inference(plan.bound, dtype.itemsize)) == tracker(plan, dtype, grad=False)
-            found = predicted(training(plan.bound, dtype.itemsize, needing(plan)))
+            found = predicted(training(plan.bound, dtype.itemsize, requires_grad(plan)))
             assert found == tracker(plan, dtype, grad=True)
 
 
@@ -119,7 +119,7 @@ def test_factorizations_take_the_memory_predicted(name: str, frozen: bool) -> No
         plan = tnmoe.plan(spec, tokens=9)
         names = {p.name for p in plan.bound.parameters[1:]} if frozen else set()
         assert predicted(inference(plan.bound, 4)) == tracker(plan, torch.float32, grad=False)
-        found = predicted(training(plan.bound, 4, needing(plan, names)))
+        found = predicted(training(plan.bound, 4, requires_grad(plan, names)))
         assert found == tracker(plan, torch.float32, grad=True, frozen=names)
 
 

@@ -52,8 +52,8 @@ def test_no_order_is_cheaper(objective: str, part: int) -> None:
         wanted = [name for name in data if rng.random() < 0.5]
         plan = tnmoe.plan(network, sizes=sizes, objective=objective, input_gradients=wanted)
         training = objective in ("training", "saved")
-        needing = {t.name for t in network.tensors if t.role is Role.WEIGHT} | set(wanted) if training else set()
-        oracle = Priced(network, sizes, needing)
+        requires_grad = {t.name for t in network.tensors if t.role is Role.WEIGHT} | set(wanted) if training else set()
+        oracle = Priced(network, sizes, requires_grad)
         oracle.objective = objective
         oracle.data = frozenset(k for k, t in enumerate(network.tensors) if t.role is Role.DATA)
         order = (lambda price: price) if objective == "saved" else (lambda price: (price[1],))

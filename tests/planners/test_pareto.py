@@ -130,8 +130,10 @@ def test_front_is_that_of_every_tree_and_choice(objectives: tuple[str, ...], rec
     for trial in range(60):
         network, sizes = random_network(rng, 3 + trial % 3, max_size=6)
         data = [t.name for t in network.tensors if t.role is Role.DATA]
-        needing = {t.name for t in network.tensors if t.role is Role.WEIGHT} | {d for d in data if rng.random() < 0.5}
-        oracle = Choices(network, sizes, needing)
+        requires_grad = {t.name for t in network.tensors if t.role is Role.WEIGHT} | {
+            d for d in data if rng.random() < 0.5
+        }
+        oracle = Choices(network, sizes, requires_grad)
         n = len(network.tensors)
         inner = range(n, 2 * n - 2)
         points = set()
@@ -141,7 +143,7 @@ def test_front_is_that_of_every_tree_and_choice(objectives: tuple[str, ...], rec
                     price = oracle.price(path, frozenset(again))
                     if price is not None:
                         points.add(tuple(price[o] for o in objectives))
-        found = pareto.plan(network, sizes, objectives, needing, recompute=recompute)
+        found = pareto.plan(network, sizes, objectives, requires_grad, recompute=recompute)
         values = {tuple(t.values[o] for o in objectives) for t in found}
         assert values == minimal(points), str(network)
         assert len(values) == len(found)

@@ -36,13 +36,13 @@ from tnmoe.planners.splits import Steps, path_of, splits_of
 OBJECTIVES = tuple(map(as_objective, ("flops", "macs", "training", "saved", "inference(7)", "training + 0.5*saved")))
 
 
-def needing(network: Network) -> frozenset[str]:
+def requires_grad(network: Network) -> frozenset[str]:
     return frozenset(t.name for t in network.tensors if t.role is Role.WEIGHT)
 
 
 def whole_price(network: Network, sizes: Sizes, path: ContractionPath, objective: Objective) -> int:
     """All ops of the lowered network at once."""
-    prices = Prices(network, sizes, objective, needing(network) if objective.of_training else frozenset())
+    prices = Prices(network, sizes, objective, requires_grad(network) if objective.of_training else frozenset())
     return prices.of(lower_network(Contraction(Value("y", network.output), network), path))
 
 
@@ -55,7 +55,7 @@ def test_the_price_of_a_tree_is_that_of_the_lowered_network(objective: Objective
     for seed in range(6):
         rng = random.Random(seed)
         network, sizes = (random_folded_network if folded else random_network)(rng, rng.randint(2, 6))
-        given = needing(network) if objective.of_training else frozenset()
+        given = requires_grad(network) if objective.of_training else frozenset()
         steps = Steps(network, sizes, objective, given)  # one for all trees, as a search uses it
         for pairs in rng.sample(trees := list(every_tree(len(network.tensors))), min(8, len(trees))):
             path = ContractionPath(pairs)
@@ -93,7 +93,7 @@ def test_no_piece_is_left_to_improve(objective: Objective) -> None:
     """A piece as large as the network is the exact planner's problem; smaller pieces never make it dearer."""
     for seed in range(5):
         network, sizes = random_network(random.Random(seed), 7)
-        given = needing(network) if objective.of_training else frozenset()
+        given = requires_grad(network) if objective.of_training else frozenset()
         steps = Steps(network, sizes, objective, given)
         start = random_greedy.tree(network, sizes, random.Random(seed), 1, 3.0)
         costs = [steps.total(start)]
@@ -158,7 +158,7 @@ LARGE = [(30, 0, 6, MACS), (50, 2, 4, TRAINING), (100, 4, 2, FLOPS)]
 def test_never_dearer_than_peers(tensors: int, seed: int, most: int, objective: Objective, monkeypatch: Any) -> None:
     monkeypatch.setattr(search, "_UNITS", 60_000)  # a small part of what users get
     network, sizes = large_network(tensors, seed, most=most)
-    given = needing(network) if objective.of_training else frozenset()
+    given = requires_grad(network) if objective.of_training else frozenset()
     ours = whole_price(network, sizes, search.plan(network, sizes, objective, given), objective)
     for path in (
         adapter.plan(network, sizes, algorithm="greedy"),
@@ -268,7 +268,7 @@ def test_what_was_found_is_kept(kept: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for changed in (
             lambda: search.plan(network, {**sizes, index: sizes[index] + 1}),
             lambda: search.plan(network, sizes, MACS),
-            lambda: search.plan(network, sizes, TRAINING, needing(network)),
+            lambda: search.plan(network, sizes, TRAINING, requires_grad(network)),
             lambda: search.plan(network, sizes, seed=1),
             lambda: search.plan(network, sizes, budget=1),
             lambda: search.plan(Network(network.tensors, network.output[:1]), sizes),

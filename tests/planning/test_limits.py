@@ -28,8 +28,8 @@ trees = cache(all_trees)
 class Prices:
     """By hand: what a tree saves, and its price under each objective."""
 
-    def __init__(self, network: Network, sizes: dict[str, int], needing: set[str]) -> None:
-        self.trained, self.plain = Oracle(network, sizes, needing), Oracle(network, sizes, set())
+    def __init__(self, network: Network, sizes: dict[str, int], requires_grad: set[str]) -> None:
+        self.trained, self.plain = Oracle(network, sizes, requires_grad), Oracle(network, sizes, set())
         self.forward = Inference(network, sizes)
 
     def of(self, path: ContractionPath, objective: str) -> tuple[int, tuple[int, ...]]:
@@ -59,8 +59,8 @@ def test_the_cheapest_of_all_trees_within_a_limit(objective: str) -> None:
         network, sizes = random_network(rng, 3 + trial % 2 + (trial % 12 == 1))
         data = [t.name for t in network.tensors if t.role is Role.DATA]
         wanted = [name for name in data if rng.random() < 0.6]
-        needing = {t.name for t in network.tensors if t.role is Role.WEIGHT} | set(wanted)
-        prices = Prices(network, sizes, needing)
+        requires_grad = {t.name for t in network.tensors if t.role is Role.WEIGHT} | set(wanted)
+        prices = Prices(network, sizes, requires_grad)
         layer = tnmoe.plan(network, sizes=sizes, planner="greedy").layer
         n, values = len(network.tensors), {**layer.values, **sizes}
         points = [prices.of(path, objective) for path in trees(n)]

@@ -37,7 +37,8 @@ class Adjoint:
 
     Attributes:
         program: the whole forward program.
-        needing: names of all values that need a gradient; some may have been frozen since the gradients were made.
+        requires_grad: names of all values that need a gradient; some may have been frozen since the gradients were
+            made.
         before: ops that stay with autograd.
         ops: ops of the function; the last one defines the program's output.
         inputs: what the function reads: data, then stored values.
@@ -49,7 +50,7 @@ class Adjoint:
     """
 
     program: Program
-    needing: frozenset[str]
+    requires_grad: frozenset[str]
     before: tuple[Op, ...]
     ops: tuple[Op, ...]
     inputs: tuple[Value, ...]
@@ -125,13 +126,13 @@ class Adjoint:
     @property
     def differentiated(self) -> bool:
         """Whether any input of the function needs a gradient, so that it has a backward pass at all."""
-        return any(v.name in self.needing for v in self.inputs)
+        return any(v.name in self.requires_grad for v in self.inputs)
 
     @cached_property
     def run(self) -> tuple[Op, ...]:
         """What the backward pass runs: ops that serve the gradient of one frozen input alone are left out."""
         only = self.only_for
-        return tuple(op for op in self.backward if only.get(op, "") in self.needing or op not in only)
+        return tuple(op for op in self.backward if only.get(op, "") in self.requires_grad or op not in only)
 
     @cached_property
     def saved(self) -> tuple[Value, ...]:
@@ -181,21 +182,21 @@ class Adjoint:
         sizes = self.program.sizes
         backward = self.run if self.differentiated else ()
         own = sum((op_cost(op, sizes) for op in self.ops + backward), start=Cost())
-        return own + training_cost(self.before, sizes, self.needing)
+        return own + training_cost(self.before, sizes, self.requires_grad)
 
     def saved_elements(self) -> Dim:
         """Elements kept by autograd and by the function, parameters, buffers and inputs aside."""
         owner = memory_owners(self.program)
         there = {v.name for v in self.program.leaves}
-        there |= {owner[v.name] for op in self.before for v in saved_values(op, self.program.sizes, self.needing)}
+        there |= {owner[v.name] for op in self.before for v in saved_values(op, self.program.sizes, self.requires_grad)}
         kept = self.saved if self.differentiated else ()
         own = [elements(v.indices, self.program.sizes) for v in kept if owner[v.name] not in there]
-        return sum(own, start=saved_elements(self.program, self.needing, self.before))
+        return sum(own, start=saved_elements(self.program, self.requires_grad, self.before))
 
 
 def adjoint(
     program: Program,
-    needing: Set[str],
+    requires_grad: Set[str],
     kept: Set[str] | None = None,
     fused: Set[str] = frozenset(),
     *,
@@ -205,7 +206,7 @@ def adjoint(
 
     Args:
         program: laid out; sizes may be symbolic.
-        needing: names of all values that need a gradient, as `gradient_names` returns them.
+        requires_grad: names of all values that need a gradient, as `gradient_names` returns them.
         kept: names of intermediate results to keep; the rest is computed again, views always. By default all that is
             read is kept.
         fused: names of results that the forward pass need not write.
@@ -215,7 +216,7 @@ def adjoint(
         PlanError: if nothing at the end of the program has an adjoint, or nothing there needs a gradient.
     """
     before, ops = split(program, chunked=chunked)
-    if not ops or program.output.name not in needing:
+    if not ops or program.output.name not in requires_grad:
         raise PlanError(
             "no backward pass can be written for this layer: its output comes straight from "
             f"{type(before[-1]).__name__ if before else 'its inputs'} or needs no gradient; leave memory= out"
@@ -227,11 +228,11 @@ def adjoint(
     data.sort(key=lambda v: v.indices[:1] != program.output.indices[:1])  # chunks are taken of the first ones
     inputs = (*data, *(v for v in stored if v.name in read))
     seed = replace(program.output, name=fresh(program, f"{program.output.name}_grad"))
-    gradients, known = reverse(program, ops, seed, needing)
+    gradients, known = reverse(program, ops, seed, requires_grad)
     wanted = {v.name: known[v.name] for v in inputs if v.name in known}
     whole = Adjoint(
         program,
-        frozenset(needing),
+        frozenset(requires_grad),
         before,
         ops,
         inputs,

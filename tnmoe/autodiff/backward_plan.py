@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from tnmoe.autodiff.adjoint import Adjoint, adjoint
 from tnmoe.autodiff.rematerialise import Memory, check_memory, choose, front
 from tnmoe.errors import PlanError, unknown
+from tnmoe.io.json_fields import Field
 from tnmoe.ir.program import Program
 from tnmoe.lowering.fuse_products import fusible
 from tnmoe.symbolic.dims import LARGEST
@@ -51,10 +52,10 @@ class Function:
         if self.aside and (self.flavour != "fast" or self.chunk is not None):
             raise PlanError("only a function of the flavour 'fast' without chunks steps aside under autocast")
 
-    def adjoint(self, program: Program, needing: Set[str]) -> Adjoint:
+    def adjoint(self, program: Program, requires_grad: Set[str]) -> Adjoint:
         """Its forward and backward pass; sizes may be symbolic."""
         chunked = self.chunk is not None
-        return adjoint(program, needing, frozenset(self.kept), frozenset(self.fused), chunked=chunked)
+        return adjoint(program, requires_grad, frozenset(self.kept), frozenset(self.fused), chunked=chunked)
 
     def to_mapping(self) -> dict[str, Any]:
         """The function as plain data, for JSON."""
@@ -63,36 +64,37 @@ class Function:
         return {"kept": list(self.kept), "flavour": self.flavour, "chunk": self.chunk, **fused, **aside}
 
     @classmethod
-    def from_mapping(cls, data: Any, program: Program, needing: Set[str]) -> Self:
-        """The function that `to_mapping` wrote.
+    def read(cls, data: Field, program: Program, requires_grad: Set[str]) -> Self:
+        """The function that `to_mapping` wrote, of that program.
 
         Raises:
             PlanError: if it is no such data, or keeps what the program's end does not make, or fuses what it cannot.
         """
-        if not isinstance(data, Mapping) or set(data) - {"fused", "aside"} != {"kept", "flavour", "chunk"}:
-            raise PlanError(f"the function of a plan must have kept, flavour and chunk; got {data!r}")
-        ops = adjoint(program, needing, chunked=data["chunk"] is not None).ops
-        made = [op.out.name for op in ops]
-        kept = data["kept"]
-        if not isinstance(kept, list) or not all(isinstance(name, str) and name in made for name in kept):
-            raise PlanError(f"kept must be some of {', '.join(made)}; got {kept!r}")
-        fused, able = data.get("fused", []), fusible(ops, {program.output.name}, _integers(program))
-        if not isinstance(fused, list) or not all(isinstance(name, str) and name in able for name in fused):
-            raise PlanError(f"fused must be some of {', '.join(sorted(able)) or 'nothing'}; got {fused!r}")
-        aside = data.get("aside", False)
-        if type(aside) is not bool:
-            raise PlanError(f"aside must be true or false; got {aside!r}")
-        return cls(tuple(kept), data["flavour"], data["chunk"], tuple(fused), aside)
+        fields = data.keys("kept", "flavour", "chunk", optional=("fused", "aside"))
+        ops = adjoint(program, requires_grad, chunked=fields["chunk"].value is not None).ops
+        kept = fields["kept"].texts(op.out.name for op in ops)
+        able = sorted(fusible(ops, {program.output.name}, _integers(program)))
+        return cls(
+            kept,
+            fields["flavour"].choice(FLAVOURS),
+            fields["chunk"].maybe(lambda tokens: tokens.integer(1, LARGEST)),
+            fields["fused"].maybe(lambda names: names.texts(able)) or (),
+            fields["aside"].maybe(Field.flag) or False,
+        )
 
 
 def plan_function(
-    program: Program, needing: Set[str], memory: Memory = None, flavour: str = "portable", chunk: int | None = None
+    program: Program,
+    requires_grad: Set[str],
+    memory: Memory = None,
+    flavour: str = "portable",
+    chunk: int | None = None,
 ) -> Function | None:
     """The function that keeps what `memory` says; None if nothing asks for one.
 
     Args:
         program: bound.
-        needing: names of all values that need a gradient.
+        requires_grad: names of all values that need a gradient.
         memory, flavour, chunk: as in `tnmoe.plan`.
 
     Raises:
@@ -104,7 +106,7 @@ def plan_function(
             return None
         memory = "save"
     assert memory is not None
-    whole = adjoint(program, needing, chunked=chunk is not None)
+    whole = adjoint(program, requires_grad, chunked=chunk is not None)
     if chunk is not None:
         _ = whole.token  # raises where the tokens cannot be split
     sizes = _integers(program)

@@ -35,14 +35,14 @@ DIFFERENTIABLE = (Contract, ContractAdd, Multiply, Add, Permute, Split, Merge, G
 
 
 def gradients(
-    program: Program, ops: Sequence[Op], seed: Value, needing: Set[str]
+    program: Program, ops: Sequence[Op], seed: Value, requires_grad: Set[str]
 ) -> tuple[tuple[Op, ...], Mapping[str, Value]]:
     """The ops of reverse mode, and the gradient of each value; those of several uses of a value are added up.
 
     The gradients of an op's weights come first: what they read of the forward pass is then dead before the gradients
     of the data take memory.
     """
-    uses = Counter(v.name for op in ops for v in operands(op) if v.name in needing)
+    uses = Counter(v.name for op in ops for v in operands(op) if v.name in requires_grad)
     if uses[program.output.name]:
         raise ProgramError(f"the output {program.output.name!r} is read by another op")
     backward: list[Op] = []
@@ -50,10 +50,10 @@ def gradients(
     seen: Counter[str] = Counter()
     weights = {p.name for p in program.parameters}
     for op in reversed(ops):
-        if op.out.name not in needing:
+        if op.out.name not in requires_grad:
             continue
         for value, make in sorted(_contributions(op, known[op.out.name]), key=lambda c: c[0].name not in weights):
-            if value.name not in needing:
+            if value.name not in requires_grad:
                 continue
             whole = replace(value, name=fresh(program, f"{value.name}_grad"), part=op.out.part)
             count, several = seen[value.name], uses[value.name] > 1

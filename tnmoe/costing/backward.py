@@ -49,28 +49,28 @@ def gradient_sizes(program: Program, names: Set[str]) -> tuple[Dim, Dim]:
     )
 
 
-def backward_cost(op: Op, sizes: Sizes, needing: Set[str]) -> Cost:
-    """Work of the gradients of the operands of `op` that are in `needing`.
+def backward_cost(op: Op, sizes: Sizes, requires_grad: Set[str]) -> Cost:
+    """Work of the gradients of the operands of `op` that are in `requires_grad`.
 
     Raises:
         CostError: if the op has no formula.
     """
-    if not any(v.name in needing for v in operands(op)):
+    if not any(v.name in requires_grad for v in operands(op)):
         return Cost()
     if isinstance(op, ContractionOp):
-        return contraction_cost.backward(op, sizes, needing)
+        return contraction_cost.backward(op, sizes, requires_grad)
     if isinstance(op, PointwiseOp):
-        return pointwise_cost.backward(op, sizes, needing)
+        return pointwise_cost.backward(op, sizes, requires_grad)
     if isinstance(op, RoutingOp):
-        return routing_cost.backward(op, sizes, needing)
+        return routing_cost.backward(op, sizes, requires_grad)
     if isinstance(op, FusedOp):
         raise CostError(f"{op.out.name!r} is fused, which is in functions with a backward pass of their own alone")
     no_rule(op, "the work of its gradients")
 
 
-def training_cost(ops: Iterable[Op], sizes: Sizes, needing: Set[str]) -> Cost:
-    """Work of forward and backward together; `needing` names the leaves that need a gradient."""
-    total, live = Cost(), set(needing)
+def training_cost(ops: Iterable[Op], sizes: Sizes, requires_grad: Set[str]) -> Cost:
+    """Work of forward and backward together; `requires_grad` names the leaves that need a gradient."""
+    total, live = Cost(), set(requires_grad)
     for op in ops:
         total += op_cost(op, sizes) + backward_cost(op, sizes, live)
         if any(v.name in live for v in operands(op)):

@@ -48,9 +48,9 @@ def forward(op: ContractionOp, sizes: Sizes) -> Cost:
             no_rule(op, "its cost")
 
 
-def backward(op: ContractionOp, sizes: Sizes, needing: Set[str]) -> Cost:
-    """Work of the gradients of the operands in `needing`, of which there is one."""
-    wanted = [v for v in operands(op) if v.name in needing]
+def backward(op: ContractionOp, sizes: Sizes, requires_grad: Set[str]) -> Cost:
+    """Work of the gradients of the operands in `requires_grad`, of which there is one."""
+    wanted = [v for v in operands(op) if v.name in requires_grad]
     written = elements(op.out.indices, sizes)
     match op:
         case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs):
@@ -80,11 +80,11 @@ def broadcast_elements(op: ContractionOp, sizes: Sizes) -> Dim:
     return elements(outer + op.lhs.indices, sizes) if outer else 0
 
 
-def saved(op: ContractionOp, needing: Set[str]) -> tuple[Value, ...]:
-    """Operands and results that the backward of `op` reads; some operand is in `needing`."""
+def saved(op: ContractionOp, requires_grad: Set[str]) -> tuple[Value, ...]:
+    """Operands and results that the backward of `op` reads; some operand is in `requires_grad`."""
     match op:
         case Contract(_, lhs, rhs) | ContractAdd(_, lhs, rhs) | Multiply(_, lhs, rhs):
-            return tuple(v for v, other in ((lhs, rhs), (rhs, lhs)) if other.name in needing)
+            return tuple(v for v, other in ((lhs, rhs), (rhs, lhs)) if other.name in requires_grad)
         case Add() | Reduce() | Permute() | Split() | Merge():
             return ()
         case _:

@@ -71,12 +71,12 @@ def sparsemax_steps(digits: Dim) -> Dim:
     return cast(Dim, 3 + digits - digits // 4)
 
 
-def backward(op: PointwiseOp, sizes: Sizes, needing: Set[str]) -> Cost:
-    """Work of the gradients of the operands in `needing`, of which there is one."""
-    return Cost(special_flops=_backwards_for_each_element(op, needing) * elements(op.out.indices, sizes))
+def backward(op: PointwiseOp, sizes: Sizes, requires_grad: Set[str]) -> Cost:
+    """Work of the gradients of the operands in `requires_grad`, of which there is one."""
+    return Cost(special_flops=_backwards_for_each_element(op, requires_grad) * elements(op.out.indices, sizes))
 
 
-def _backwards_for_each_element(op: PointwiseOp, needing: Set[str]) -> int:
+def _backwards_for_each_element(op: PointwiseOp, requires_grad: Set[str]) -> int:
     """FLOPs for each element of the result, counted off what torch's (or the emitted) backward does."""
     match op:
         case Softmax():  # product with y, sum, difference, product
@@ -90,8 +90,10 @@ def _backwards_for_each_element(op: PointwiseOp, needing: Set[str]) -> int:
         case Gelu():
             return GELU_BACKWARD
         case LayerNorm(_, x, _, weight, bias):
-            normal = 10 if x.name in needing else 0  # x̂ in two, product, two sums with a product, four to combine
-            affine = 2 * (weight is not None and weight.name in needing) + (bias is not None and bias.name in needing)
+            normal = 10 if x.name in requires_grad else 0  # x̂ in two, product, two sums with a product, four to combine
+            affine = 2 * (weight is not None and weight.name in requires_grad) + (
+                bias is not None and bias.name in requires_grad
+            )
             return normal + affine
         case BatchNorm():
             return 10

@@ -96,24 +96,25 @@ def _work(op: RoutingOp, sizes: Sizes) -> Cost:
             no_rule(op, "its cost")
 
 
-def backward(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> Cost:
-    """Work of the gradients of the operands in `needing`, of which there is one."""
-    work = _work_of_gradients(op, sizes, needing)
+def backward(op: RoutingOp, sizes: Sizes, requires_grad: Set[str]) -> Cost:
+    """Work of the gradients of the operands in `requires_grad`, of which there is one."""
+    work = _work_of_gradients(op, sizes, requires_grad)
     return replace(work, matmul_flops=2 * work.macs)
 
 
-def _work_of_gradients(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> Cost:
+def _work_of_gradients(op: RoutingOp, sizes: Sizes, requires_grad: Set[str]) -> Cost:
     out = elements_of(op.out, sizes)
     match op:
         case GroupedContract(_, lhs, rhs, bias):
-            products = (lhs.name in needing) + (rhs.name in needing)
+            products = (lhs.name in requires_grad) + (rhs.name in requires_grad)
             return Cost(
-                macs=products * grouped_macs(op, sizes), elementwise_flops=out if bias and bias.name in needing else 0
+                macs=products * grouped_macs(op, sizes),
+                elementwise_flops=out if bias and bias.name in requires_grad else 0,
             )
         case Gather() | CapacitySlots():  # the transpose adds
             return Cost(elementwise_flops=out)
         case Noise(_, _, scale):  # ε times the gradient, times the sigmoid in four
-            return Cost(special_flops=5 * out if scale.name in needing else 0)
+            return Cost(special_flops=5 * out if scale.name in requires_grad else 0)
         case Normalise():  # product, sum, difference, quotient
             return Cost(special_flops=4 * out)
         case TopK() | ProductTopK() | PairPositions() | Unsort() | ScatterAdd() | Spread() | Select():
@@ -124,11 +125,11 @@ def _work_of_gradients(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> Cost:
             no_rule(op, "the work of its gradients")
 
 
-def saved(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> tuple[Value, ...]:
+def saved(op: RoutingOp, sizes: Sizes, requires_grad: Set[str]) -> tuple[Value, ...]:
     """Operands and results that the backward of `op` reads."""
     match op:
         case GroupedContract(_, lhs, rhs):
-            return tuple(v for v, other in ((lhs, rhs), (rhs, lhs)) if other.name in needing)
+            return tuple(v for v, other in ((lhs, rhs), (rhs, lhs)) if other.name in requires_grad)
         case Spread(x=None):
             return ()
         case Spread() | Gather():
@@ -142,7 +143,7 @@ def saved(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> tuple[Value, ...]:
         case Normalise(_, x, None):
             return (x,)
         case Noise(_, _, scale):
-            return (scale,) if scale.name in needing else ()
+            return (scale,) if scale.name in requires_grad else ()
         case TopK() | ProductTopK() | Normalise() | CapacitySlots() | Select():  # see `inside`
             return ()
         case PairPositions() | SortSlots() | LoadBalance() | ZLoss() | Dropped() | Missed():  # no gradient passes
@@ -151,17 +152,17 @@ def saved(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> tuple[Value, ...]:
             no_rule(op, "what its backward pass reads")
 
 
-def inside(op: RoutingOp, sizes: Sizes, needing: Set[str]) -> Inside:
-    """What the backward of `op` keeps besides values of the program; some operand is in `needing`."""
+def inside(op: RoutingOp, sizes: Sizes, requires_grad: Set[str]) -> Inside:
+    """What the backward of `op` keeps besides values of the program; some operand is in `requires_grad`."""
     out = elements_of(op.out, sizes)
     match op:
         case TopK(_, _, x):  # the whole order of its sort, if that is no value
             return Inside("order of the sort", integers=0 if sorted_in_place(op, sizes) else elements_of(x, sizes))
         case ProductTopK(_, _, lhs, rhs):  # of either side, and of their pairs
-            sides = [best(op, v, sizes) for v in (lhs, rhs) if v.name in needing]
+            sides = [best(op, v, sizes) for v in (lhs, rhs) if v.name in requires_grad]
             return Inside("positions of the best of either side, and of their pairs", integers=sum(sides, start=out))
         case Noise(_, _, scale):  # what was drawn
-            return Inside("what was drawn", out if scale.name in needing else 0)
+            return Inside("what was drawn", out if scale.name in requires_grad else 0)
         case Normalise(_, x, positions):  # the sums, and which are 0; what is counted, and the products with that
             sums = elements(x.indices[:-1], sizes)
             what = "what is divided by, and whether it was 0"

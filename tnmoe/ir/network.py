@@ -219,6 +219,8 @@ class Network:
         Raises:
             DeclarationError: naming the key that is missing or wrong.
         """
+        if not isinstance(mapping, Mapping):
+            raise DeclarationError(f"a network must be a table of keys, got {mapping!r}")
         if "expression" in mapping:
             given = {key: mapping.get(key, []) for key in ("weights", "frozen")}
             return cls.parse(mapping["expression"], weights=given["weights"], frozen=given["frozen"])

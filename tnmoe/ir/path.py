@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tnmoe.errors import PlanError
+from tnmoe.io.json_fields import Field
 
 Tree = int | tuple["Tree", "Tree"]
 """A nested order: a tensor's position, or a pair of trees to contract."""
@@ -47,6 +49,16 @@ class ContractionPath:
             text.append(" · ".join(f"({t})" if " " in t else t for t in (text[i], text[j])))
         return text[-1]
 
+    def to_mapping(self) -> dict[str, Any]:
+        """The path as plain data, for JSON."""
+        return {"steps": [list(step) for step in self.steps], "planner": self.planner, "exact": self.exact}
+
+    @classmethod
+    def read(cls, data: Field) -> ContractionPath:
+        """The path that `to_mapping` wrote; `check` says whether it fits its tensors."""
+        fields = data.keys("steps", "planner", "exact")
+        return cls(read_steps(fields["steps"]), fields["planner"].text(), fields["exact"].flag())
+
     def check(self, tensors: int) -> None:
         """Raise `PlanError` unless the path contracts `tensors` operands to exactly one."""
         live = set(range(tensors))
@@ -57,3 +69,9 @@ class ContractionPath:
             live.add(tensors + k)
         if len(live) != 1:
             raise PlanError(f"the path leaves {len(live)} operands of {tensors}, expected 1")
+
+
+def read_steps(data: Field) -> tuple[tuple[int, int], ...]:
+    """The steps of a path in JSON: a list of pairs."""
+    pairs = [step.items(2, "operands") for step in data.items(of="pairs of operands")]
+    return tuple((i.integer(0), j.integer(0)) for i, j in pairs)

@@ -20,6 +20,7 @@ from tnmoe.costing.backward import gradient_names
 from tnmoe.costing.traffic import forward_traffic, total
 from tnmoe.errors import PlanError, unknown
 from tnmoe.io import cache
+from tnmoe.io.json_fields import Field
 from tnmoe.io.progress import bar
 from tnmoe.measuring.calibrate import processor
 from tnmoe.measuring.harness import Bench
@@ -136,13 +137,12 @@ def tune(
         "budget": budget,
     }
     key = cache.key("tuned", question)
-    found = None if fresh else _read(cache.get(key), plans)
-    cached = found is not None
-    if found is None:
-        found = _measure(plans, allowed, Bench(plans[0], device, dtype, training), rounds, budget)
-        rows = [m.to_mapping() for m in found.measured]
-        cache.put(key, {"measured": rows, "decided": found.decided, "notes": list(found.notes)})
-    return Tuned(found.measured, winner(found.measured, found.decided), setting, cached, (*found.notes, *moving))
+    result = None if fresh else _read(cache.get(key), plans)
+    cached = result is not None
+    if result is None:
+        result = _measure(plans, allowed, Bench(plans[0], device, dtype, training), rounds, budget)
+        cache.put(key, result.to_mapping())
+    return Tuned(result.measured, winner(result.measured, result.decided), setting, cached, (*result.notes, *moving))
 
 
 def _setting(device: str, dtype: str, training: bool) -> str:
@@ -183,10 +183,10 @@ def _bounded(plans: Sequence[Plan], own: object) -> tuple[list[Plan], list[str]]
     """The orders that move at most `MOST_MOVED` times what the leanest does, and the given plan; what is left out."""
 
     def moved(planned: Plan) -> int:
-        found = total(
+        elements = total(
             t.read + t.written for t in (forward_traffic(op, planned.bound.sizes) for op in planned.bound.ops)
         )
-        return int(found)
+        return int(elements)
 
     amounts = [moved(p) for p in plans]
     given = own.orders if isinstance(own, Plan) else None
@@ -203,9 +203,9 @@ def _as_lean(planned: Plan, given: Plan) -> Plan | None:
     """An order with a backward pass that keeps at most as many bytes as the given plan's; None if it cannot."""
     if planned is given or given.function is None:
         return planned
-    needing = gradient_names(planned.bound, planned.input_gradients)
+    requires_grad = gradient_names(planned.bound, planned.input_gradients)
     try:
-        function = plan_function(planned.bound, needing, FLOAT32_BYTES * given.saved)
+        function = plan_function(planned.bound, requires_grad, FLOAT32_BYTES * given.saved)
     except PlanError:
         return None
     return replace(planned, function=function)
@@ -213,14 +213,10 @@ def _as_lean(planned: Plan, given: Plan) -> Plan | None:
 
 def _read(entry: Mapping[str, Any] | None, plans: Sequence[Plan]) -> Result | None:
     """Times from the cache, if they are what `tune` wrote."""
-    match entry:
-        case {"measured": [_, *_] as rows, "decided": int(decided), "notes": list(notes)}:
-            read = [Measured.from_mapping(row, plans) for row in rows]
-            found = tuple(m for m in read if m is not None)
-            if len(found) == len(rows) and all(isinstance(note, str) for note in notes):
-                if decided in found[0].rounds and all({*m.rounds} <= {*found[0].rounds} for m in found):
-                    return Result(found, decided, tuple(notes))
-    return None
+    try:
+        return Field(entry, "measured times", PlanError).maybe(lambda data: Result.read(data, plans))
+    except PlanError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +226,20 @@ class Result:
     measured: tuple[Measured, ...]
     decided: int
     notes: tuple[str, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The result as plain data, for the cache."""
+        return {"measured": [m.to_mapping() for m in self.measured], "decided": self.decided, "notes": list(self.notes)}
+
+    @classmethod
+    def read(cls, data: Field, plans: Sequence[Plan]) -> Result:
+        """What `to_mapping` wrote; `PlanError` if it is something else."""
+        fields = data.keys("measured", "decided", "notes")
+        measured = tuple(Measured.read(row, plans) for row in fields["measured"].items(of="candidates"))
+        decided = fields["decided"].integer()
+        if not measured or not all({decided, *m.rounds} <= {*measured[0].rounds} for m in measured):
+            raise fields["decided"].fault("a round of the first candidate, which is in every round")
+        return cls(measured, decided, fields["notes"].texts())
 
 
 @dataclass(slots=True)
@@ -251,7 +261,7 @@ class _Field:
 
     def enter(self, order: int, variants: Iterable[Variant]) -> list[Runner]:
         """The candidates of an order that can be made, those that were there before included."""
-        found: dict[int, Runner] = {}
+        runners: dict[int, Runner] = {}
         for variant in variants:
             try:
                 plan = variant.of(self.plans[order])
@@ -262,8 +272,8 @@ class _Field:
             if key not in self.entered:
                 self.entered[key] = _Candidate(order, variant, plan, self.bench.runner(plan))
             runner = self.entered[key].runner
-            found[id(runner)] = runner
-        return list(found.values())
+            runners[id(runner)] = runner
+        return list(runners.values())
 
     def of(self, runner: Runner) -> _Candidate:
         """The candidate that a runner is of."""

@@ -59,8 +59,8 @@ class Variant:
             if same.saved <= planned.saved:
                 return same
             memory = FLOAT32_BYTES * planned.saved  # in chunks, autograd keeps what weights alone make
-        needing = gradient_names(planned.bound, planned.input_gradients)
-        function = plan_function(planned.bound, needing, memory, self.flavour, self.chunk)
+        requires_grad = gradient_names(planned.bound, planned.input_gradients)
+        function = plan_function(planned.bound, requires_grad, memory, self.flavour, self.chunk)
         return replace(planned, function=function)
 
 

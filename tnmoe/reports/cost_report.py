@@ -152,7 +152,7 @@ class CostReport(Figures):
         rows: list[tuple[Cell, ...]] = []
         for k, op in enumerate(self.bound.ops, start=1):
             for v in {v.name: v for v in operands(op)}.values():
-                if v.name not in self.needing:
+                if v.name not in self.requires_grad:
                     continue
                 work, moved = backward_cost(op, sizes, {v.name}), gradient_traffic(op, v, sizes)
                 figures = (int(f) for f in (work.macs, work.flops, work.matmul_flops))

@@ -173,7 +173,9 @@ class Figures:
         "is there when the forward pass is done. "
         "The formula is for T > 1: one row has no statistics of a batch norm, and needs no copies of what it chooses.",
         lambda c: (
-            c.width * c.saved + INTEGER_BYTES * saved_integers(c.program, c.needing) + saved_flags(c.program, c.needing)
+            c.width * c.saved
+            + INTEGER_BYTES * saved_integers(c.program, c.requires_grad)
+            + saved_flags(c.program, c.requires_grad)
         ),
     )
     gradient_bytes = Figure(
@@ -220,9 +222,9 @@ class Figures:
         return self._symbols.estimate
 
     @property
-    def needing(self) -> frozenset[str]:
+    def requires_grad(self) -> frozenset[str]:
         """Names of the values that need a gradient."""
-        return self._integers.needing
+        return self._integers.requires_grad
 
     @property
     def intensity(self) -> float:
@@ -361,7 +363,7 @@ class Counted:
         return self.estimate.total
 
     @cached_property
-    def needing(self) -> frozenset[str]:
+    def requires_grad(self) -> frozenset[str]:
         """Names of the values that need a gradient."""
         return gradient_names(self.program, self.input_gradients)
 
@@ -370,19 +372,19 @@ class Counted:
         """Of forward and backward."""
         if self.adjoint is not None:
             return self.adjoint.training_cost()
-        return training_cost(self.program.ops, self.program.sizes, self.needing)
+        return training_cost(self.program.ops, self.program.sizes, self.requires_grad)
 
     @property
     def backward_traffic(self) -> Traffic:
         """Elements that one backward pass reads and writes: each op of the function, each gradient of autograd."""
         sizes, own = self.program.sizes, tuple[Op, ...]()
-        by_autograd = differentiated(self.program, self.needing)
+        by_autograd = differentiated(self.program, self.requires_grad)
         if self.adjoint is not None:
             own = self.adjoint.run if self.adjoint.differentiated else ()
             by_autograd = tuple(op for op in by_autograd if op in self.adjoint.before)
         moved = [forward_traffic(op, sizes) for op in own]
         for op in by_autograd:
-            wanted = (v for v in operands(op) if v.name in self.needing and not v.integer)
+            wanted = (v for v in operands(op) if v.name in self.requires_grad and not v.integer)
             moved += [gradient_traffic(op, v, sizes) for v in wanted]
         return sum(moved, start=Traffic())
 
@@ -398,14 +400,14 @@ class Counted:
         parameters = (replace(p, role=Role.WEIGHT) if p.name in self.frozen else p for p in self.program.parameters)
         planned = replace(self.program, parameters=tuple(parameters))
         adjoint = self.function.adjoint(planned, gradient_names(planned, self.input_gradients))
-        return replace(adjoint, program=self.program, needing=self.needing)
+        return replace(adjoint, program=self.program, requires_grad=self.requires_grad)
 
     @property
     def saved(self) -> Dim:
         """Elements kept for the backward pass."""
         if self.adjoint is not None:
             return self.adjoint.saved_elements()
-        return saved_elements(self.program, self.needing)
+        return saved_elements(self.program, self.requires_grad)
 
     @property
     def trained(self) -> Dim:
