@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import replace
 from typing import Any
 
 from tnmoe._version import __version__
 from tnmoe.costing.objective import Objective
 from tnmoe.errors import PlanError
 from tnmoe.io import cache
+from tnmoe.io.json_fields import Field
 from tnmoe.ir.network import Network
 from tnmoe.ir.path import ContractionPath
 from tnmoe.planners.structure import structure
@@ -37,20 +37,16 @@ def kept_path(
     path = _read(cache.get(key), len(network.tensors))
     if path is None:
         path = make()
-        cache.put(key, {"steps": [list(step) for step in path.steps], "planner": path.planner, "exact": path.exact})
+        cache.put(key, path.to_mapping())
     return path
 
 
 def _read(entry: Mapping[str, Any] | None, tensors: int) -> ContractionPath | None:
     """The path of a cache entry, if that is what it holds."""
-    match entry:
-        case {"steps": list(steps), "planner": str(planner), "exact": bool(exact)}:
-            path = ContractionPath((), planner, exact)
-        case _:
-            return None
     try:
-        path = replace(path, steps=tuple((int(i), int(j)) for i, j in steps))
-        path.check(tensors)
-    except (TypeError, ValueError, PlanError):
+        path = Field(entry, "a kept path", PlanError).maybe(ContractionPath.read)
+        if path is not None:
+            path.check(tensors)
+    except PlanError:
         return None
     return path

@@ -6,19 +6,28 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import sympy
 
 from tnmoe.costing.objective import ForwardPrice, as_forward
 from tnmoe.errors import PlanError
-from tnmoe.io.files import read_json
+from tnmoe.io.json_fields import Field, read_json
 from tnmoe.ir.network import Network
-from tnmoe.ir.path import ContractionPath
+from tnmoe.ir.path import ContractionPath, read_steps
 from tnmoe.planners.atlas.conditions import condition, rounded_up
 from tnmoe.planners.atlas.diagram import Diagram, Segment, lower_envelope
 from tnmoe.planners.atlas.dominance import Bounds, Domain
-from tnmoe.planners.atlas.json_form import FORMAT, check_calls, plain_network, plain_proof, read_bounds, read_proof
+from tnmoe.planners.atlas.json_form import (
+    FORMAT,
+    plain_network,
+    plain_proof,
+    read_bounds,
+    read_kept,
+    read_polynomial,
+    read_proof,
+    read_sizes,
+)
 from tnmoe.planners.atlas.order import Excluded, Order, tree_text
 from tnmoe.planners.atlas.polynomial import Polynomial
 from tnmoe.planners.atlas.regret import Regret, worst
@@ -212,35 +221,38 @@ class Atlas:
             PlanError: if it is no such text, or a cost or a witness is wrong.
             DeclarationError: if its network is faulty.
         """
-        data = read_json(text, "an atlas", FORMAT, PlanError)
-        try:
-            return cls.from_data(data)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise PlanError(f"the atlas is damaged ({type(error).__name__}: {error}); make it again") from None
+        return cls.read(read_json(text, "an atlas", FORMAT, PlanError))
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Atlas:
-        """The atlas that parsed JSON holds; raises whatever faulty data makes Python raise, besides `PlanError`."""
-        network = Network.from_mapping(data["network"])
-        bounds = Domain({i: read_bounds(b) for i, b in data["bounds"].items()}).bounds
+    def read(cls, data: Field) -> Atlas:
+        """The atlas in parsed JSON; errors as in `from_json`."""
+        fields = data.keys(
+            "network", "bounds", "objective", "calls", "constant", "orders", "certificate", optional=("closed",)
+        )
+        network = Network.from_mapping(fields["network"].value)
+        bounds = Domain({i: read_bounds(b) for i, b in fields["bounds"].entries().items()}).bounds
         if set(bounds) != set(network.indices):
             raise PlanError("the bounds of the atlas are not those of its network's indices")
-        pricing = Pricing(as_forward(data["objective"]), check_calls(data["calls"]), frozenset(data["constant"]))
-        costs = [Polynomial.from_list(o["cost"]) for o in data["orders"]]
+        constant = frozenset(fields["constant"].texts(t.name for t in network.tensors))
+        pricing = Pricing(as_forward(fields["objective"].text()), fields["calls"].integer(1), constant)
+        rows = [row.keys("steps", "cost", "witness", optional=("tree",)) for row in fields["orders"].items(of="orders")]
+        costs = [read_polynomial(row["cost"]) for row in rows]
         orders = []
-        for k, entry in enumerate(data["orders"]):
-            path = ContractionPath(tuple((int(i), int(j)) for i, j in entry["steps"]), "atlas")
+        for k, row in enumerate(rows):
+            path = ContractionPath(read_steps(row["steps"]), "atlas")
             if path_cost(network, path, pricing) != costs[k]:
                 raise PlanError(f"order {k} of the atlas does not cost {costs[k]}; the file was changed")
-            witness = entry["witness"]
+            witness = row["witness"].maybe(read_sizes)
             if witness is not None:
                 if Domain(bounds).outside(witness) is not None or not wins(k, costs, witness):
                     raise PlanError(f"order {k} of the atlas does not win at its witness; the file was changed")
             orders.append(Order(path, tree_text(network, path), costs[k], witness))
         if not orders:
             raise PlanError("the atlas lists no order")
-        excluded = tuple(Excluded(Polynomial.from_list(e["cost"]), read_proof(e)) for e in data["certificate"]["out"])
-        kept = {int(s): tuple(map(Polynomial.from_list, ps)) for s, ps in data["certificate"]["kept"].items()}
+        certificate = fields["certificate"].keys("kept", "out")
+        proofs = [proof.keys("cost", "degree", "weights") for proof in certificate["out"].items(of="proofs")]
+        excluded = tuple(Excluded(read_polynomial(p["cost"]), read_proof(p["degree"], p["weights"])) for p in proofs)
+        kept = read_kept(certificate["kept"])
         return cls(network, bounds, pricing.objective, pricing.calls, pricing.constant, tuple(orders), excluded, kept)
 
     # ---- checks ----------------------------------------------------------------------------------------------

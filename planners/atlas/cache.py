@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tnmoe._version import __version__
-from tnmoe.errors import TnmoeError
+from tnmoe.errors import PlanError, TnmoeError
 from tnmoe.io import cache
+from tnmoe.io.json_fields import Field
 from tnmoe.ir.network import Network
 from tnmoe.planners.atlas.atlas import Atlas
 from tnmoe.planners.atlas.dominance import Domain
@@ -56,7 +57,7 @@ class AtlasRequest:
             return None
         try:
             names = {str(k): i for k, i in enumerate(self.network.indices)}
-            return Atlas.from_data({**renamed(entry, names), **self._own()})
+            return Atlas.read(Field({**renamed(entry, names), **self._own()}, "a kept atlas", PlanError))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, TnmoeError):
             return None
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tnmoe.errors import PlanError
+from tnmoe.io.json_fields import Field
 from tnmoe.ir.network import Network
 from tnmoe.ir.value import Role
 from tnmoe.planners.atlas.multipliers import Multipliers
+from tnmoe.planners.atlas.polynomial import Polynomial
 
 FORMAT = "tnmoe-atlas-1"
 
@@ -27,12 +29,31 @@ def constants(network: Network, frozen: frozenset[str]) -> frozenset[str]:
     return frozen | {t.name for t in network.tensors if t.role is not Role.DATA}
 
 
-def read_bounds(bounds: object) -> tuple[int, int | None]:
-    """`[lowest, highest or null]` of a file; a `PlanError` if it is something else."""
-    match bounds:
-        case [int(low), None | int() as high]:
-            return low, high
-    raise PlanError(f"bounds in an atlas must be [lowest, highest or null], got {bounds!r}")
+def read_bounds(data: Field) -> tuple[int, int | None]:
+    """The bounds of a size: `[lowest, highest or null]`."""
+    low, high = data.items(2, "sizes, the highest null if it is open")
+    return low.integer(1), high.maybe(lambda size: size.integer(1))
+
+
+def read_polynomial(data: Field) -> Polynomial:
+    """What `Polynomial.to_list` gave."""
+    try:
+        return Polynomial.from_list(data.value)
+    except PlanError:
+        raise data.fault("a list of [positive coefficient, [indices]], no product twice") from None
+
+
+def read_sizes(data: Field) -> dict[str, int]:
+    """A witness: a size of each index."""
+    return {index: size.integer(1) for index, size in data.entries().items()}
+
+
+def read_kept(data: Field) -> dict[int, tuple[Polynomial, ...]]:
+    """The costs that a certificate keeps of each subset; a subset is a bit mask, as text."""
+    subsets = data.entries()
+    if not all(key.isascii() and key.isdecimal() and len(key) < 20 for key in subsets):
+        raise data.fault("an object with subsets as numbers for keys")
+    return {int(key): tuple(map(read_polynomial, costs.items(of="costs"))) for key, costs in subsets.items()}
 
 
 def plain_proof(proof: Multipliers) -> dict[str, Any]:
@@ -40,9 +61,10 @@ def plain_proof(proof: Multipliers) -> dict[str, Any]:
     return {"degree": list(proof.degree), "weights": [[s, list(t), w] for s, t, w in proof.weights]}
 
 
-def read_proof(data: Mapping[str, Any]) -> Multipliers:
+def read_proof(degree: Field, weights: Field) -> Multipliers:
     """What `plain_proof` gave."""
-    return Multipliers(tuple(data["degree"]), tuple((int(s), tuple(t), int(w)) for s, t, w in data["weights"]))
+    rows = [row.items(3, "place, indices and weight") for row in weights.items(of="multipliers")]
+    return Multipliers(degree.texts(), tuple((s.integer(0), t.texts(), w.integer(1)) for s, t, w in rows))
 
 
 def plain_network(network: Network) -> dict[str, Any]:

@@ -189,7 +189,9 @@ def test_old_entries_are_read_on_linux(home: Path) -> None:
     assert cache.get(OLD_KEY) == OLD_VALUE
 
 
-def test_another_system_has_another_place_and_reads_the_old_one(apple: Path) -> None:
+def test_another_system_has_another_place_and_reads_the_old_one(
+    apple: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = apple / "Library" / "Caches" / "tnmoe"
     assert cache.folder() == place
     assert cache.folders() == (place, apple / ".cache" / "tnmoe")
@@ -201,6 +203,8 @@ def test_another_system_has_another_place_and_reads_the_old_one(apple: Path) -> 
     assert entries(place) == [place / "entries" / f"{OLD_KEY}.json"]
     default_path().write_text(by_hand().to_json().replace("by hand", "by foot"))
     assert load_cached() not in (None, by_hand())
+    shown = "".join(command(capsys)[1].split())
+    assert f"readbutnotwritten:{apple / '.cache' / 'tnmoe'}." in shown
     assert sorted(e.path.parts[-4] for e in cache.clear()) == [".cache", "Caches"]
     assert len(kept_profiles()) == 2
 
@@ -441,9 +445,10 @@ def test_the_command_shows_and_clears(home: Path, capsys: pytest.CaptureFixture[
     assert (code, json.loads(out)) == (0, expected)
     code, out, _ = command(capsys)
     assert code == 0
-    joined = " ".join(out.split())
-    assert str(home) in joined
-    assert "268,435,456 bytes (TNMOE_CACHE_LIMIT)" in joined
+    assert out.startswith(f"Kept in {home}\n")
+    assert "268,435,456 bytes (TNMOE_CACHE_LIMIT)" in out
+    assert "never removed: profile-cuda.json." in out
+    assert max(map(len, out.splitlines()[1:])) <= 80
     code, out, _ = command(capsys, "--clear", "--format", "json")
     assert (code, json.loads(out)) == (0, expected)
     assert entries(home) == [calibration]

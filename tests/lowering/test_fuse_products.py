@@ -15,6 +15,7 @@ from support.layers_strategy import any_order, layers
 import tnmoe
 from tnmoe.backends.numpy import execute as numpy_backend
 from tnmoe.errors import ProgramError
+from tnmoe.io.json_fields import Field
 from tnmoe.ir.contractions import Contract, ContractAdd, Multiply
 from tnmoe.ir.fused_ops import ContractMix, ContractMultiply, DualContract, FusedOp
 from tnmoe.ir.ops import Op, operands
@@ -219,10 +220,12 @@ def test_plans_in_json():
     assert tnmoe.Plan.from_json(plan.to_json()) == plan
     assert plan.function.fused == ("experts", "projected")
     for fault, text in (
-        ({"fused": ["gated"]}, "fused must be some of experts, projected"),
-        ({"fused": "experts"}, "fused must be"),
+        ({"fused": ["gated"]}, "function.fused of a plan must be some of experts, projected, got .'gated'"),
+        ({"fused": "experts"}, "function.fused of a plan must be a list"),
         ({"flavour": "fast"}, "only the flavour 'triton'"),
     ):
         data = {**plan.function.to_mapping(), **fault}
         with pytest.raises(tnmoe.PlanError, match=text):
-            type(plan.function).from_mapping(data, plan.bound, plan.adjoint.needing)
+            type(plan.function).read(
+                Field(data, "a plan", tnmoe.PlanError, "function"), plan.bound, plan.adjoint.requires_grad
+            )

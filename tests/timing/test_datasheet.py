@@ -160,11 +160,11 @@ GOOD = json.loads((Path(tnmoe.__file__).parent / "profiles" / "h100.json").read_
     ("change", "message"),
     [
         ({"format": "other"}, '"format": "tnmoe-datasheet-1"'),
-        ({"colour": "red"}, "check 'colour'"),
+        ({"colour": "red"}, "a data sheet: unknown key 'colour'"),
         ({"source": " "}, "source of a data sheet must be text"),
         ({"peaks": {}}, "peaks of a data sheet"),
         ({"peaks": {"float31": {"dense": 1.0}}}, "peaks of a data sheet"),
-        ({"peaks": {"float32": {"sparse": 1.0}}}, "must have dense"),
+        ({"peaks": {"float32": {"sparse": 1.0}}}, "peaks.float32 of a data sheet lacks 'dense'"),
         ({"peaks": {"float32": {"dense": -1.0}}}, "peaks.float32.dense of a data sheet must be a positive number"),
         ({"bandwidth": True}, "bandwidth of a data sheet must be a positive number"),
     ],
@@ -173,7 +173,7 @@ def test_faulty_sheets(change: dict[str, Any], message: str) -> None:
     with pytest.raises(tnmoe.DeclarationError, match=message):
         Datasheet.from_json(json.dumps(GOOD | change))
     lacking = {k: v for k, v in GOOD.items() if k != "memory"}
-    with pytest.raises(tnmoe.DeclarationError, match="check 'memory'"):
+    with pytest.raises(tnmoe.DeclarationError, match="a data sheet lacks 'memory'"):
         Datasheet.from_json(json.dumps(lacking))
     with pytest.raises(tnmoe.DeclarationError, match="must be JSON"):
         Datasheet.from_json("{")

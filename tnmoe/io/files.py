@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tnmoe.errors import FileError, TnmoeError
+from tnmoe.errors import FileError
 
 TEMPORARY = ".tnmoe-"
 """How the names of files begin that are not written to their end yet."""
@@ -58,22 +58,3 @@ def write_whole(target: Path, data: bytes) -> None:
 def json_text(value: Any) -> str:
     """JSON as every file of this project writes it."""
     return json.dumps(value, indent=2, ensure_ascii=False)
-
-
-def read_json(text: str, what: str, format: str, error: type[TnmoeError]) -> dict[str, Any]:
-    """The object in a file of this project.
-
-    Args:
-        text: of the file.
-        what: the file is, for the message, e.g. "a plan".
-        format: that it must have under "format".
-        error: to raise: the text is no JSON (or has a number of thousands of digits, or nests too deep), or is no
-            object of that format.
-    """
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as reason:
-        raise error(f"{what} must be JSON: {reason}") from None
-    if not isinstance(data, dict) or data.get("format") != format:
-        raise error(f'{what} must be a JSON object with "format": "{format}"')
-    return data

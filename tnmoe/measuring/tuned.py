@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tnmoe.errors import PlanError
+from tnmoe.io.json_fields import Field
 from tnmoe.measuring.variants import Variant
 from tnmoe.planning.plan import Plan
 from tnmoe.render.table import Cell, Table
@@ -68,28 +67,25 @@ class Measured:
         }
 
     @classmethod
-    def from_mapping(cls, data: Any, plans: Sequence[Plan]) -> Measured | None:
-        """What `to_mapping` wrote, of one of the plans; None if it is no such thing."""
-        match data:
-            case {
-                "order": int(order),
-                "layout": str() | list() as layout,
-                "flavour": str(flavour),
-                "chunk": None | int() as chunk,
-                "memory": None | str() | int() as memory,
-                "rounds": list(rounds),
-                "seconds": list(seconds),
-            }:
-                counted = 0 < len(rounds) == len(seconds) == len({*map(str, rounds)})
-                numbers = all(type(r) is int for r in rounds)
-                timed = all(isinstance(s, float) and 0 < s < math.inf for s in seconds)
-                if counted and numbers and timed and 0 <= order < len(plans):
-                    variant = Variant(layout if isinstance(layout, str) else tuple(layout), flavour, chunk, memory)
-                    try:
-                        return cls(variant.of(plans[order]), order, variant, tuple(rounds), tuple(seconds))
-                    except PlanError:
-                        return None
-        return None
+    def read(cls, data: Field, plans: Sequence[Plan]) -> Measured:
+        """What `to_mapping` wrote, of one of the plans.
+
+        Raises:
+            PlanError: if it is no such thing, or the variant cannot be made of that plan.
+        """
+        fields = data.keys("order", "layout", "flavour", "chunk", "memory", "rounds", "seconds")
+        layout, order = fields["layout"], fields["order"].integer(0, len(plans) - 1)
+        variant = Variant(
+            layout.text() if isinstance(layout.value, str) else layout.texts(),
+            fields["flavour"].text(),
+            fields["chunk"].maybe(lambda tokens: tokens.integer(1)),
+            fields["memory"].maybe(lambda kept: kept.text() if isinstance(kept.value, str) else kept.integer(0)),
+        )
+        rounds = tuple(number.integer() for number in fields["rounds"].items(of="rounds"))
+        if not rounds or len(set(rounds)) < len(rounds):
+            raise fields["rounds"].fault("a list of different rounds")
+        seconds = tuple(time.number() for time in fields["seconds"].items(len(rounds), "seconds"))
+        return cls(variant.of(plans[order]), order, variant, rounds, seconds)
 
 
 def winner(measured: Sequence[Measured], decided: int) -> int:
@@ -135,19 +131,19 @@ class Tuned:
         first = self.measured[0]
         numbers = sorted({m.order + 1 for m in self.measured})
         rows: list[tuple[Cell, ...]] = []
-        for k, found in enumerate(self.measured):
-            v, function = found.variant, found.plan.function
-            speed = statistics.median(theirs / own for theirs, own in found.paired(first))
+        for k, result in enumerate(self.measured):
+            v, function = result.variant, result.plan.function
+            speed = statistics.median(theirs / own for theirs, own in result.paired(first))
             rows.append(
                 (
-                    found.order + 1,
+                    result.order + 1,
                     v.layout if isinstance(v.layout, str) else " ".join(v.layout) or "rows",
                     v.flavour,
                     "all" if v.chunk is None else v.chunk,
                     "autograd" if function is None else "save" if v.memory is None else v.memory,
-                    found.plan.flops,
-                    len(found.rounds),
-                    *(round(1e6 * s, 1) for s in (found.median, *found.quartiles)),
+                    result.plan.flops,
+                    len(result.rounds),
+                    *(round(1e6 * s, 1) for s in (result.median, *result.quartiles)),
                     round(speed, 3),
                     "chosen" if k == self.chosen else "",
                 )

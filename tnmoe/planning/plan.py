@@ -259,10 +259,6 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON: the declaration, the values, the objective and the SSA paths."""
-        paths = {
-            name: {"steps": [list(s) for s in p.steps], "planner": p.planner, "exact": p.exact}
-            for name, p in self.paths.items()
-        }
         return json_text(
             {
                 "format": plan_json.FORMAT,
@@ -270,7 +266,7 @@ class Plan:
                 "values": dict(self.values),
                 "objective": self.objective,
                 "input_gradients": list(self.input_gradients),
-                "paths": paths,
+                "paths": {name: path.to_mapping() for name, path in self.paths.items()},
                 **({} if self.shortlist is None else {"shortlist": self.shortlist.to_mapping()}),
                 **({} if self.saved_limit is None else {"saved_limit": self.saved_limit}),
                 **({} if self.memory_limit is None else {"memory_limit": self.memory_limit}),
@@ -299,6 +295,5 @@ class Plan:
             memory_limit=fields.memory_limit,
         )
         plan = plan if fields.turned is None else plan.store(fields.turned)
-        if fields.function is None:
-            return plan
-        return replace(plan, function=Function.from_mapping(fields.function, plan.bound, plan._requires_grad))
+        function = fields.function.maybe(lambda data: Function.read(data, plan.bound, plan._requires_grad))
+        return replace(plan, function=function)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from tnmoe.errors import PlanError
+from tnmoe.io.json_fields import Field
 
 TOLERANCE = Fraction(1, 100)
 """How many more FLOPs than the fewest an order may take to be chosen by its layout."""
@@ -16,6 +15,8 @@ TOLERANCE = Fraction(1, 100)
 
 Criterion = Literal["time", "layout"]
 """What chooses from a shortlist: predicted time, or how much is copied."""
+
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,18 @@ class CandidateFigures:
     copied: int
     seconds: float | None = None
     lowering: str = ""
+
+    @classmethod
+    def read(cls, data: Field) -> CandidateFigures:
+        """What `Shortlist.to_mapping` wrote of a candidate."""
+        fields = data.keys("orders", "flops", "copied", "seconds", optional=("lowering",))
+        return cls(
+            {name: order.text() for name, order in fields["orders"].entries().items()},
+            fields["flops"].integer(0),
+            fields["copied"].integer(0),
+            fields["seconds"].maybe(lambda seconds: seconds.number(zero=True)),
+            fields["lowering"].maybe(Field.text) or "",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,31 +112,11 @@ class Shortlist:
         return {**chosen, "complete": self.complete, "source": self.source}
 
     @classmethod
-    def from_mapping(cls, data: Any) -> Shortlist:
-        """The shortlist that `to_mapping` wrote.
-
-        Raises:
-            PlanError: if it is none.
-        """
-        match data:
-            case {
-                "by": "time" | "layout" as by,
-                "considered": list(rows),
-                "chosen": int(chosen),
-                "complete": bool(complete),
-                "source": str(source),
-            } if not isinstance(chosen, bool) and 0 <= chosen < len(rows):
-                return cls(by, tuple(map(_figures, rows)), chosen, complete, source)
-        raise PlanError(f"the shortlist of a plan must have by, considered, chosen, complete and source; got {data!r}")
-
-
-def _figures(data: Any) -> CandidateFigures:
-    match data:
-        case {"orders": dict(orders), "flops": flops, "copied": copied, "seconds": None | float() as seconds}:
-            counts = type(flops) is int and type(copied) is int and flops >= 0 and copied >= 0
-            times = seconds is None or (math.isfinite(seconds) and seconds >= 0)
-            lowering = data.get("lowering", "")
-            texts = all(isinstance(text, str) for text in (*orders.values(), lowering))
-            if counts and times and texts:
-                return CandidateFigures(orders, flops, copied, seconds, lowering)
-    raise PlanError(f"a candidate of a plan's shortlist must have orders, flops, copied and seconds; got {data!r}")
+    def read(cls, data: Field) -> Shortlist:
+        """The shortlist that `to_mapping` wrote."""
+        fields = data.keys("by", "considered", "chosen", "complete", "source")
+        considered = tuple(map(CandidateFigures.read, fields["considered"].items(of="candidates")))
+        chosen = fields["chosen"].integer(0, len(considered) - 1)
+        return cls(
+            fields["by"].choice(CRITERIA), considered, chosen, fields["complete"].flag(), fields["source"].text()
+        )

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 from tnmoe.costing.op_cost import op_cost
 from tnmoe.costing.traffic import forward_traffic
 from tnmoe.errors import CostError, DeclarationError, unknown
-from tnmoe.io.files import read_json
+from tnmoe.io.json_fields import Field, read_json
 from tnmoe.ir.ops import Op
 from tnmoe.ir.routing_ops import GroupedContract
 from tnmoe.ir.value import DTYPE_BYTES
@@ -39,6 +38,12 @@ class Peak:
 
     dense: float
     sparse: float | None = None
+
+    @classmethod
+    def read(cls, data: Field) -> Peak:
+        """The peak in a file."""
+        fields = data.keys("dense", optional=("sparse",))
+        return cls(fields["dense"].number(), fields["sparse"].maybe(Field.number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,44 +117,18 @@ class Datasheet:
         Raises:
             DeclarationError: naming the key that is missing or wrong.
         """
-        data = read_json(text, "a data sheet", FORMAT, DeclarationError)
         keys = ("name", "source", "device", "peaks", "vector", "bandwidth", "memory", "overhead")
-        lacking = [k for k in keys if k not in data]
-        surplus = [k for k in data if k not in (*keys, "format")]
-        if lacking or surplus:
-            raise DeclarationError(f"a data sheet has the keys {', '.join(keys)}; check {(lacking + surplus)[0]!r}")
-        for key in ("name", "source", "device"):
-            if not isinstance(data[key], str) or not data[key].strip():
-                raise DeclarationError(f"{key} of a data sheet must be text, got {data[key]!r}")
-        if not isinstance(data["peaks"], dict) or not data["peaks"] or not set(data["peaks"]) <= set(DTYPE_BYTES):
-            raise DeclarationError(f"peaks of a data sheet must be an object with some of {', '.join(DTYPE_BYTES)}")
-        numbers = {k: _positive(data[k], k) for k in ("vector", "bandwidth", "memory", "overhead")}
+        fields = read_json(text, "a data sheet", FORMAT, DeclarationError).keys(*keys)
         return cls(
-            data["name"],
-            data["source"],
-            data["device"],
-            {dtype: _peak(peak, dtype) for dtype, peak in data["peaks"].items()},
-            numbers["vector"],
-            numbers["bandwidth"],
-            int(numbers["memory"]),
-            numbers["overhead"],
+            fields["name"].words(),
+            fields["source"].words(),
+            fields["device"].words(),
+            {dtype: Peak.read(peak) for dtype, peak in fields["peaks"].some_keys(DTYPE_BYTES).items()},
+            fields["vector"].number(),
+            fields["bandwidth"].number(),
+            int(fields["memory"].number()),
+            fields["overhead"].number(),
         )
-
-
-def _peak(data: Any, dtype: str) -> Peak:
-    if not isinstance(data, dict) or "dense" not in data or not set(data) <= {"dense", "sparse"}:
-        raise DeclarationError(f"peaks.{dtype} of a data sheet must have dense and perhaps sparse, got {data!r}")
-    sparse = data.get("sparse")
-    return Peak(
-        _positive(data["dense"], f"peaks.{dtype}.dense"),
-        None if sparse is None else _positive(sparse, f"peaks.{dtype}.sparse"),
-    )
-
-
-def _positive(value: Any, where: str) -> float:
-    if type(value) in (int, float) and 0 < value < 1e30:
-        return float(value)
-    raise DeclarationError(f"{where} of a data sheet must be a positive number, got {value!r}")
 
 
 def datasheet_names() -> tuple[str, ...]:

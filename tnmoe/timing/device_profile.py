@@ -12,7 +12,8 @@ from typing import Any
 
 from tnmoe.errors import CostError, DeclarationError, TnmoeError
 from tnmoe.io import cache
-from tnmoe.io.files import json_text, read_json
+from tnmoe.io.files import json_text
+from tnmoe.io.json_fields import Field, read_json
 from tnmoe.ir.ops import Op
 from tnmoe.ir.routing_ops import Noise, RoutingOp
 from tnmoe.ir.value import DTYPE_BYTES
@@ -176,18 +177,9 @@ class DeviceProfile:
         Raises:
             DeclarationError: naming the key, what it must be and what it is.
         """
-        data = read_json(text, "a profile", FORMAT, DeclarationError)
-        _object(data, "profile", ("format", "name", "source", "device", "rates"))
-        for key in ("name", "source", "device"):
-            if not isinstance(data[key], str) or not data[key].strip():
-                raise DeclarationError(f"{key} of a profile must be text, got {_shown(data[key])}")
-        by_dtype = data["rates"]
-        if not isinstance(by_dtype, dict) or not by_dtype or not set(by_dtype) <= set(DTYPE_BYTES):
-            raise DeclarationError(
-                f"rates of a profile must be an object with some of {', '.join(DTYPE_BYTES)}, got {_shown(by_dtype)}"
-            )
-        rates = {dtype: _rates(r, f"rates.{dtype}") for dtype, r in by_dtype.items()}
-        return cls(data["name"], data["source"], data["device"], rates)
+        fields = read_json(text, "a profile", FORMAT, DeclarationError).keys("name", "source", "device", "rates")
+        rates = {dtype: _rates(data) for dtype, data in fields["rates"].some_keys(DTYPE_BYTES).items()}
+        return cls(fields["name"].words(), fields["source"].words(), fields["device"].words(), rates)
 
 
 def _later_mapping(rates: Rates, grid: Callable[[Grid], dict[str, Any]]) -> dict[str, Any]:
@@ -211,93 +203,63 @@ def _later_mapping(rates: Rates, grid: Callable[[Grid], dict[str, Any]]) -> dict
     return later
 
 
-def _rates(data: Any, where: str) -> Rates:
-    keys = ["gemm", "batched", "streams", "rowwise", "bandwidth", "memory", "fresh", "overhead"]
-    later = [("routing", "routing_overhead"), ("fast",), ("training",)]
-    has = [k for group in later if isinstance(data, dict) and not set(group).isdisjoint(data) for k in group]
-    _object(data, where, [*keys, *has])
-    routed = "routing" in has
+def _rates(data: Field) -> Rates:
+    keys = ("gemm", "batched", "streams", "rowwise", "bandwidth", "memory", "fresh", "overhead")
+    fields = data.keys(*keys, optional=("routing", "routing_overhead", "fast", "training"))
+    routed = any(fields[key].value is not None for key in ("routing", "routing_overhead"))
     return Rates(
-        gemm=_grid(data["gemm"], f"{where}.gemm", 3),
-        batched=_grid(data["batched"], f"{where}.batched", 4),
-        streams=_grids(data["streams"], f"{where}.streams", STREAMS, 1),
-        rowwise=_grids(data["rowwise"], f"{where}.rowwise", ROWWISE, 2),
-        bandwidth=_positive(data["bandwidth"], f"{where}.bandwidth"),
-        memory=_grid(data["memory"], f"{where}.memory", 1),
-        fresh=_grid(data["fresh"], f"{where}.fresh", 1),
-        overhead=_seconds(data["overhead"], f"{where}.overhead", OVERHEADS),
-        routing=_grids(data["routing"], f"{where}.routing", ROUTING, 2) if routed else {},
-        routing_overhead=_seconds(data["routing_overhead"], f"{where}.routing_overhead", (*ROUTING, *GROUPED))
-        if routed
-        else {},
-        fast=_products(data["fast"], f"{where}.fast") if "fast" in has else None,
-        training=_training(data["training"], f"{where}.training") if "training" in has else None,
+        gemm=_grid(fields["gemm"], 3),
+        batched=_grid(fields["batched"], 4),
+        streams=_grids(fields["streams"], STREAMS, 1),
+        rowwise=_grids(fields["rowwise"], ROWWISE, 2),
+        bandwidth=fields["bandwidth"].number(),
+        memory=_grid(fields["memory"], 1),
+        fresh=_grid(fields["fresh"], 1),
+        overhead=_seconds(fields["overhead"], OVERHEADS),
+        routing=_grids(fields["routing"], ROUTING, 2) if routed else {},
+        routing_overhead=_seconds(fields["routing_overhead"], (*ROUTING, *GROUPED)) if routed else {},
+        fast=fields["fast"].maybe(_products),
+        training=fields["training"].maybe(_training_rates),
     )
 
 
-def _products(data: Any, where: str) -> Products:
-    _object(data, where, ("gemm", "overhead"))
-    return Products(
-        _grid(data["gemm"], f"{where}.gemm", 3), _positive(data["overhead"], f"{where}.overhead", zero=True)
-    )
+def _products(data: Field) -> Products:
+    fields = data.keys("gemm", "overhead")
+    return Products(_grid(fields["gemm"], 3), fields["overhead"].number(zero=True))
 
 
-def _training(data: Any, where: str) -> Training:
-    _object(data, where, ("streams", "rowwise", "overhead", "graph"))
+def _training_rates(data: Field) -> Training:
+    fields = data.keys("streams", "rowwise", "overhead", "graph")
     return Training(
-        streams=_grids(data["streams"], f"{where}.streams", BACKWARD_STREAMS, 1),
-        rowwise=_grids(data["rowwise"], f"{where}.rowwise", BACKWARD_ROWWISE, 2),
-        overhead=_seconds(data["overhead"], f"{where}.overhead", (*BACKWARD_STREAMS, *BACKWARD_ROWWISE)),
-        graph=_seconds(data["graph"], f"{where}.graph", GRAPH),
+        streams=_grids(fields["streams"], BACKWARD_STREAMS, 1),
+        rowwise=_grids(fields["rowwise"], BACKWARD_ROWWISE, 2),
+        overhead=_seconds(fields["overhead"], (*BACKWARD_STREAMS, *BACKWARD_ROWWISE)),
+        graph=_seconds(fields["graph"], GRAPH),
     )
 
 
-def _grids(data: Any, where: str, kinds: Iterable[str], dimension: int) -> dict[str, Grid]:
-    _object(data, where, kinds)
-    return {k: _grid(data[k], f"{where}.{k}", dimension) for k in kinds}
+def _grids(data: Field, kinds: Iterable[str], dimension: int) -> dict[str, Grid]:
+    return {kind: _grid(field, dimension) for kind, field in data.keys(*kinds).items()}
 
 
-def _seconds(data: Any, where: str, kinds: Iterable[str]) -> dict[str, float]:
-    _object(data, where, kinds)
-    return {k: _positive(data[k], f"{where}.{k}", zero=True) for k in kinds}
+def _seconds(data: Field, kinds: Iterable[str]) -> dict[str, float]:
+    return {kind: field.number(zero=True) for kind, field in data.keys(*kinds).items()}
 
 
-def _grid(data: Any, where: str, dimension: int) -> Grid:
-    _object(data, where, ("axes", "values"))
-    axes, values = data["axes"], data["values"]
-    if not isinstance(axes, list) or len(axes) != dimension:
-        raise DeclarationError(f"{where}.axes must be a list of {dimension} axes, got {_shown(axes)}")
-    for k, axis in enumerate(axes):
-        sizes = isinstance(axis, list) and bool(axis) and all(type(i) is int and 1 <= i <= LARGEST_AXIS for i in axis)
-        if not sizes or any(a >= b for a, b in itertools.pairwise(axis)):
-            raise DeclarationError(f"{where}.axes[{k}] must be ascending sizes, got {_shown(axis)}")
+def _grid(data: Field, dimension: int) -> Grid:
+    fields = data.keys("axes", "values")
+    axes = tuple(map(_axis, fields["axes"].items(dimension, "axes")))
     points = math.prod(map(len, axes))
-    if points > MOST_POINTS or not isinstance(values, list) or len(values) != points:
-        got = f"{len(values):,}" if isinstance(values, list) else _shown(values)
-        raise DeclarationError(f"{where}.values must be a list of {points:,} rates, one a grid point; got {got}")
-    return Grid(tuple(map(tuple, axes)), tuple(_positive(v, f"{where}.values[{k}]") for k, v in enumerate(values)))
+    if points > MOST_POINTS:
+        raise fields["axes"].fault(f"axes of at most {MOST_POINTS:,} points")
+    return Grid(axes, tuple(rate.number() for rate in fields["values"].items(points, "rates, one a grid point")))
 
 
-def _object(data: Any, where: str, keys: Iterable[str]) -> None:
-    wanted = list(keys)
-    if not isinstance(data, dict):
-        raise DeclarationError(f"{where} must be an object with {', '.join(wanted)}; got {_shown(data)}")
-    lacking, surplus = [k for k in wanted if k not in data], [k for k in data if k not in wanted]
-    if lacking or surplus:
-        fault = f"lacks {lacking[0]!r}" if lacking else f"has {surplus[0]!r}, which is no key of it"
-        raise DeclarationError(f"{where} {fault}; its keys are {', '.join(wanted)}")
-
-
-def _positive(value: Any, where: str, *, zero: bool = False) -> float:
-    # The bounds keep every quotient of a count and a rate finite; nothing real comes near them.
-    if type(value) in (int, float) and (1e-30 < value < 1e30 or (zero and value == 0)):
-        return float(value)
-    raise DeclarationError(f"{where} must be a {'number from 0' if zero else 'positive number'}, got {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a very large integer"
-    return text if len(text) <= 80 else text[:80] + "…"
+def _axis(data: Field) -> tuple[int, ...]:
+    sizes = tuple(size.integer(1, LARGEST_AXIS) for size in data.items(of="sizes"))
+    if not sizes or any(a >= b for a, b in itertools.pairwise(sizes)):
+        raise data.fault("a list of ascending sizes")
+    return sizes
 
 
 def default_path(device: str = "cpu") -> Path:

@@ -40,11 +40,8 @@ def run(*, clear: bool, form: str) -> int:
     stated = os.environ.get(cache.LIMIT_VARIABLE, "")
     if stated and cache.parse_bytes(stated) is None:
         raise DeclarationError(f"{cache.LIMIT_VARIABLE} must be bytes, e.g. 512M or 2G (by 1024); got {stated!r}")
-    if clear:
-        title, entries = "Removed from the cache", cache.clear()
-    else:
-        title, entries = "The cache", cache.entries()
-    print_tables([_table(title, entries)], form)
+    entries = cache.clear() if clear else cache.entries()
+    print_tables([_table(f"{'Removed from' if clear else 'Kept in'} {cache.folder()}", entries)], form)
     return 0
 
 
@@ -54,10 +51,10 @@ def _table(title: str, entries: Sequence[cache.Entry]) -> Table:
     for entry in entries:
         taken[entry.kind] += entry.bytes
     rows = (*((kind, count[kind], taken[kind]) for kind in sorted(count)), ("all", len(entries), sum(taken.values())))
-    places = [str(place) for place in cache.folders() if place.is_dir()] or [f"{cache.folder()}, not made yet"]
+    calibrations = ", ".join(dict.fromkeys(path.name for path in kept_profiles()))
     notes = (
-        f"Folder: {'; before, and still read: '.join(places)}.",
         f"Limit: {cache.limit():,} bytes ({cache.LIMIT_VARIABLE}); the least recently used are removed first.",
-        *(f"A calibration, which stays until `tnmoe calibrate` runs again: {path}." for path in kept_profiles()),
+        *(f"Of earlier versions, read but not written: {place}." for place in cache.folders()[1:] if place.is_dir()),
+        *([f"Calibrations, which are never removed: {calibrations}."] if calibrations else []),
     )
     return Table(title, (("kind", "kind"), ("entries", "entries"), ("bytes", "bytes")), rows, notes)
