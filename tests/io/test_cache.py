@@ -261,7 +261,7 @@ def used(key: str, when: float) -> None:
 @settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from(["put", "get"]), st.integers(0, 9), st.integers(1, 4)), max_size=40),
-    st.integers(5, 30),
+    st.integers(2, 16),
 )
 def test_the_least_recently_used_go_first(
     tmp_path_factory: pytest.TempPathFactory, turns: list[tuple[str, int, int]], blocks: int
