@@ -19,7 +19,8 @@ from tnmoe.render.table import grouped
 from tnmoe.reports.calls import cost
 from tnmoe.reports.cost_report import CostReport
 from tnmoe.reports.figures import FIGURES, HEADINGS
-from tnmoe.timing.predict import Device, predict
+from tnmoe.timing.device import Device
+from tnmoe.timing.predict import predict
 from tnmoe.timing.predict_training import predict_training
 
 CARDS = ("parameters", "flops", "training_flops", "max_rank", "weight_bytes", "saved_bytes")

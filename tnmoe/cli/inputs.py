@@ -11,8 +11,8 @@ from typing import TypeVar
 from tnmoe.errors import DeclarationError, FileError, TnmoeError
 from tnmoe.lowering.orient import LAYOUTS, Layout
 from tnmoe.timing.datasheet import datasheet, datasheet_names
+from tnmoe.timing.device import Device
 from tnmoe.timing.device_profile import DeviceProfile
-from tnmoe.timing.predict import Device
 
 T = TypeVar("T")
 

@@ -16,7 +16,8 @@ from tnmoe.measuring.measured import measured
 from tnmoe.render.table import FORMATS, Table
 from tnmoe.reports.calls import cost, memory
 from tnmoe.reports.training_state import PRECISIONS
-from tnmoe.timing.predict import Device, predict
+from tnmoe.timing.device import Device
+from tnmoe.timing.predict import predict
 from tnmoe.timing.predict_training import predict_training
 
 View = Literal["steps", "backward", "formulas", "memory"]

@@ -15,7 +15,8 @@ from tnmoe.render.table import FORMATS, Table
 from tnmoe.reports.calls import cost, memory
 from tnmoe.reports.cost_report import COMPARED, CostReport, comparison
 from tnmoe.reports.figures import FIGURES
-from tnmoe.timing.predict import Device, predict
+from tnmoe.timing.device import Device
+from tnmoe.timing.predict import predict
 
 
 def declare(commands: Commands) -> None:
