@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from support.cases import blocks, case, seeds
 from support.factorized_layers import EMITTED as FACTORIZATIONS
 from support.factorized_layers import LINEAR
 from support.function_memory import reported, tracked
@@ -35,18 +36,18 @@ def random_function(rng: random.Random) -> tuple[Plan, torch.dtype, set[str]]:
     return plan, rng.choice(DTYPES), frozen
 
 
-@pytest.mark.slow
-def test_random_functions_take_the_memory_predicted() -> None:
+@pytest.mark.parametrize("block", blocks(100, of=20))
+def test_random_functions_take_the_memory_predicted(block: range) -> None:
     """CP and TR, one and two layers, both policies, whole and in chunks, any weights frozen: equality."""
-    rng = random.Random(61)
     several = 0
-    for _ in range(100):
-        plan, dtype, frozen = random_function(rng)
-        told = (plan.layer.summary, plan.values, plan.function, dtype, frozen)
-        assert reported(plan, dtype, frozen) == tracked(plan, dtype, frozen), told
-        assert plan.function is not None
-        several += plan.function.chunk is not None and plan.function.chunk < plan.values["T"]
-    assert several > 30
+    for seed in block:
+        with case(seed) as rng:
+            plan, dtype, frozen = random_function(rng)
+            told = (plan.layer.summary, plan.values, plan.function, dtype, frozen)
+            assert reported(plan, dtype, frozen) == tracked(plan, dtype, frozen), told
+            assert plan.function is not None
+            several += plan.function.chunk is not None and plan.function.chunk < plan.values["T"]
+    assert several > 3
 
 
 CASES = [(f"linear {name}", tnmoe.FactorizedLinear(12, 14, f)) for name, f in LINEAR.items()] + [
@@ -98,18 +99,16 @@ def test_a_function_by_hand() -> None:
     assert report.saved_bytes == tnmoe.cost(plan).saved_bytes
 
 
-@pytest.mark.slow
-def test_saved_tensors_agree_with_hooks() -> None:
+@pytest.mark.parametrize("seed", seeds(30, 4))
+def test_saved_tensors_agree_with_hooks(seed: int) -> None:
     """Their bytes, each with a reason, sum to what autograd's hooks see."""
-    rng = random.Random(62)
-    for _ in range(30):
-        plan, dtype, frozen = random_function(rng)
-        report = tnmoe.memory(plan, dtype=str(dtype).removeprefix("torch."), frozen=sorted(frozen))
-        module = tnmoe.build(plan, dtype=dtype)
-        for name, p in module.named_parameters():
-            p.requires_grad_(name not in frozen)
-        width = plan.bound.sizes["i"]
-        x = torch.randn(plan.values["T"], width, dtype=dtype, requires_grad="x" in plan.input_gradients)
-        found, _ = saved_bytes(lambda m=module, x=x: m(x), [*module.parameters(), *module.buffers(), x])
-        assert report.saved_bytes == found, (plan.layer.summary, plan.function, frozen)
-        assert all(s.reasons for s in report.saved)
+    plan, dtype, frozen = random_function(random.Random(seed))
+    report = tnmoe.memory(plan, dtype=str(dtype).removeprefix("torch."), frozen=sorted(frozen))
+    module = tnmoe.build(plan, dtype=dtype)
+    for name, p in module.named_parameters():
+        p.requires_grad_(name not in frozen)
+    width = plan.bound.sizes["i"]
+    x = torch.randn(plan.values["T"], width, dtype=dtype, requires_grad="x" in plan.input_gradients)
+    found, _ = saved_bytes(lambda: module(x), [*module.parameters(), *module.buffers(), x])
+    assert report.saved_bytes == found, (plan.layer.summary, plan.function, frozen)
+    assert all(s.reasons for s in report.saved)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 
 import pytest
 import torch
+from support.cases import case, seeds
 from support.families import rows
 from support.memory import DTYPES, predicted
 from support.tracked import ready, spread_evenly, track, track_sparse
@@ -107,14 +108,13 @@ def test_families_take_the_memory_predicted(name: str) -> None:
         check(plan, DTYPES[k % 3])
 
 
-@pytest.mark.slow
-def test_random_weights_are_frozen() -> None:
-    rng = random.Random(81)
-    for _ in range(25):
-        spec = rng.choice(list(FAMILIES.values()))
-        plan = tnmoe.plan(spec, tokens=rng.choice([3, 6, 24]), planner="greedy", input_gradients=rng.random() < 0.5)
-        names = [p.name for p in plan.bound.parameters]
-        check(plan, rng.choice(DTYPES), set(rng.sample(names, rng.randint(0, len(names)))))
+@pytest.mark.parametrize("seed", seeds(25, 4))
+def test_random_weights_are_frozen(seed: int) -> None:
+    rng = random.Random(seed)
+    spec = rng.choice(list(FAMILIES.values()))
+    plan = tnmoe.plan(spec, tokens=rng.choice([3, 6, 24]), planner="greedy", input_gradients=rng.random() < 0.5)
+    names = [p.name for p in plan.bound.parameters]
+    check(plan, rng.choice(DTYPES), set(rng.sample(names, rng.randint(0, len(names)))))
 
 
 def sparse_moe(rng: random.Random) -> tnmoe.SparseMoE:
@@ -142,31 +142,32 @@ def sparse_moe(rng: random.Random) -> tnmoe.SparseMoE:
     return tnmoe.SparseMoE(*widths, experts, rng.randint(1, experts), **(options | form))
 
 
-@pytest.mark.slow
-def test_random_sparse_mixtures_take_the_memory_predicted() -> None:
-    rng = random.Random(82)
-    for _ in range(30):
-        check(tnmoe.plan(sparse_moe(rng), tokens=rng.choice([1, 2, 6, 24]), planner="greedy"), rng.choice(DTYPES))
+@pytest.mark.parametrize("seed", seeds(30, 4))
+def test_random_sparse_mixtures_take_the_memory_predicted(seed: int) -> None:
+    rng = random.Random(seed)
+    check(tnmoe.plan(sparse_moe(rng), tokens=rng.choice([1, 2, 6, 24]), planner="greedy"), rng.choice(DTYPES))
 
 
 def test_any_load_takes_no_more() -> None:
     """The forward pass takes as much whatever is chosen, the backward pass at most as much: the report says so."""
-    rng, less = random.Random(83), 0
-    for _ in range(15):
-        plan = tnmoe.plan(tnmoe.SparseMoE(6, 5, rng.randint(4, 9), rng.randint(1, 3), 7), tokens=rng.choice([3, 9, 20]))
-        report = tnmoe.memory(plan)
-        assert "chosen alike" in str(report.summary())
-        x = rows(plan, plan.values["T"]).float()
-        module = ready(tnmoe.build(plan), grad=False)
-        assert predicted(list(report.inference)) == track(module, [x], grad=False)
-        (forward, both), found = (
-            predicted(list(report.training)),
-            track(ready(tnmoe.build(plan), grad=True), [x.requires_grad_()], grad=True),
-        )
-        assert found[0] == forward
-        assert found[1].peak <= both.peak
-        assert found[1].after == both.after
-        less += found[1].peak < both.peak
+    less = 0
+    for seed in range(15):
+        with case(seed) as rng:
+            spec = tnmoe.SparseMoE(6, 5, rng.randint(4, 9), rng.randint(1, 3), 7)
+            plan = tnmoe.plan(spec, tokens=rng.choice([3, 9, 20]))
+            report = tnmoe.memory(plan)
+            assert "chosen alike" in str(report.summary())
+            x = rows(plan, plan.values["T"]).float()
+            module = ready(tnmoe.build(plan), grad=False)
+            assert predicted(list(report.inference)) == track(module, [x], grad=False)
+            (forward, both), found = (
+                predicted(list(report.training)),
+                track(ready(tnmoe.build(plan), grad=True), [x.requires_grad_()], grad=True),
+            )
+            assert found[0] == forward
+            assert found[1].peak <= both.peak
+            assert found[1].after == both.after
+            less += found[1].peak < both.peak
     assert 0 < less < 15
 
 

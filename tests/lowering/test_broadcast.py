@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.cases import case
 from support.function_memory import reported, tracked
 from support.training import saved_bytes
 from torch._subclasses import FakeTensorMode
@@ -134,16 +135,17 @@ def test_values_gradients_and_figures(name: str, way: str, monkeypatch: pytest.M
     """Against einsum of NumPy and of torch, float64; FLOPs, saved bytes and peaks against torch's counters."""
     monkeypatch.setattr(broadcast, "LEAST_COLUMNS", 1)
     expression = NETWORKS[name]
-    rng, found = random.Random(f"{name} {way}"), 0
-    for _ in range(40):
-        sizes, inputs = random_case(rng, expression)
-        plan = plan_of(expression, sizes, input_gradients=inputs, **WAYS[way])
-        if not broadcasts(plan.program):
-            continue
-        check(expression, plan, rng)
-        found += 1
-        if found == 2:
-            break
+    found = 0
+    for trial in range(40):
+        with case(name, way, trial) as rng:
+            sizes, inputs = random_case(rng, expression)
+            plan = plan_of(expression, sizes, input_gradients=inputs, **WAYS[way])
+            if not broadcasts(plan.program):
+                continue
+            check(expression, plan, rng)
+            found += 1
+            if found == 2:
+                break
     assert found == 2, "nothing was broadcast"
 
 

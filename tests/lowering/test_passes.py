@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from support.cases import case
 
 import tnmoe
 from tnmoe.backends.numpy.execute import execute
@@ -152,36 +152,37 @@ def test_what_nobody_reads_is_left_out() -> None:
 
 def test_a_random_program_computes_the_same() -> None:
     """200 programs of sums, products and norms with repetitions, against the same ops without any pass."""
-    rng = random.Random(3)
     shrunk = 0
-    for _ in range(200):
-        values, ops = [X], []
-        for k in range(rng.randint(3, 9)):
-            out = value(f"v{k}", *rng.sample(["t", "i"], 2))
-            a, b = rng.choice(values), rng.choice(values)
-            ops.append(rng.choice([Add(out, a, b), Multiply(out, a, b), LayerNorm(out, a, "i"), Permute(out, a)]))
-            values.append(out)
-        y = value("y", "t", "i")
-        ops.append(Add(y, rng.choice(values), values[-1]))
-        p = program(*ops, output=y)
-        short = prune(share(p))
-        shrunk += len(short.ops) < len(p.ops)
-        x = np.random.default_rng(1).normal(size=(3, 4))
-        env = {"x": x}
-        for op in ops:  # by hand: every array (t, i), whatever order its value names
-            match op:
-                case Add(out, a, b):
-                    env[out.name] = env[a.name] + env[b.name]
-                case Multiply(out, a, b):
-                    env[out.name] = env[a.name] * env[b.name]
-                case LayerNorm(out, a):
-                    found = env[a.name]
-                    env[out.name] = (found - found.mean(1, keepdims=True)) / np.sqrt(found.var(1, keepdims=True) + 1e-5)
-                case Permute(out, a):
-                    env[out.name] = env[a.name]
-        laid_out = run_passes(p, SIZES)[-1][1]
-        found = execute(laid_out, {"x": x, "w": np.ones((4, 5))})["y"]
-        np.testing.assert_allclose(found, env["y"], rtol=1e-9, atol=1e-9)
+    for trial in range(200):
+        with case(trial) as rng:
+            values, ops = [X], []
+            for k in range(rng.randint(3, 9)):
+                out = value(f"v{k}", *rng.sample(["t", "i"], 2))
+                a, b = rng.choice(values), rng.choice(values)
+                ops.append(rng.choice([Add(out, a, b), Multiply(out, a, b), LayerNorm(out, a, "i"), Permute(out, a)]))
+                values.append(out)
+            y = value("y", "t", "i")
+            ops.append(Add(y, rng.choice(values), values[-1]))
+            p = program(*ops, output=y)
+            short = prune(share(p))
+            shrunk += len(short.ops) < len(p.ops)
+            x = np.random.default_rng(1).normal(size=(3, 4))
+            env = {"x": x}
+            for op in ops:  # by hand: every array (t, i), whatever order its value names
+                match op:
+                    case Add(out, a, b):
+                        env[out.name] = env[a.name] + env[b.name]
+                    case Multiply(out, a, b):
+                        env[out.name] = env[a.name] * env[b.name]
+                    case LayerNorm(out, a):
+                        rows = env[a.name]
+                        spread = np.sqrt(rows.var(1, keepdims=True) + 1e-5)
+                        env[out.name] = (rows - rows.mean(1, keepdims=True)) / spread
+                    case Permute(out, a):
+                        env[out.name] = env[a.name]
+            laid_out = run_passes(p, SIZES)[-1][1]
+            found = execute(laid_out, {"x": x, "w": np.ones((4, 5))})["y"]
+            np.testing.assert_allclose(found, env["y"], rtol=1e-9, atol=1e-9)
     assert shrunk > 100
 
 

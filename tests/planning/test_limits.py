@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from support.all_trees import all_trees
+from support.cases import blocks, case
 from support.inference import Inference
 from support.networks import random_network
 from support.training import Oracle, measure
@@ -45,42 +45,46 @@ class Prices:
         return saved, prices[objective]
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("block", blocks(120, of=24))
 @pytest.mark.parametrize("objective", ["flops", "training", "saved", "inference(9)", "training + 2*saved"])
-def test_the_cheapest_of_all_trees_within_a_limit(objective: str) -> None:
-    """120 random networks each, with a limit that some of its trees keep.
+def test_the_cheapest_of_all_trees_within_a_limit(objective: str, block: range) -> None:
+    """Random networks, with a limit that some of its trees keep.
 
     Copies are kept as well, which prices of trees do not see: programs with one are only held to the limit; and where
     no program of all trees keeps it, the error names the least of them.
     """
-    rng = random.Random(61)
     binding = compared = 0
-    for trial in range(120):
-        network, sizes = random_network(rng, 3 + trial % 2 + (trial % 12 == 1))
-        data = [t.name for t in network.tensors if t.role is Role.DATA]
-        wanted = [name for name in data if rng.random() < 0.6]
-        requires_grad = {t.name for t in network.tensors if t.role is Role.WEIGHT} | set(wanted)
-        prices = Prices(network, sizes, requires_grad)
-        layer = tnmoe.plan(network, sizes=sizes, planner="greedy").layer
-        n, values = len(network.tensors), {**layer.values, **sizes}
-        points = [prices.of(path, objective) for path in trees(n)]
-        limit = rng.choice(sorted({saved for saved, _ in points}))
-        kept = [Plan(layer, {"result": path}, values, FLOPS, tuple(wanted)).saved for path in trees(n)]
-        if min(kept) > limit:
-            with pytest.raises(tnmoe.PlanError, match=f"the least is {min(kept):,}"):
-                tnmoe.plan(network, sizes=sizes, objective=objective, input_gradients=wanted, saved_limit=limit)
-            continue
-        plan = tnmoe.plan(network, sizes=sizes, objective=objective, input_gradients=wanted, saved_limit=limit)
-        assert plan.saved <= limit
-        if not plan.exact or any(isinstance(op, Permute) for op in plan.program.ops):
-            continue
-        saved, price = prices.of(plan.paths["result"], objective)
-        assert plan.saved == saved
-        assert price == min(price for saved, price in points if saved <= limit), str(network)
-        binding += price > min(price for _, price in points)
-        compared += 1
-    assert compared > 60
-    assert binding > (3 if objective != "saved" else -1)
+    for seed in block:
+        with case(seed) as rng:
+            network, sizes = random_network(rng, 3 + seed % 2 + (seed % 12 == 1))
+            data = [t.name for t in network.tensors if t.role is Role.DATA]
+            wanted = [name for name in data if rng.random() < 0.6]
+            requires_grad = {t.name for t in network.tensors if t.role is Role.WEIGHT} | set(wanted)
+            prices = Prices(network, sizes, requires_grad)
+            layer = tnmoe.plan(network, sizes=sizes, planner="greedy").layer
+            n, values = len(network.tensors), {**layer.values, **sizes}
+            points = [prices.of(path, objective) for path in trees(n)]
+            cheapest = min((price, saved) for saved, price in points)[
+                1
+            ]  # odd seeds allow less, where a tree saves less
+            less = {saved for saved, _ in points if saved < cheapest} if seed % 2 else set()
+            limit = rng.choice(sorted(less or {saved for saved, _ in points}))
+            kept = [Plan(layer, {"result": path}, values, FLOPS, tuple(wanted)).saved for path in trees(n)]
+            if min(kept) > limit:
+                with pytest.raises(tnmoe.PlanError, match=f"the least is {min(kept):,}"):
+                    tnmoe.plan(network, sizes=sizes, objective=objective, input_gradients=wanted, saved_limit=limit)
+                continue
+            plan = tnmoe.plan(network, sizes=sizes, objective=objective, input_gradients=wanted, saved_limit=limit)
+            assert plan.saved <= limit
+            if not plan.exact or any(isinstance(op, Permute) for op in plan.program.ops):
+                continue
+            saved, price = prices.of(plan.paths["result"], objective)
+            assert plan.saved == saved
+            assert price == min(price for saved, price in points if saved <= limit), str(network)
+            binding += price > min(price for _, price in points)
+            compared += 1
+    assert compared > 5
+    assert binding > 0 or objective == "saved"
 
 
 @pytest.mark.slow
