@@ -4,11 +4,11 @@ Entries are small integers, so that no order of contraction rounds: results are 
 """
 
 import keyword
-import random
 
 import numpy as np
 import pytest
 import torch
+from support.cases import blocks, case
 from support.layers_strategy import any_order
 from support.networks import Arrays, Sizes, einsum, random_arrays, random_folded_network, random_network
 
@@ -74,31 +74,20 @@ def check(network: Network, sizes: Sizes, seed: int = 0) -> None:
     check_torch(plan, network, arrays, seed)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", blocks(300, of=30, quick=1))
 def test_random_networks(block):
-    """300 networks, in blocks so that a failure names few."""
-    for seed in range(30 * block, 30 * block + 30):
-        rng = random.Random(seed)
-        network, sizes = random_network(rng, rng.randint(1, 6), max_size=3)
-        try:
+    for seed in block:
+        with case(seed) as rng:
+            network, sizes = random_network(rng, rng.randint(1, 6), max_size=3)
             check(network, sizes, seed)
-        except BaseException as error:
-            error.add_note(f"seed {seed}: {network}, sizes {sizes}")
-            raise
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("block", range(5))
+@pytest.mark.parametrize("block", blocks(150, of=30, quick=1))
 def test_random_networks_with_a_folded_bias(block):
-    for seed in range(30 * block, 30 * block + 30):
-        rng = random.Random(seed)
-        network, sizes = random_folded_network(rng, rng.randint(2, 6), max_size=3)
-        try:
+    for seed in block:
+        with case(seed) as rng:
+            network, sizes = random_folded_network(rng, rng.randint(2, 6), max_size=3)
             check(network, sizes, seed)
-        except BaseException as error:
-            error.add_note(f"seed {seed}: {network}, bias {network.bias}, sizes {sizes}")
-            raise
 
 
 EXPRESSIONS = {
@@ -127,11 +116,11 @@ EXPRESSIONS = {
 
 
 @pytest.mark.parametrize(("expression", "weights"), EXPRESSIONS.values(), ids=EXPRESSIONS)
-def test_named_shapes_of_networks(expression, weights):
+@pytest.mark.parametrize("seed", range(3))
+def test_named_shapes_of_networks(expression, weights, seed):
     network = Network.parse(expression, weights=weights, frozen="ab" if expression == "ab->a" else "")
-    for seed in range(3):
-        check(network, {i: 2 + k % 3 for k, i in enumerate(network.indices)}, seed)
-        check(network, dict.fromkeys(network.indices, 1), seed)
+    check(network, {i: 2 + k % 3 for k, i in enumerate(network.indices)}, seed)
+    check(network, dict.fromkeys(network.indices, 1), seed)
 
 
 # Terms become argument and attribute names of the emitted class. These are words that Python, nn.Module or the

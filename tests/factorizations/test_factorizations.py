@@ -8,6 +8,7 @@ import opt_einsum
 import pytest
 import torch
 from support import oracle
+from support.cases import case
 from support.factorized_layers import EMITTED, LINEAR
 from torch import nn
 
@@ -210,22 +211,23 @@ def mixed_variance(spec, draws, rng):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FACTORIZATIONS)
 def test_mixed_weights_start_with_the_variance_of_linear(kind):
-    """Var = 1 / (3 I), within 10 %, for 24 random shapes of zero to three levels."""
-    rng = np.random.default_rng(11)
+    """Var = 1 / (3 I), within 10 %, for random shapes of zero to three levels."""
     for trial in range(24):
-        levels = trial % 4
-        widths = (int(rng.choice([8, 9, 12])), int(rng.choice([8, 10, 15])))
-        factorization = random_factorization(kind, levels, widths, rng)
-        if levels:
-            spec = tnmoe.MuMoE(
-                *widths, tuple(int(rng.integers(2, 7 - levels)) for _ in range(levels)), factorization, FREE
-            )
-        else:
-            spec = tnmoe.FactorizedLinear(*widths, factorization)
-        found = [mixed_variance(spec, 300, rng) for _ in range(2)]
-        while abs(np.mean(found) * 3 * widths[0] - 1) > 0.08 and len(found) < 60:
-            found.append(mixed_variance(spec, 300, rng))  # heavy tails: products of many small factors
-        assert np.mean(found) == pytest.approx(1 / (3 * widths[0]), rel=0.1), spec
+        with case(kind, trial) as rng:
+            draws = np.random.default_rng(rng.getrandbits(32))
+            levels = trial % 4
+            widths = (int(draws.choice([8, 9, 12])), int(draws.choice([8, 10, 15])))
+            factorization = random_factorization(kind, levels, widths, draws)
+            if levels:
+                spec = tnmoe.MuMoE(
+                    *widths, tuple(int(draws.integers(2, 7 - levels)) for _ in range(levels)), factorization, FREE
+                )
+            else:
+                spec = tnmoe.FactorizedLinear(*widths, factorization)
+            found = [mixed_variance(spec, 300, draws) for _ in range(2)]
+            while abs(np.mean(found) * 3 * widths[0] - 1) > 0.08 and len(found) < 60:
+                found.append(mixed_variance(spec, 300, draws))  # heavy tails: products of many small factors
+            assert np.mean(found) == pytest.approx(1 / (3 * widths[0]), rel=0.1), spec
 
 
 emitted = pytest.mark.parametrize("factorization", EMITTED.values(), ids=EMITTED)
@@ -397,16 +399,17 @@ def path_macs(terms, output, sizes, path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(set(FACTORIZATIONS) - {"custom"}))
 def test_planned_macs_are_the_optimum(kind):
-    """Against opt_einsum's dynamic programming with outer products, on 10 random layers of one and two levels."""
-    rng = np.random.default_rng(13)
+    """Against opt_einsum's dynamic programming with outer products, on random layers of one and two levels."""
     for trial in range(10):
-        widths = (int(rng.choice([8, 9, 12])), int(rng.choice([8, 10, 15])))
-        factorization = random_factorization(kind, 1 + trial % 2, widths, rng)
-        spec = tnmoe.MuMoE(*widths, (5, 3)[: 1 + trial % 2], factorization, FREE, bias=False)
-        planned = tnmoe.plan(spec, tokens=int(rng.integers(1, 50)), objective="macs")
-        (node,) = [c for c in planned.layer.contractions if c.expert_map is not None]
-        sizes = planned.layer.bound_sizes(planned.values)
-        terms, output = [set(t.indices) for t in node.network.tensors], set(node.network.output)
-        best = opt_einsum.DynamicProgramming(minimize="flops", search_outer=True)(terms, output, sizes)
-        gates = sum(planned.values["T"] * widths[0] * n for n in spec.levels)
-        assert planned.macs - gates == path_macs(terms, output, sizes, best)
+        with case(kind, trial) as rng:
+            draws = np.random.default_rng(rng.getrandbits(32))
+            widths = (int(draws.choice([8, 9, 12])), int(draws.choice([8, 10, 15])))
+            factorization = random_factorization(kind, 1 + trial % 2, widths, draws)
+            spec = tnmoe.MuMoE(*widths, (5, 3)[: 1 + trial % 2], factorization, FREE, bias=False)
+            planned = tnmoe.plan(spec, tokens=int(draws.integers(1, 50)), objective="macs")
+            (node,) = [c for c in planned.layer.contractions if c.expert_map is not None]
+            sizes = planned.layer.bound_sizes(planned.values)
+            terms, output = [set(t.indices) for t in node.network.tensors], set(node.network.output)
+            best = opt_einsum.DynamicProgramming(minimize="flops", search_outer=True)(terms, output, sizes)
+            gates = sum(planned.values["T"] * widths[0] * n for n in spec.levels)
+            assert planned.macs - gates == path_macs(terms, output, sizes, best)

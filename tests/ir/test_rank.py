@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import sympy
+from support.cases import case
 
 import tnmoe
 from tnmoe.factorizations.kinds import FACTORIZATIONS
@@ -73,19 +74,24 @@ KINDS = sorted(set(FACTORIZATIONS) - {"custom"})  # a custom one is a random net
 @pytest.mark.parametrize("kind", KINDS)
 def test_rank_is_that_of_a_random_instance(kind: str) -> None:
     """Generic weights reach the min-cut: 200 random layers per factorization, one to three levels."""
-    rng = np.random.default_rng(7)
     for trial in range(200):
-        bound, found = bound_and_rank(random_spec(kind, 1 + trial % 3, rng), rng)
-        assert bound == found
+        with case(kind, trial) as rng:
+            draws = np.random.default_rng(rng.getrandbits(32))
+            bound, found = bound_and_rank(random_spec(kind, 1 + trial % 3, draws), draws)
+            assert bound == found
 
 
 @pytest.mark.parametrize("kind", ["several_kronecker", "padded_kronecker", "padded_monarch"])
 def test_rank_bounds_structured_instances(kind: str) -> None:
     """Sums of Kronecker products, and parts that zeros fill: the cut bounds the rank, and mostly is it."""
-    rng = np.random.default_rng(8)
-    pairs = [bound_and_rank(random_spec(kind, 1 + trial % 3, rng), rng) for trial in range(200)]
-    assert all(bound >= found for bound, found in pairs)
-    assert sum(bound == found for bound, found in pairs) >= 180
+    tight = 0
+    for trial in range(200):
+        with case(kind, trial) as rng:
+            draws = np.random.default_rng(rng.getrandbits(32))
+            bound, found = bound_and_rank(random_spec(kind, 1 + trial % 3, draws), draws)
+            assert bound >= found
+            tight += bound == found
+    assert tight >= 180
 
 
 def bound_and_rank(spec: tnmoe.MuMoE, rng: np.random.Generator) -> tuple[int, int]:
@@ -99,22 +105,23 @@ def bound_and_rank(spec: tnmoe.MuMoE, rng: np.random.Generator) -> tuple[int, in
 
 def test_rank_of_random_networks() -> None:
     """Random weight networks with hyperedges: never below the numeric rank, and tight in almost all cases."""
-    rng = np.random.default_rng(3)
     tight = 0
-    for _ in range(300):
-        bonds = "abcd"[: rng.integers(1, 5)]
-        count = int(rng.integers(1, 4))
-        terms = ["".join(sorted(set(rng.choice(list(bonds), size=2)))) for _ in range(count)]
-        terms = ["i" + terms[0], *terms[1:], "o" + terms[-1]] if count > 1 else ["io" + terms[0]]
-        net = Network.parse(",".join(terms) + "->io", weights=[])
-        net = Network(tuple(type(t)(t.name, t.indices, Role.WEIGHT) for t in net.tensors), net.output)
-        sizes = {i: int(rng.integers(1, 5)) for i in net.indices}
-        sizes |= {"i": int(rng.integers(1, 12)), "o": int(rng.integers(1, 12))}
-        node = Contraction(None, net, ExpertMap("i", "o"))  # type: ignore[arg-type]
-        bound = max_expert_rank(net, ExpertMap("i", "o"), sizes)
-        found = np.linalg.matrix_rank(random_expert(node, sizes, rng), tol=None)
-        assert found <= bound
-        tight += found == bound
+    for trial in range(300):
+        with case(trial) as rng:
+            draws = np.random.default_rng(rng.getrandbits(32))
+            bonds = "abcd"[: draws.integers(1, 5)]
+            count = int(draws.integers(1, 4))
+            terms = ["".join(sorted(set(draws.choice(list(bonds), size=2)))) for _ in range(count)]
+            terms = ["i" + terms[0], *terms[1:], "o" + terms[-1]] if count > 1 else ["io" + terms[0]]
+            net = Network.parse(",".join(terms) + "->io", weights=[])
+            net = Network(tuple(type(t)(t.name, t.indices, Role.WEIGHT) for t in net.tensors), net.output)
+            sizes = {i: int(draws.integers(1, 5)) for i in net.indices}
+            sizes |= {"i": int(draws.integers(1, 12)), "o": int(draws.integers(1, 12))}
+            node = Contraction(None, net, ExpertMap("i", "o"))  # type: ignore[arg-type]
+            bound = max_expert_rank(net, ExpertMap("i", "o"), sizes)
+            found = np.linalg.matrix_rank(random_expert(node, sizes, draws), tol=None)
+            assert found <= bound
+            tight += found == bound
     assert tight >= 297
 
 

@@ -175,7 +175,7 @@ def test_the_cost_is_that_of_the_public_plan() -> None:
     rng = random.Random(0)
     for _ in range(20):
         sizes = drawn(rng, found)
-        assert found.best(sizes).cost.at(sizes) == tnmoe.plan(found.network, sizes=sizes).flops
+        assert found.best(sizes).cost.at(sizes) == tnmoe.plan(found.network, sizes=sizes).flops, sizes
 
 
 @pytest.mark.parametrize("objective", ["flops", "macs"])
@@ -206,7 +206,7 @@ def test_folded_biases(seed: int) -> None:
     found = atlas(net, dict.fromkeys(net.indices, (1, 50)), seconds=0.5)
     for _ in range(30):
         sizes = drawn(rng, found)
-        assert found.best(sizes).cost.at(sizes) == concrete(net, sizes)
+        assert found.best(sizes).cost.at(sizes) == concrete(net, sizes), sizes
     assert verifier.verify(json.loads(found.to_json()))[0] == len(found.orders)
     assert Atlas.from_json(found.to_json()) == found
 
@@ -219,7 +219,7 @@ def test_bounds_beyond_floats_and_machine_integers() -> None:
     rng = random.Random(0)
     for _ in range(50):
         sizes = drawn(rng, found)
-        assert found.best(sizes).cost.at(sizes) == concrete(net, sizes)
+        assert found.best(sizes).cost.at(sizes) == concrete(net, sizes), sizes
 
 
 @pytest.mark.slow
@@ -460,7 +460,7 @@ def test_regret_is_the_worst_and_attained(name: str) -> None:
         assert Fraction(order.cost.at(at), found.best(at).cost.at(at)) == factor
         for _ in range(30):
             point = drawn(rng, found)
-            assert Fraction(order.cost.at(point), found.best(point).cost.at(point)) <= factor
+            assert Fraction(order.cost.at(point), found.best(point).cost.at(point)) <= factor, point
     assert made(name, "two").regret(found.orders[0]).factor >= 1
 
 
@@ -481,10 +481,10 @@ def test_diagrams_are_the_lower_envelope(name: str) -> None:
             for size in {math.ceil(segment.start), math.floor(segment.end)}:
                 if segment.start <= size <= segment.end:
                     sizes = {**at, index: size}
-                    assert found.orders[segment.place].cost.at(sizes) == concrete(found.network, sizes)
+                    assert found.orders[segment.place].cost.at(sizes) == concrete(found.network, sizes), sizes
         for a, b in itertools.pairwise(diagram.segments):
             formula = found.threshold(found.orders[a.place], found.orders[b.place], index)
-            assert formula.subs({s: at[str(s)] for s in formula.free_symbols}) == a.end
+            assert formula.subs({s: at[str(s)] for s in formula.free_symbols}) == a.end, at
 
 
 def test_lower_envelope_of_ties_and_equal_lines() -> None:
@@ -639,7 +639,7 @@ def test_ten_tensors_of_known_ranks() -> None:
     rng = random.Random(0)
     for _ in range(8):
         at = drawn(rng, found)
-        assert found.best(at).cost.at(at) == concrete(net, at)
+        assert found.best(at).cost.at(at) == concrete(net, at), at
     assert verifier.verify(json.loads(found.to_json()))[0] == len(found.orders)
 
 

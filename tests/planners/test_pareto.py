@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 from support.all_trees import all_trees
+from support.cases import blocks, case, seeds
 from support.networks import random_network
 from support.training import Oracle
 
@@ -112,7 +113,7 @@ def minimal(points: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
     return {p for p in points if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in points)}
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("block", blocks(60, of=12))
 @pytest.mark.parametrize(
     ("objectives", "recompute"),
     [
@@ -123,33 +124,33 @@ def minimal(points: set[tuple[int, ...]]) -> set[tuple[int, ...]]:
         (("flops",), True),
     ],
 )
-def test_front_is_that_of_every_tree_and_choice(objectives: tuple[str, ...], recompute: bool) -> None:
-    """60 random networks of 3 to 5 tensors: the values of the front, no more and no less."""
-    rng = random.Random(31)
+def test_front_is_that_of_every_tree_and_choice(objectives: tuple[str, ...], recompute: bool, block: range) -> None:
+    """Random networks of 3 to 5 tensors: the values of the front, no more and no less."""
     largest = 0
-    for trial in range(60):
-        network, sizes = random_network(rng, 3 + trial % 3, max_size=6)
-        data = [t.name for t in network.tensors if t.role is Role.DATA]
-        requires_grad = {t.name for t in network.tensors if t.role is Role.WEIGHT} | {
-            d for d in data if rng.random() < 0.5
-        }
-        oracle = Choices(network, sizes, requires_grad)
-        n = len(network.tensors)
-        inner = range(n, 2 * n - 2)
-        points = set()
-        for path in all_trees(n):
-            for count in range(len(inner) + 1 if recompute else 1):
-                for again in itertools.combinations(inner, count):
-                    price = oracle.price(path, frozenset(again))
-                    if price is not None:
-                        points.add(tuple(price[o] for o in objectives))
-        found = pareto.plan(network, sizes, objectives, requires_grad, recompute=recompute)
-        values = {tuple(t.values[o] for o in objectives) for t in found}
-        assert values == minimal(points), str(network)
-        assert len(values) == len(found)
-        largest = max(largest, len(found))
-        for tradeoff in found:
-            tradeoff.path.check(n)
+    for seed in block:
+        with case(seed) as rng:
+            network, sizes = random_network(rng, 3 + seed % 3, max_size=6)
+            data = [t.name for t in network.tensors if t.role is Role.DATA]
+            requires_grad = {t.name for t in network.tensors if t.role is Role.WEIGHT} | {
+                d for d in data if rng.random() < 0.5
+            }
+            oracle = Choices(network, sizes, requires_grad)
+            n = len(network.tensors)
+            inner = range(n, 2 * n - 2)
+            points = set()
+            for path in all_trees(n):
+                for count in range(len(inner) + 1 if recompute else 1):
+                    for again in itertools.combinations(inner, count):
+                        price = oracle.price(path, frozenset(again))
+                        if price is not None:
+                            points.add(tuple(price[o] for o in objectives))
+            found = pareto.plan(network, sizes, objectives, requires_grad, recompute=recompute)
+            values = {tuple(t.values[o] for o in objectives) for t in found}
+            assert values == minimal(points), str(network)
+            assert len(values) == len(found)
+            largest = max(largest, len(found))
+            for tradeoff in found:
+                tradeoff.path.check(n)
     assert largest > (2 if len(objectives) > 1 else 0)
 
 
@@ -185,18 +186,16 @@ def test_limits_name_the_least_there_is() -> None:
         tnmoe.pareto(net, sizes=sizes, peak_limit=min(peaks) - 1)
 
 
-@pytest.mark.slow
-def test_the_cheapest_point_is_the_plans() -> None:
+@pytest.mark.parametrize("seed", seeds(30, 4))
+def test_the_cheapest_point_is_the_plans(seed: int) -> None:
     """Both ends of the front are what the single objectives find."""
-    rng = random.Random(32)
-    for trial in range(30):
-        network, sizes = random_network(rng, 4 + trial % 3)
-        front = tnmoe.pareto(network, sizes=sizes, recompute=False)
-        training = tnmoe.plan(network, sizes=sizes, objective="training")
-        saved = tnmoe.plan(network, sizes=sizes, objective="saved")
-        oracle = Oracle(network, sizes, {t.name for t in network.tensors if t.role is not Role.FROZEN})
-        assert front[0].values["training"] == training.training_flops
-        assert front[-1].values["saved"] == oracle.of_path(saved.paths["result"])[0]
+    network, sizes = random_network(random.Random(seed), 4 + seed % 3)
+    front = tnmoe.pareto(network, sizes=sizes, recompute=False)
+    training = tnmoe.plan(network, sizes=sizes, objective="training")
+    saved = tnmoe.plan(network, sizes=sizes, objective="saved")
+    oracle = Oracle(network, sizes, {t.name for t in network.tensors if t.role is not Role.FROZEN})
+    assert front[0].values["training"] == training.training_flops
+    assert front[-1].values["saved"] == oracle.of_path(saved.paths["result"])[0]
 
 
 def test_faults() -> None:

@@ -14,6 +14,7 @@ import cotengra as peer
 import numpy as np
 import opt_einsum
 import pytest
+from support.cases import case, seeds
 from support.large_network import large_network
 from support.networks import Sizes, random_folded_network, random_network
 from support.trees import Oracle, every_tree, value
@@ -53,26 +54,26 @@ def whole_price(network: Network, sizes: Sizes, path: ContractionPath, objective
 @pytest.mark.parametrize("folded", [False, True])
 def test_the_price_of_a_tree_is_that_of_the_lowered_network(objective: Objective, folded: bool) -> None:
     for seed in range(6):
-        rng = random.Random(seed)
-        network, sizes = (random_folded_network if folded else random_network)(rng, rng.randint(2, 6))
-        given = requires_grad(network) if objective.of_training else frozenset()
-        steps = Steps(network, sizes, objective, given)  # one for all trees, as a search uses it
-        for pairs in rng.sample(trees := list(every_tree(len(network.tensors))), min(8, len(trees))):
-            path = ContractionPath(pairs)
-            splits = splits_of(path, len(network.tensors))
-            assert steps.total(splits) == whole_price(network, sizes, path, objective)
-            again = path_of(splits, len(network.tensors), "test")
-            assert splits_of(again, len(network.tensors)) == splits
+        with case(seed) as rng:
+            network, sizes = (random_folded_network if folded else random_network)(rng, rng.randint(2, 6))
+            given = requires_grad(network) if objective.of_training else frozenset()
+            steps = Steps(network, sizes, objective, given)  # one for all trees, as a search uses it
+            for pairs in rng.sample(trees := list(every_tree(len(network.tensors))), min(8, len(trees))):
+                path = ContractionPath(pairs)
+                splits = splits_of(path, len(network.tensors))
+                assert steps.total(splits) == whole_price(network, sizes, path, objective)
+                again = path_of(splits, len(network.tensors), "test")
+                assert splits_of(again, len(network.tensors)) == splits
 
 
 def test_greedy_trees_are_trees_and_repeatable() -> None:
     for seed in range(20):
-        rng = random.Random(seed)
-        network, sizes = random_network(rng, rng.randint(1, 15))
-        drawn = rng.uniform(0.1, 2), rng.uniform(0, 2)
-        one, two = (random_greedy.tree(network, sizes, random.Random(seed), *drawn) for _ in range(2))
-        assert one == two
-        path_of(one, len(network.tensors), "test").check(len(network.tensors))
+        with case(seed) as rng:
+            network, sizes = random_network(rng, rng.randint(1, 15))
+            drawn = rng.uniform(0.1, 2), rng.uniform(0, 2)
+            one, two = (random_greedy.tree(network, sizes, random.Random(seed), *drawn) for _ in range(2))
+            assert one == two
+            path_of(one, len(network.tensors), "test").check(len(network.tensors))
 
 
 def test_greedy_without_noise_takes_the_smallest_growth() -> None:
@@ -87,23 +88,22 @@ def test_greedy_without_noise_takes_the_smallest_growth() -> None:
 # ---- improving -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("seed", seeds(5, 1))
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_no_piece_is_left_to_improve(objective: Objective) -> None:
+def test_no_piece_is_left_to_improve(objective: Objective, seed: int) -> None:
     """A piece as large as the network is the exact planner's problem; smaller pieces never make it dearer."""
-    for seed in range(5):
-        network, sizes = random_network(random.Random(seed), 7)
-        given = requires_grad(network) if objective.of_training else frozenset()
-        steps = Steps(network, sizes, objective, given)
-        start = random_greedy.tree(network, sizes, random.Random(seed), 1, 3.0)
-        costs = [steps.total(start)]
-        for most in (3, 4, 5):
-            start = reconfigure(steps, start, most, Effort(None, 10**9))
-            costs.append(steps.total(start))
-        assert costs == sorted(costs, reverse=True)
-        whole = reconfigure(steps, start, 7, Effort(None, 10**9))
-        best = whole_price(network, sizes, subset_dp.plan(network, sizes, objective, given), objective)
-        assert steps.total(whole) == best
+    network, sizes = random_network(random.Random(seed), 7)
+    given = requires_grad(network) if objective.of_training else frozenset()
+    steps = Steps(network, sizes, objective, given)
+    start = random_greedy.tree(network, sizes, random.Random(seed), 1, 3.0)
+    costs = [steps.total(start)]
+    for most in (3, 4, 5):
+        start = reconfigure(steps, start, most, Effort(None, 10**9))
+        costs.append(steps.total(start))
+    assert costs == sorted(costs, reverse=True)
+    whole = reconfigure(steps, start, 7, Effort(None, 10**9))
+    best = whole_price(network, sizes, subset_dp.plan(network, sizes, objective, given), objective)
+    assert steps.total(whole) == best
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -125,17 +125,17 @@ def test_chains_come_within_a_thousandth_of_the_optimum(seed: int, monkeypatch: 
     assert best[0, n - 1] <= macs <= 1.001 * best[0, n - 1]
 
 
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("folded", [False, True])
-def test_small_networks_get_the_exact_price(folded: bool) -> None:
-    for seed in range(6):
-        rng = random.Random(f"small {seed}")
-        network, sizes = (random_folded_network if folded else random_network)(rng, rng.randint(1, 8))
-        path = search.plan(network, sizes)
-        path.check(len(network.tensors))
-        assert not path.exact
-        assert whole_price(network, sizes, path, FLOPS) == whole_price(
-            network, sizes, subset_dp.plan(network, sizes), FLOPS
-        )
+def test_small_networks_get_the_exact_price(folded: bool, seed: int) -> None:
+    rng = random.Random(f"small {seed}")
+    network, sizes = (random_folded_network if folded else random_network)(rng, rng.randint(1, 8))
+    path = search.plan(network, sizes)
+    path.check(len(network.tensors))
+    assert not path.exact
+    assert whole_price(network, sizes, path, FLOPS) == whole_price(
+        network, sizes, subset_dp.plan(network, sizes), FLOPS
+    )
 
 
 def test_a_folded_bias_in_a_large_layer() -> None:

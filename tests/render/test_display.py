@@ -16,6 +16,7 @@ import pytest
 from matplotlib.image import imread
 from pypdfium2 import PdfDocument
 from rich.console import Console
+from support.cases import seeds
 from support.networks import random_network
 
 import tnmoe
@@ -63,14 +64,17 @@ def test_network_diagram_is_legible(expression: str) -> None:
         assert bottom <= scene.height
 
 
-@pytest.mark.slow
-def test_every_network_can_be_drawn() -> None:
+@pytest.mark.parametrize("seed", seeds(40, 3))
+def test_random_networks_can_be_drawn(seed: int) -> None:
+    rng = random.Random(seed)
+    network, _ = random_network(rng, rng.randint(1, 7), max_size=4)
+    assert ElementTree.fromstring(network._repr_svg_()).tag == f"{SVG}svg"
+
+
+@pytest.mark.parametrize("expression", ["->", "a->", "a->a", ",a->a", "ab,ab->", "ab,cd->abcd", "aB,Bc->ac"])
+def test_every_network_can_be_drawn(expression: str) -> None:
     """Scalars, hyperedges, parts that nothing joins, indices of one tensor alone."""
-    rng = random.Random(3)
-    networks = [random_network(rng, rng.randint(1, 7), max_size=4)[0] for _ in range(40)]
-    networks += [tnmoe.Network.parse(e) for e in ("->", "a->", "a->a", ",a->a", "ab,ab->", "ab,cd->abcd", "aB,Bc->ac")]
-    for network in networks:
-        assert ElementTree.fromstring(network._repr_svg_()).tag == f"{SVG}svg"
+    assert ElementTree.fromstring(tnmoe.Network.parse(expression)._repr_svg_()).tag == f"{SVG}svg"
 
 
 def test_roles_differ_by_shape() -> None:
