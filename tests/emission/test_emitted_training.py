@@ -500,3 +500,35 @@ def test_bad_input_says_what_to_do():
     frozen = tnmoe.Network.parse("ab,bc->ac", frozen="bc")
     with pytest.raises(tnmoe.PlanError, match="needs no gradient"):
         tnmoe.plan(frozen, sizes={"a": 2, "b": 3, "c": 4}, memory="save", input_gradients=False)
+
+
+@pytest.mark.parametrize("flavour", ["portable", "fast"])
+@pytest.mark.parametrize(
+    ("expression", "weights"),
+    [("bci,ir,ro->bco", "ir ro"), ("bcd,di,io->bco", "di io"), ("tgi,ir,rj,tgj->tg", "ir rj")],
+)
+def test_chunks_of_data_with_several_free_axes(expression: str, weights: str, flavour: str) -> None:
+    """Sizes that only the data knows are read inside each chunk, also in the last, shorter one."""
+    sizes = dict.fromkeys(set(expression) - set(",->"), 4)
+    net = tnmoe.Network.parse(expression, weights=weights)
+    module = tnmoe.build(tnmoe.plan(net, sizes=sizes, flavour=flavour, chunk=2), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    arrays = {}
+    for tensor in net.tensors:
+        shape = [{**sizes, tensor.indices[0]: 5, tensor.indices[1]: 3}[i] for i in tensor.indices]
+        if tensor.role is not tnmoe.Role.DATA:
+            shape = [4] * len(tensor.indices)
+        arrays[tensor.name] = torch.randn(shape, generator=generator, dtype=torch.float64)
+    data = {t.name: arrays[t.name].requires_grad_() for t in net.tensors if t.role is tnmoe.Role.DATA}
+    stored = {t.name: t.indices for t in tnmoe.plan(net, sizes=sizes, flavour=flavour, chunk=2).bound.parameters}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            declared = net.tensor(name).indices
+            parameter.copy_(arrays[name].permute([declared.index(i) for i in stored[name]]))
+    expected = torch.einsum(expression, *arrays.values())
+    result = module(*data.values())
+    assert torch.allclose(result, expected, rtol=0, atol=1e-12)
+    got = torch.autograd.grad(result.square().sum(), list(data.values()))
+    wanted = torch.autograd.grad(expected.square().sum(), list(data.values()))
+    for g, w in zip(got, wanted, strict=True):
+        assert torch.allclose(g, w, rtol=0, atol=1e-10)

@@ -156,6 +156,8 @@ def for_inference(planned: Plan) -> Plan:
 
 
 def _with_function(planned: Plan, memory: str | int | None, flavour: str, chunk: int | None) -> Plan:
+    if (memory, flavour, chunk) == (None, "portable", None):
+        return planned  # as it is: a copy would work everything out anew
     requires_grad = gradient_names(planned.bound, planned.input_gradients)
     return replace(planned, function=plan_function(planned.bound, requires_grad, memory, flavour, chunk))
 
