@@ -67,11 +67,11 @@ class Oracle:
     its indices. Kept for it: the other operand, if that is no leaf (a leaf summed beforehand is none any more).
     """
 
-    def __init__(self, network: Network, sizes: dict[str, int], needing: set[str]) -> None:
+    def __init__(self, network: Network, sizes: dict[str, int], requires_grad: set[str]) -> None:
         self.terms = [frozenset(t.indices) for t in network.tensors]
         self.output = frozenset(network.output)
         self.sizes = sizes
-        self.needs = [t.name in needing for t in network.tensors]
+        self.needs = [t.name in requires_grad for t in network.tensors]
 
     def volume(self, indices: frozenset[str]) -> int:
         result = 1
