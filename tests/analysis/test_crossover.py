@@ -12,7 +12,6 @@ import sympy
 import tnmoe
 from tnmoe.reports.figures import FIGURES
 from tnmoe.symbolic.columns import Columns, column
-from tnmoe.symbolic.integer_ranges import integer_ranges
 
 CP, TR, MuMoE = tnmoe.CP, tnmoe.TensorRing, tnmoe.MuMoE
 
@@ -221,33 +220,6 @@ def test_padded_rows_and_logarithms(
             free = {k: v for k, v in values.items() if k in spec.layer().free_symbols and k != "T"}
             costs.append(tnmoe.cost(tnmoe.plan(spec, tokens=values["T"], sizes=free)).number(figure))
         assert found.difference.subs(found.symbol, at) == costs[0] - costs[1]
-
-
-@pytest.mark.slow
-def test_ranges_of_formulas_by_brute_force() -> None:
-    """Random sums of floors, ceilings, cases and logarithms, against each integer by itself."""
-    x, rng = tnmoe.symbol("x"), random.Random(3)
-    ended = 0
-    for k in range(8):
-        a, b, c, d, e = (rng.randint(1, 9) for _ in range(5))
-        m, p = rng.randint(2, 4), rng.randint(2, 4)
-        formula = a * x**2 - 40 * b * x + 100 * c + rng.choice((-1, 1)) * d * m * sympy.ceiling((e * x + 1) / m)
-        formula += 30 * sympy.Piecewise((c - x, x <= 5 * p), (sympy.floor(x / p) - c, True))
-        formula -= 50 * d * sympy.ceiling(sympy.log(x) / sympy.log(2)) if k < 2 else 0
-        negative, zero = integer_ranges(formula, x)
-        ended += any(high for _, high in negative)
-        for at, value in enumerate(Columns({"x": column(range(1, 400))}).evaluate(formula), start=1):
-            for kind, holds in ((negative, value < 0), (zero, value == 0)):
-                assert any(low <= at and (high is None or at <= high) for low, high in kind) == holds, (formula, at)
-    assert ended > 4
-
-
-def test_signs_that_never_settle_are_an_error() -> None:
-    x = tnmoe.symbol("x")
-    with pytest.raises(tnmoe.CostError, match="depends on x modulo 2 from"):
-        integer_ranges(2 * sympy.floor(x / 2) - x, x)
-    with pytest.raises(tnmoe.CostError, match="no polynomial in x"):
-        integer_ranges(sympy.sqrt(x) - 3, x)
 
 
 @pytest.mark.parametrize(

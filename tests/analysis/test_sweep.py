@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sympy
 from support.cases import case
 
 import tnmoe
 from tnmoe.analysis.frame import Frame
 from tnmoe.reports.figures import FIGURES
-from tnmoe.symbolic.columns import Columns, column
+from tnmoe.symbolic.columns import column
 
 CP = tnmoe.MuMoE(768, 3072, 256, tnmoe.CP(556))
 
@@ -94,35 +93,6 @@ def test_numbers_beyond_64_bits_stay_exact() -> None:
     assert grid["max_rank"].dtype == np.int64
     assert len(grid.where("macs // 1024**2 > 1024**6")) == 1
     assert grid.sorted("-macs")["T"].tolist() == [2**33, 3, 1]
-
-
-@pytest.mark.slow
-def test_every_operation_of_formulas_over_columns() -> None:
-    a, b = tnmoe.symbol("a"), tnmoe.symbol("b")
-    formulas = [
-        a**3 * b - 7 * a + 2,
-        sympy.Min(a, b, 5) * sympy.Max(a, 2),
-        sympy.ceiling(sympy.log(a + b, 2)),
-        sympy.ceiling(sympy.log(a, 2)) * b,
-        sympy.ceiling(sympy.log(4 * a * b**2, 2)),
-        sympy.floor(a / b),
-        sympy.floor((4 * a + 1) / 3),
-        sympy.ceiling(b / a),
-        sympy.Piecewise((a, a <= b), (b - a, sympy.Ne(a, 7)), (sympy.floor(a / 2 - b / 4), True)),
-        sympy.Piecewise((a * b, (a > 3) & (b >= a)), (1, (a < 3) | sympy.Eq(b, 5)), (0, True)),
-        sympy.Integer(9),
-    ]
-    rng = random.Random(1)
-    for top in (9, 2**20, 2**62):
-        values = [(rng.randint(1, top), rng.randint(1, top)) for _ in range(40)]
-        columns = Columns({"a": column(v for v, _ in values), "b": column(v for _, v in values)})
-        for formula in formulas:
-            found = columns.evaluate(formula)
-            assert [int(v) for v in found] == [int(formula.subs({a: x, b: y})) for x, y in values], (formula, top)
-    with pytest.raises(tnmoe.CostError, match="c has no column; there are a, b"):
-        columns.evaluate(tnmoe.symbol("c"))
-    with pytest.raises(tnmoe.CostError, match="no integer operation"):
-        columns.evaluate(sympy.sin(a))
 
 
 def test_ratios() -> None:

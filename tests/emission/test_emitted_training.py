@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import random
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,12 +25,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tnmoe
-from tnmoe.autodiff.adjoint import adjoint
-from tnmoe.autodiff.rematerialise import front
-from tnmoe.backends.numpy import execute as numpy_backend
 from tnmoe.cli.main import main
-from tnmoe.costing.backward import gradient_names
-from tnmoe.ir.ops import Op, operands
 from tnmoe.ir.value import Role
 from tnmoe.planning.plan import Plan
 from tnmoe.presets.registry import PRESETS
@@ -119,23 +112,6 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(call, (draw(3, 6), *weights), fast_mode=True)
 
 
-def test_numpy_runs_the_backward_program():
-    """The backward ops mean what the NumPy backend says: it finds the gradients of torch."""
-    plan = tnmoe.plan(SPECS["tr_block"], tokens=4, memory="recompute")
-    a = plan.adjoint
-    plain, module = pair(plan)
-    x = draw(4, 6)
-    stored = {n: p.detach().numpy() for n, p in plain.named_parameters()}
-    forward = numpy_backend.execute(plan.bound, {"x": x.detach().numpy(), **stored}, training=True)
-    seed = np.random.default_rng(0).normal(size=(4, 5))
-    known = {v.name: forward[v.name] for v in a.backward_program.leaves if v.name in forward}
-    found = numpy_backend.execute(a.backward_program, {**known, a.seed.name: seed})
-    module(x).backward(torch.from_numpy(seed))
-    for name, p in module.named_parameters():
-        if name in a.wanted:
-            np.testing.assert_allclose(found[a.wanted[name].name], p.grad.numpy(), rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "input_gradients"),
@@ -181,44 +157,6 @@ def test_gpt2_block_at_4096_tokens():
     hadamards_and_gelu = 4096 * (2 * 556 + 5 * 3072)
     gate_gradients_added = 4096 * 256  # an op here; autograd adds those of both layers uncounted
     assert repeated == products + hadamards_and_gelu + gate_gradients_added
-
-
-def test_front_is_that_of_all_subsets():
-    """Brute force: for each subset of results kept, what then has to be repeated."""
-    for name in ("cp_two_levels", "tr_block", "dense_moe"):
-        plan = tnmoe.plan(SPECS[name], tokens=7)
-        a = adjoint(plan.bound, gradient_names(plan.bound, plan.input_gradients))
-        sizes = plan.bound.sizes
-        reads = {v.name for v in a.reads}
-        points = set()
-        for bits in itertools.product((False, True), repeat=len(a.ops)):
-            kept = {op.out.name for op, bit in zip(a.ops, bits) if bit}
-            saved = sum(math.prod(sizes[i] for i in op.out.indices) for op in a.ops if op.out.name in kept)
-            points.add((saved, brute_force_flops(a.ops, sizes, reads, kept)))
-        best = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
-        assert {(c.saved, c.flops) for c in front(a.ops, sizes, reads)} == best
-
-
-def brute_force_flops(ops: tuple[Op, ...], sizes: dict[str, int], reads: set[str], kept: set[str]) -> int:
-    """FLOPs of what has to be repeated, by walking back from each value that is read."""
-    makers = {op.out.name: op for op in ops}
-    again: set[str] = set()
-    todo = [n for n in reads if n in makers and n not in kept]
-    while todo:
-        name = todo.pop()
-        if name not in again:
-            again.add(name)
-            todo += [v.name for v in operands(makers[name]) if v.name in makers and v.name not in kept]
-    total = 0
-    for name in again:
-        op = makers[name]
-        size = math.prod(sizes[i] for i in op.out.indices)
-        kind = type(op).__name__
-        joint = math.prod(sizes[i] for i in {i for v in operands(op)[:2] for i in v.indices})
-        total += {"Contract": 2 * joint, "ContractAdd": 2 * joint + size, "Gelu": 5 * size, "Permute": 0}.get(
-            kind, size
-        )
-    return total
 
 
 def test_budgets_are_met_with_the_fewest_flops():
