@@ -185,6 +185,7 @@ def test_what_cannot_be_swept(call: Any, message: str) -> None:
 # ---- other forms ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_other_libraries_get_the_same_numbers(tmp_path: Path) -> None:
     import pandas
     import polars

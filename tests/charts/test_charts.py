@@ -122,6 +122,7 @@ def test_roofline_by_hand() -> None:
         tnmoe.roofline_chart(plan, "h1000")
 
 
+@pytest.mark.slow
 def test_front_of_layers_by_brute_force() -> None:
     """Parameters against rank of thirty layers: filled are those that no other has fewer of and more of."""
     reports = {}

@@ -92,6 +92,7 @@ def test_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "wrote" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_page_fits_the_window(page: str, tmp_path: Path, width: int) -> None:

@@ -149,6 +149,7 @@ def test_frozen_operands_change_the_best_order() -> None:
     assert int(other_training / 1e9) == 413
 
 
+@pytest.mark.slow
 def test_what_two_steps_keep_is_no_fault() -> None:
     """A bias's slice may be an operand that its product keeps too: the greedy bound counted it once, a plan twice."""
     gate = tnmoe.Gate("sparsemax", "batch")

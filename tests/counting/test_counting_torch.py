@@ -174,6 +174,7 @@ def test_encoders_are_the_same_in_training_and_in_evaluation(layers: int) -> Non
     assert counter.get_total_flops() == by_hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_encoder_and_decoder(train: bool) -> None:
     model = nn.Transformer(32, 4, 1, 2, 48, batch_first=True).train(train)
@@ -343,6 +344,7 @@ def test_quantised_layers() -> None:
     assert found.matmul_flops == 2 * (2 * 36 * 4 * 27 + 2 * 144 * 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["module", "part", "function"])
 def test_compiled_modules_count_as_they_are(what: str) -> None:
     plain = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -622,6 +624,7 @@ def test_modules_may_convert_themselves_and_run_in_inference_mode() -> None:
     assert isinstance(model.layer.weight, nn.Parameter)
 
 
+@pytest.mark.slow
 def test_nothing_is_logged_and_everything_is_put_back(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -289,6 +289,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 CHECKED = [("mixtral", "grouped_mm"), ("gpt_oss", "eager"), ("jamba", "batched_mm")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "implementation"), CHECKED)
 def test_the_model_is_left_as_it_was(name: str, implementation: str) -> None:
     model = frozen(BY_NAME[name].model(implementation=implementation), ("model.layers.1", "lm_head"))
@@ -500,6 +501,7 @@ def test_the_callers_gradient_mode_changes_nothing(setting: Any) -> None:
     check(found, BY_NAME["mixtral"].count())
 
 
+@pytest.mark.slow
 def test_two_threads_count_at_once() -> None:
     """Each gets its figure, and what a count puts in place for a while is gone afterwards."""
     count, models = BY_NAME["mixtral"].count(), [BY_NAME["mixtral"].model(implementation=i) for i in IMPLEMENTATIONS]

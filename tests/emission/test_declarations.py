@@ -90,6 +90,7 @@ def test_a_layer_with_a_hostile_text(text: str) -> None:
     assert same(declared(source), hostile)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(layers())
 def test_layers_are_read_back_as_they_were_declared(spec: tnmoe.Spec) -> None:

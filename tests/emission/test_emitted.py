@@ -303,6 +303,7 @@ def test_mixed_weights_start_with_the_variance_of_linear(kind, levels, activatio
     assert variance == pytest.approx(1 / (3 * WIDTH), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "levels", "activation"), INITIAL)
 def test_outputs_start_with_the_variance_of_linear(kind, levels, activation):
     _, output, linear = _fresh(kind, levels, activation)

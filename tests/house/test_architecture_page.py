@@ -55,6 +55,7 @@ def test_every_room_is_drawn_and_says_what_it_is_for() -> None:
     assert all(HOUSE.purposes.values())
 
 
+@pytest.mark.slow
 def test_arrows_are_what_is_imported_where_a_second_reader_looks() -> None:
     """Python itself says which rooms are loaded when one is imported: they are those that its arrows reach."""
     reached: dict[str, set[str]] = {}

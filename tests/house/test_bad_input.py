@@ -891,6 +891,7 @@ def mappings(draw):
     return mapping
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(mappings() | junk)
 def test_any_mapping_is_a_layer_or_a_tnmoe_error(mapping):

@@ -144,7 +144,6 @@ def test_emitted_presets(name: str, update_golden: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("name", EMITTED)
 def test_figures_of_presets(name: str, update_golden: bool) -> None:
     same(f"figures/{name}.json", as_text(figures(name)), update_golden)

@@ -399,6 +399,7 @@ def run_writers(count: int, *arguments: str) -> int:
     return sum(int(out) for (out, _), _ in ended)
 
 
+@pytest.mark.slow
 def test_many_processes_at_once(home: Path) -> None:
     """Every read is a whole entry of one writer, and no temporary file is left."""
     assert run_writers(12) > 100

@@ -464,7 +464,9 @@ def test_regret_is_the_worst_and_attained(name: str) -> None:
     assert made(name, "two").regret(found.orders[0]).factor >= 1
 
 
-@pytest.mark.parametrize("name", ["tensor ring", "tensor train", "hierarchical tucker"])
+@pytest.mark.parametrize(
+    "name", ["tensor ring", "tensor train", pytest.param("hierarchical tucker", marks=pytest.mark.slow)]
+)
 def test_diagrams_are_the_lower_envelope(name: str) -> None:
     found = made(name, "realistic") if name in SMALL else made(name, "realistic", 0.3)
     rng = random.Random(name)
