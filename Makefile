@@ -1,8 +1,8 @@
 # What CI runs, one command each; `make attack SEED=7` draws other cases than CI does.
 PYTHON ?= .venv/bin/python
 SEED ?= 0
-DRAWN = tests/counting/test_counting_drawn.py tests/costing/test_exactness.py tests/emission/test_contracts.py \
-	tests/planners/test_planner.py tests/planners/test_atlas.py
+DRAWN = tests/autodiff/test_chunks.py tests/counting/test_counting_drawn.py tests/costing/test_exactness.py \
+	tests/emission/test_contracts.py tests/planners/test_planner.py tests/planners/test_atlas.py
 
 .PHONY: setup check test quick golden docs bench attack coverage changelog
 

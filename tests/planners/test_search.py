@@ -154,7 +154,7 @@ LARGE = [(30, 0, 6, MACS), (50, 2, 4, TRAINING), (100, 4, 2, FLOPS)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tensors", "seed", "most", "objective"), LARGE)
+@pytest.mark.parametrize(("tensors", "seed", "most", "objective"), LARGE, ids=str)
 def test_never_dearer_than_peers(tensors: int, seed: int, most: int, objective: Objective, monkeypatch: Any) -> None:
     monkeypatch.setattr(search, "_UNITS", 60_000)  # a small part of what users get
     network, sizes = large_network(tensors, seed, most=most)
