@@ -23,8 +23,8 @@ from tnmoe.timing.device import Device
 from tnmoe.timing.device_profile import DeviceProfile, default_path, load_cached
 from tnmoe.timing.predict import predict
 
-Profile = Device | str | os.PathLike[str]
-"""A device's measured rates, or the file of a calibration."""
+DeviceOrFile = Device | str | os.PathLike[str]
+"""A device, or the file of a calibration."""
 
 Emitted = Callable[[Plan], Plan]
 """A plan with the function that its module shall have."""
@@ -58,7 +58,7 @@ def shortlist(
     sizes: Mapping[str, int] | None = None,
     objective: Goal = "flops",
     calls: int | None = None,
-    profile: Profile | None = None,
+    profile: DeviceOrFile | None = None,
     input_gradients: bool | Collection[str] = True,
 ) -> tuple[Candidate, ...]:
     """The cheapest orders of a layer, the cheapest first: what to measure, where near-ties matter.
@@ -169,7 +169,7 @@ def other_lowerings(planned: Plan) -> tuple[Plan, ...]:
     return tuple(p for p in plans if p.bound.ops != planned.bound.ops)
 
 
-def fastest(request: PlanRequest, profile: Profile | None, emitted: Emitted) -> Plan:
+def fastest(request: PlanRequest, profile: DeviceOrFile | None, emitted: Emitted) -> Plan:
     """Of the cheapest orders the one with the least predicted time.
 
     `emitted` gives a plan the function that its module shall have, which the time depends on.
@@ -207,7 +207,7 @@ def _chosen(plan: Plan, objective: Objective, shortlist: Shortlist) -> Plan:
     return replace(plan, paths=paths, minimised=objective, shortlist=shortlist)
 
 
-def _device(given: Profile | None) -> Device:
+def _device(given: DeviceOrFile | None) -> Device:
     """A device, the profile of a file, or the one that the last calibration kept."""
     if given is None:
         if (cached := load_cached()) is None:

@@ -16,7 +16,7 @@ from tnmoe.lowering.orient import Layout, resolve
 from tnmoe.planners import pareto as front
 from tnmoe.planners.effort import check_budget
 from tnmoe.planners.pareto import Tradeoff
-from tnmoe.planning.candidates import Profile, fastest, least_copied
+from tnmoe.planning.candidates import DeviceOrFile, fastest, least_copied
 from tnmoe.planning.memory_limit import within_peak
 from tnmoe.planning.plan import Plan
 from tnmoe.planning.request import DEFAULT_TOKENS, PLANNERS, Planable, plan_request, planner_of, token_value
@@ -31,7 +31,7 @@ def plan(
     objective: Goal = "flops",
     calls: int | None = None,
     planner: str = "auto",
-    profile: Profile | None = None,
+    profile: DeviceOrFile | None = None,
     input_gradients: bool | Collection[str] = True,
     budget: float | None = None,
     memory: str | int | None = None,

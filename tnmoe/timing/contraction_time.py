@@ -24,9 +24,12 @@ from tnmoe.symbolic.dims import Dim
 from tnmoe.timing.device import entries
 from tnmoe.timing.rates import Products, Rates
 
+BATCHED_NODES = 6
+"""Nodes of a batched product: torch expands and views both operands, multiplies them, and views the result."""
+
 
 def seconds(
-    op: ContractionOp, sizes: Mapping[str, Dim], rates: Rates, width: int, moved: int, fast: Products | None = None
+    op: ContractionOp, sizes: Mapping[str, Dim], rates: Rates, itemsize: int, moved: int, fast: Products | None = None
 ) -> float:
     """Seconds of an op whose operands, `moved` bytes with the result, lie where they lay when it was measured.
 
@@ -34,14 +37,14 @@ def seconds(
         op: laid out.
         sizes: integers by index.
         rates: of the device in this dtype.
-        width: bytes of an element.
+        itemsize: bytes of an element.
         moved: bytes of the operands and of the result.
         fast: rates of the products of the flavour `fast`, if they are used.
     """
     least = moved / rates.bandwidth
     match op:
         case Contract() | ContractAdd():
-            return _product(op, sizes, rates, width, least, fast)
+            return _product(op, sizes, rates, itemsize, least, fast)
         case Multiply() | Add() | Reduce() | Permute():
             return _stream(type(op).__name__, rates, moved, least)
         case Split() | Merge():
@@ -60,7 +63,7 @@ def _product(
     op: Contract | ContractAdd,
     sizes: Mapping[str, Dim],
     rates: Rates,
-    width: int,
+    itemsize: int,
     least: float,
     fast: Products | None,
 ) -> float:
@@ -81,18 +84,21 @@ def _product(
     taken = max(int(cost.matmul_flops) / grid.at(*point), least) + overhead
     # The public one spreads the bias over the result first, to which the product is added.
     if isinstance(op, ContractAdd) and products is None:
-        spread = width * int(cost.elementwise_flops)
+        spread = itemsize * int(cost.elementwise_flops)
         taken += spread / rates.streams["Add"].at(3 * spread) + rates.overhead["bias"]
     # Beyond the grid the rate is that of its edge, whose result was smaller and its memory at hand.
-    written = width * int(cost.activations)
+    written = itemsize * int(cost.activations)
     measured = math.prod(min(size, axis[-1]) for size, axis in zip(point, grid.axes, strict=True))
-    known = min(written, max(width, width * measured // min(inner, grid.axes[-2][-1])))
+    known = min(written, max(itemsize, itemsize * measured // min(inner, grid.axes[-2][-1])))
     taken += max(0.0, written / rates.fresh.at(written) - written / rates.fresh.at(known))
     return taken + _view_seconds(groups, rates.overhead)
 
 
 def _views(groups: MatmulGroups) -> tuple[int, int]:
-    """Views that give the operands two axes by merging some, and the result its own by splitting some."""
+    """Views that give the operands two axes by merging some, and the result its own by splitting some.
+
+    Each is a call of torch that moves nothing.
+    """
 
     def odd(*axes: tuple[str, ...]) -> int:
         return sum(len(g) != 1 for g in axes)
@@ -103,9 +109,17 @@ def _views(groups: MatmulGroups) -> tuple[int, int]:
     return merges, odd(*outer, groups.rows, groups.cols)
 
 
-def view_count(op: Contract | ContractAdd) -> int:
-    """Views around a product: calls of torch that move nothing."""
-    return sum(_views(matmul_groups(op)))
+def graph_nodes(op: ContractionOp) -> int:
+    """Nodes of autograd's graph that an op records, one for each differentiated call of torch, views included."""
+    match op:
+        case Contract() | ContractAdd():
+            groups = matmul_groups(op)
+            bias = isinstance(op, ContractAdd) and len(op.bias.indices) != 1
+            return (BATCHED_NODES if groups.batch else 1) + bias + sum(_views(groups))
+        case Multiply() | Add() | Reduce() | Permute() | Split() | Merge():
+            return 1
+        case _:
+            no_rule(op, "its nodes of autograd's graph")
 
 
 def _view_seconds(groups: MatmulGroups, overhead: Mapping[str, float]) -> float:

@@ -84,6 +84,11 @@ class Datasheet:
         return self.peaks[dtype]
 
     @property
+    def calibrated(self) -> bool:
+        """False: its figures are the vendor's."""
+        return False
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """Those with a peak, float32 first."""
         return tuple(sorted(self.peaks, key=lambda dtype: dtype != "float32"))

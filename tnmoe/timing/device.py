@@ -31,6 +31,11 @@ class Device(Protocol):
         ...
 
     @property
+    def calibrated(self) -> bool:
+        """Whether its figures were measured, with as many threads as `source` says; else they are peaks."""
+        ...
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """Those that it has figures for, in the order of preference for planning."""
         ...

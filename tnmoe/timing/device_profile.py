@@ -69,6 +69,11 @@ class DeviceProfile:
         return self.rates[dtype]
 
     @property
+    def calibrated(self) -> bool:
+        """True: its figures are measurements."""
+        return True
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """Those that were measured, float32 first."""
         return tuple(sorted(self.rates, key=lambda dtype: dtype != "float32"))
@@ -79,7 +84,7 @@ class DeviceProfile:
         self, op: Op, sizes: Mapping[str, Dim], dtype: str, *, working_set: int = 0, fast: bool = False
     ) -> float:
         """Seconds of one op, as measured, and of fetching its operands from among `working_set` bytes."""
-        rates, width = self.of(dtype), DTYPE_BYTES[dtype]
+        rates, itemsize = self.of(dtype), DTYPE_BYTES[dtype]
         if isinstance(op, RoutingOp) and not rates.routing:
             raise CostError(
                 f"the profile of {self.name!r} is of before routing was measured, so that {type(op).__name__} has no "
@@ -87,11 +92,11 @@ class DeviceProfile:
             )
         if isinstance(op, Noise):  # in evaluation its result is its operand: nothing is fetched
             return 0.0
-        moved = moved_bytes(op, sizes, width)
+        moved = moved_bytes(op, sizes, itemsize)
         fetching = 0.0
         if working_set > moved:
             fetching = max(0.0, moved / rates.memory.at(working_set) - moved / rates.memory.at(moved))
-        return fetching + measured_seconds(op, sizes, rates, width, moved, self._fast(dtype) if fast else None)
+        return fetching + measured_seconds(op, sizes, rates, itemsize, moved, self._fast(dtype) if fast else None)
 
     def _fast(self, dtype: str) -> Products | None:
         """The rates of oneDNN's products; None where the flavour `fast` calls the public ones instead."""

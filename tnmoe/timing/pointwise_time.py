@@ -60,4 +60,10 @@ def python_statements(op: PointwiseOp) -> int:
 
 def graph_nodes(op: PointwiseOp) -> int:
     """Nodes of autograd's graph that an op records."""
-    return 2 if isinstance(op, Entmax15) else 1
+    match op:
+        case Entmax15():  # its root, and the square of that
+            return 2
+        case Softmax() | Sparsemax() | Sigmoid() | Gelu() | GeluBackward() | LayerNorm() | BatchNorm():
+            return 1
+        case _:
+            no_rule(op, "its nodes of autograd's graph")

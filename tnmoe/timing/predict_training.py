@@ -19,15 +19,16 @@ from tnmoe.autodiff.reverse_mode import DIFFERENTIABLE, fresh, gradients
 from tnmoe.costing.backward import backward_cost, gradient_names
 from tnmoe.costing.op_cost import op_cost
 from tnmoe.errors import CostError, no_rule
-from tnmoe.ir.contractions import Add, ContractionOp, Multiply, Permute
+from tnmoe.ir.contractions import Add, ContractionOp, Multiply
 from tnmoe.ir.dataflow import elements
 from tnmoe.ir.fused_ops import FusedOp
 from tnmoe.ir.ops import Op, operands
 from tnmoe.ir.pointwise_ops import BatchNorm, Gelu, GeluBackward, PointwiseOp, RowwiseOp
 from tnmoe.ir.program import Program
-from tnmoe.ir.routing_ops import Gather, GroupedContract, RoutingOp, ScatterAdd, Unsort
+from tnmoe.ir.routing_ops import RoutingOp
 from tnmoe.ir.value import Role, Value
 from tnmoe.render.table import Cell, Table
+from tnmoe.timing import routing_time
 from tnmoe.timing.device import Device
 from tnmoe.timing.op_time import graph_nodes
 from tnmoe.timing.pointwise_time import python_statements
@@ -152,7 +153,7 @@ class _Gradients:
             return self._pointwise(op, requires_grad)
         if isinstance(op, RoutingOp):
             return self._routing(op, requires_grad)
-        if isinstance(op, ContractionOp):
+        if isinstance(op, ContractionOp):  # whose gradients are no ops of the set
             return self._scaled(op, requires_grad)
         if isinstance(op, FusedOp):
             raise CostError(f"{op.out.name!r} is fused, which is in functions with a backward pass of their own alone")
@@ -168,21 +169,12 @@ class _Gradients:
         return self._scaled(op, requires_grad)
 
     def _routing(self, op: RoutingOp, requires_grad: frozenset[str]) -> float:
-        """By the ops that the gradients are made of, where they are ops of the set; else as FLOPs are to FLOPs."""
-        match op:
-            case GroupedContract():  # each product has two of its extent; the slices' gradients are joined
-                copied = [v for v in (op.lhs, op.rhs) if v.name in requires_grad]
-                return self._scaled(op, requires_grad) + math.fsum(self.of(Permute(v, v)) for v in copied)
-            case Gather(out, x, positions, index, sparse):
-                zeros = 0 if sparse else int(elements(x.indices, self.program.sizes))
-                filled = self.device.fill_seconds(self.dtype, zeros) if zeros else 0.0
-                return self.of(ScatterAdd(x, out, positions, index)) + filled
-            case Unsort(out, x, slots):
-                return self.of(ScatterAdd(x, out, slots, x.indices[0]))
-            case ScatterAdd(out, x, positions, index):
-                return self.of(Gather(x, out, positions, index))
-            case _:
-                return self._scaled(op, requires_grad)
+        """By the ops that the gradients are made of, and as FLOPs are to FLOPs where they are of no others."""
+        made = routing_time.gradients(op, requires_grad)
+        seconds = self._scaled(op, requires_grad) if made.scaled else 0.0
+        seconds += math.fsum(map(self.of, made.ops))
+        filled = 0 if made.filled is None else int(elements(made.filled.indices, self.program.sizes))
+        return seconds + (self.device.fill_seconds(self.dtype, filled) if filled else 0.0)
 
     def _kernel(self, kind: str, x: Value, index: str | None, passes: int) -> float | None:
         """Of a gradient with a kernel of its own, which reads and writes so many values of the shape of `x`."""
