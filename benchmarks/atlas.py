@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import time
+from functools import partial
 
 from rich.console import Console
 from rich.progress import track
@@ -21,6 +22,7 @@ from rich.table import Table
 
 import tnmoe
 from tnmoe.costing.objective import FLOPS
+from tnmoe.measuring.timer import Timer
 from tnmoe.planners import subset_dp
 from tnmoe.planners.atlas.atlas import Atlas
 from tnmoe.planners.atlas.dominance import Domain
@@ -56,17 +58,17 @@ def bounds_of(network: tnmoe.Network, kind: str) -> dict[str, tuple[int, int | N
     return dict.fromkeys(network.indices, (2, None))
 
 
-def wrong(found: Atlas, points: int, rng: random.Random, label: str) -> int:
+def wrong(atlas: Atlas, points: int, rng: random.Random, label: str) -> int:
     """At how many of the points the cheapest listed order is not an optimum."""
     count = 0
     for _ in track(range(points), label, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()):
         sizes = {}
-        for index, (low, high) in found.bounds.items():
+        for index, (low, high) in atlas.bounds.items():
             top = 5000 * low if high is None else high
             sizes[index] = min(top, max(low, round(low * (top / low) ** rng.random())))
-        path = subset_dp.plan(found.network, sizes)
-        best = Steps(found.network, sizes, FLOPS).total(splits_of(path, len(found.network.tensors)))
-        count += found.best(sizes).cost.at(sizes) != best
+        path = subset_dp.plan(atlas.network, sizes)
+        best = Steps(atlas.network, sizes, FLOPS).total(splits_of(path, len(atlas.network.tensors)))
+        count += atlas.best(sizes).cost.at(sizes) != best
     return count
 
 
@@ -79,25 +81,23 @@ def main() -> int:
     options = parser.parse_args()
     os.environ["TNMOE_CACHE"] = "off"
     table = Table("family", "tensors", "bounds", "candidates", "CPU s", "orders", "undecided", "points", "wrong")
-    failed = 0
+    failed, timer = 0, Timer(time.process_time)
     for name in options.families or FAMILIES:
         network = tnmoe.Network.parse(FAMILIES[name])
         large = len(network.tensors) > 9
         most = 20 * MOST_WORK if large else MOST_WORK
         for kind in ("narrow",) if large else ("realistic", "open from 2"):
             bounds = bounds_of(network, kind)
-            start = time.process_time()
             try:
-                kept = candidates(network, Domain(bounds), Pricing("flops"), most)
+                kept, spent = timer.once(partial(candidates, network, Domain(bounds), Pricing("flops"), most))
             except tnmoe.PlanError as refusal:
                 print(f"{name}, {kind}: {refusal}", file=sys.stderr)
                 continue
-            spent = time.process_time() - start
-            found = tnmoe.atlas(network, bounds, seconds=options.seconds, most=most)
-            bad = wrong(found, options.points, random.Random(name + kind), f"{name}, {kind}")
+            atlas = tnmoe.atlas(network, bounds, seconds=options.seconds, most=most)
+            bad = wrong(atlas, options.points, random.Random(name + kind), f"{name}, {kind}")
             failed += bad
             every = len(kept[2 ** len(network.tensors) - 1])
-            row = (len(network.tensors), kind, every, f"{spent:.2f}", len(found.orders), len(found.undecided))
+            row = (len(network.tensors), kind, every, f"{spent:.2f}", len(atlas.orders), len(atlas.undecided))
             table.add_row(name, *map(str, row), str(options.points), str(bad))
     Console(width=120).print(table)
     return 1 if failed else 0

@@ -17,7 +17,6 @@ About twenty minutes on two cores, of which the settings take half. On a machine
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import time
 from collections.abc import Callable
@@ -107,20 +106,20 @@ def saved_mib(module: nn.Module, x: Tensor) -> float:
 
 
 def measure(
-    found: dict[str, Contender], tokens: int, widths: tuple[int, int], settings: Settings, first: str
+    compared: dict[str, Contender], tokens: int, widths: tuple[int, int], settings: Settings, first: str
 ) -> Measured:
     """Check that all agree with the first (an MLP aside), then time them in both modes."""
     x, grad = torch.randn(tokens, widths[0], requires_grad=True), torch.randn(tokens, widths[1])
-    expected = found[first].forward(x, grad).reshape(tokens, -1)
-    for row, c in found.items():
+    expected = compared[first].forward(x, grad).reshape(tokens, -1)
+    for row, c in compared.items():
         if "mlp" not in row:
             for y in (c.forward(x, grad), *([] if c.trained is None else [c.training(x, grad)])):
                 torch.testing.assert_close(y.reshape(tokens, -1), expected, rtol=1e-3, atol=1e-3, msg=f"{row} differs")
-    result = Measured(saved={row: saved_mib(c.trained, x) for row, c in found.items() if c.trained is not None})
+    result = Measured(saved={row: saved_mib(c.trained, x) for row, c in compared.items() if c.trained is not None})
     for mode in MODES:
         runs = {
             row: partial(getattr(c, mode), x, grad)
-            for row, c in found.items()
+            for row, c in compared.items()
             if mode == "forward" or c.trained is not None
         }
         repeats = max(1, 64 // tokens)
@@ -134,28 +133,28 @@ def block(name: str, settings: Settings) -> Measured:
     preset, _, tokens = name.partition("@")
     spec, count = PRESETS[preset].spec, int(tokens)
     compiled = settings.compiled or name == "gpt2-cp@1"
-    found = contenders(spec, count, compiled, settings.tuning)
+    compared = contenders(spec, count, compiled, settings.tuning)
     if compiled:
         try:
-            found["compiled reference"].forward(torch.randn(count, spec.inputs), torch.empty(0))
+            compared["compiled reference"].forward(torch.randn(count, spec.inputs), torch.empty(0))
         except Exception as error:  # no compiler for C++, for instance
             print(f"{name}: torch.compile failed, so its rows are left out: {type(error).__name__}")
-            del found["compiled reference"], found["portable, compiled"]
-    result = measure(found, count, (spec.inputs, spec.outputs), settings, "reference")
+            del compared["compiled reference"], compared["portable, compiled"]
+    result = measure(compared, count, (spec.inputs, spec.outputs), settings, "reference")
     report = tnmoe.cost(tnmoe.plan(spec, tokens=count))
     result.flops = {"forward": report.matmul_flops, "training": report.training_matmul_flops}
-    result.path = "mlp+flag" if uses_onednn(found["fast"].module) else "mlp"
-    show(f"{preset}, {count:,} tokens", result, found, "reference", ("ref+flag", result.path))
+    result.path = "mlp+flag" if uses_onednn(compared["fast"].module) else "mlp"
+    show(f"{preset}, {count:,} tokens", result, compared, "reference", ("ref+flag", result.path))
     return result
 
 
 def linear(name: str, settings: Settings, width: int = 768, tokens: int = 2048) -> Measured:
     """A factorized linear layer against tensorly-torch's, and its table."""
     label, kind, modes = LINEAR[name]
-    what, found = factorized(kind, width, modes, 0.1, tokens, settings.tuning)
+    what, compared = factorized(kind, width, modes, 0.1, tokens, settings.tuning)
     first = "tltorch, factorized"
-    result = measure(found, tokens, (width, width), settings, first)
-    show(f"{width} → {width}, {label}, {tokens:,} tokens", result, found, first, ("tltorch, reconstructed",))
+    result = measure(compared, tokens, (width, width), settings, first)
+    show(f"{width} → {width}, {label}, {tokens:,} tokens", result, compared, first, ("tltorch, reconstructed",))
     print(f"  {what}")
     return result
 
@@ -173,7 +172,7 @@ def ring(settings: Settings) -> Measured:
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 
-def show(title: str, result: Measured, found: dict[str, Contender], first: str, others: tuple[str, ...]) -> None:
+def show(title: str, result: Measured, compared: dict[str, Contender], first: str, others: tuple[str, ...]) -> None:
     """One row for each contender: times, share of the bound, speeds over the first row and over others, saved MiB."""
     print(f"\n{title}; rounds: {', '.join(f'{len(t.seconds[first])} {m}' for m, t in result.times.items())}")
     for mode in MODES:
@@ -198,7 +197,7 @@ def show(title: str, result: Measured, found: dict[str, Contender], first: str, 
         less = result.saved["fast, recompute"] / result.saved[first]
         slower = result.times["training"].speed(same, "fast, recompute")
         print(f"  recompute keeps {less:.2f} of what the {first} saves, and takes {slower:.2f} × the time of '{same}'")
-    for row, c in found.items():
+    for row, c in compared.items():
         if c.says:
             print(f"  {row}: {c.says}")
 
@@ -285,7 +284,6 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    random.seed(0)
     clock = time.perf_counter if given.clock == "wall" else time.process_time
     settings = Settings(given.rounds, given.seconds, given.tuning, clock, given.compile)
     print(machine(given.threads, given.clock))

@@ -76,7 +76,7 @@ def onednn_flag(on: bool) -> Iterator[None]:
 
 
 def uses_onednn(module: nn.Module) -> bool:
-    """Whether an emitted module of the flavour `fast` found oneDNN's product worth calling here."""
+    """Whether an emitted module of the flavour `fast` finds oneDNN's product worth calling here."""
     return getattr(sys.modules[type(module).__module__], "_onednn", None) is not None
 
 
@@ -103,9 +103,9 @@ def contenders(spec: Block, tokens: int, compiled: bool, tuning: float) -> dict[
     """What is compared, by row; `tuning` is how many seconds `tnmoe.tune` may take for each of the two modes."""
     baseline = reference(spec)
     state = baseline.state_dict()
-    found = {"reference": Contender(baseline, baseline), "ref+flag": Contender(baseline, baseline, True)}
+    compared = {"reference": Contender(baseline, baseline), "ref+flag": Contender(baseline, baseline, True)}
     if compiled:
-        found["compiled reference"] = Contender(torch.compile(baseline))
+        compared["compiled reference"] = Contender(torch.compile(baseline))
     chunk = CHUNK if tokens > CHUNK else None
 
     def built(plan: tnmoe.Plan) -> nn.Module:
@@ -122,15 +122,15 @@ def contenders(spec: Block, tokens: int, compiled: bool, tuning: float) -> dict[
     }.items():
         if "chunks" not in row or chunk is not None:
             module = built(tnmoe.plan(spec, tokens=tokens, **way))
-            found[row] = Contender(module, module)
+            compared[row] = Contender(module, module)
     if compiled:
-        found["portable, compiled"] = Contender(torch.compile(found["portable"].module))
+        compared["portable, compiled"] = Contender(torch.compile(compared["portable"].module))
     if tuning:
         tuned = [tnmoe.tune(spec, tokens=tokens, training=t, budget=tuning) for t in (False, True)]
         said = "; ".join(f"{mode} {_said(t)}" for mode, t in zip(("forward", "training"), tuned, strict=True))
-        found["tuned"] = Contender(*(built(t.plan) for t in tuned), says=said)
+        compared["tuned"] = Contender(*(built(t.plan) for t in tuned), says=said)
     dense = mlp(spec)
-    return found | {"mlp": Contender(dense, dense), "mlp+flag": Contender(dense, dense, True)}
+    return compared | {"mlp": Contender(dense, dense), "mlp+flag": Contender(dense, dense, True)}
 
 
 def mlp(spec: Block) -> nn.Module:
@@ -150,8 +150,9 @@ def in_setting(spec: Block, tokens: int, *, bfloat16: bool, compiled: bool) -> d
         modules[flavour] = tnmoe.build(plan)
         modules[flavour].load_state_dict(tnmoe.from_reference(plan, baseline.state_dict()))
     modules["mlp"] = mlp(spec)
-    found = {row: torch.compile(m) if compiled else m for row, m in modules.items()}
-    return {row: Contender(m, m, autocast=bfloat16) for row, m in found.items()}
+    if compiled:
+        modules = {row: torch.compile(m) for row, m in modules.items()}
+    return {row: Contender(m, m, autocast=bfloat16) for row, m in modules.items()}
 
 
 def _said(tuned: object) -> str:
@@ -237,25 +238,25 @@ def factorized(
                 getattr(module, p.name).copy_(weights[p.name].permute([p.name.index(i) for i in p.indices]))
         return Reshaped(module, into)
 
-    found = {
+    compared = {
         "tltorch, factorized": Contender(theirs, theirs),
         "tltorch, reconstructed": Contender(other, other),
     }
     for row, way in {"portable": {}, "fast": {"flavour": "fast"}}.items():
         module = built(tnmoe.plan(network, sizes=sizes, objective="training", **way))
-        found[row] = Contender(module, module)
+        compared[row] = Contender(module, module)
     if tuning:
         tuned = [tnmoe.tune(network, sizes=sizes, training=t, budget=tuning) for t in (False, True)]
         said = "; ".join(f"{mode} {_said(t)}" for mode, t in zip(("forward", "training"), tuned, strict=True))
-        found["tuned"] = Contender(*(built(t.plan) for t in tuned), says=said)
+        compared["tuned"] = Contender(*(built(t.plan) for t in tuned), says=said)
     with torch.no_grad():
         x = torch.randn(64, width)
         dense = opt_einsum.contract(f"{','.join(weights)}->{matrix}", *weights.values()).reshape(width, width)
         torch.testing.assert_close(theirs(x), x @ theirs.weight.to_matrix().T, rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(found["portable"].module(x), x @ dense.T, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(compared["portable"].module(x), x @ dense.T, rtol=1e-3, atol=1e-3)
     count = sum(w.numel() for w in weights.values())
     what = f"modes {out} × {into}, rank {theirs.weight.rank}, {count:,} parameters ({100 * count / width**2:.1f} %)"
-    return f"{what}, no bias: {network.expression}", found
+    return f"{what}, no bias: {network.expression}", compared
 
 
 def _network_of(

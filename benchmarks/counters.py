@@ -49,8 +49,8 @@ def by_fvcore(module: nn.Module, x: torch.Tensor) -> int:
     """Its "flops" are multiply-adds of the operators that it knows."""
     from fvcore.nn import FlopCountAnalysis
 
-    found = FlopCountAnalysis(module, x)
-    return int(found.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())
+    analysis = FlopCountAnalysis(module, x)
+    return int(analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total())
 
 
 def by_calflops(module: nn.Module, x: torch.Tensor) -> int:
@@ -104,8 +104,8 @@ def main() -> None:
         module = tnmoe.build(plan).eval()
         x = torch.randn(tokens, int(plan.bound.sizes["i"]))
         report = tnmoe.cost(plan)
-        found = [reported(tool, module, x) for tool in TOOLS.values()]
-        rows.append((name, truth(name, tokens), report.matmul_flops, report.flops, *found))
+        counts = [reported(tool, module, x) for tool in TOOLS.values()]
+        rows.append((name, truth(name, tokens), report.matmul_flops, report.flops, *counts))
     columns = (
         ("layer", "layer"),
         ("truth", "matmul, by hand"),

@@ -32,6 +32,7 @@ from tnmoe.ir.fused_ops import FusedOp
 from tnmoe.ir.ops import Op, operands
 from tnmoe.ir.pointwise_ops import Entmax15
 from tnmoe.ir.value import DTYPE_BYTES
+from tnmoe.measuring.timer import turns
 from tnmoe.presets.registry import PRESETS
 from tnmoe.timing.datasheet import Datasheet, datasheet, datasheet_names
 
@@ -51,19 +52,18 @@ def plain_path() -> Iterator[None]:
 
 def interleaved(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     """Microseconds of each run in each round, by CUDA events; every round runs all of them in a random order."""
-    cache = torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
+    order, cache = random.Random(0), torch.empty(FLUSHED, dtype=torch.int8, device="cuda")
     for run in runs.values():
         for _ in range(3):  # compiles, and warms up
             run()
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name in random.sample(list(runs), len(runs)):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            cache.zero_()
-            begin.record()
-            runs[name]()
-            end.record()
-            events[name].append((begin, end))
+    for _, name in turns(list(runs), rounds, order):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        cache.zero_()
+        begin.record()
+        runs[name]()
+        end.record()
+        events[name].append((begin, end))
     torch.cuda.synchronize()
     return {name: [1e3 * begin.elapsed_time(end) for begin, end in pairs] for name, pairs in events.items()}
 
@@ -72,10 +72,10 @@ def row(label: str, times: dict[str, list[float]], floor: float | None = None) -
     """Print medians with quartiles, the share of the floor in them, and speed against the first candidate."""
     first = next(iter(times))
     print(f"\n{label}" + (f": floor {1e6 * floor:.1f} µs" if floor is not None else ""))
-    for name, found in times.items():
-        low, middle, high = statistics.quantiles(found, n=4)
+    for name, micros in times.items():
+        low, middle, high = statistics.quantiles(micros, n=4)
         share = f"{100 * 1e6 * floor / middle:5.0f} % of the floor" if floor is not None else ""
-        ratio = statistics.median(a / b for a, b in zip(times[first], found, strict=True))
+        ratio = statistics.median(a / b for a, b in zip(times[first], micros, strict=True))
         print(f"  {name:<28}{middle:>10.1f} µs ({low:.1f}–{high:.1f}){ratio:>7.2f} ×{share}")
 
 
@@ -110,10 +110,10 @@ def operations(plan: tnmoe.Plan, device: Datasheet, dtype: str, rounds: int) -> 
         function = expression_function(writer.expression(op)[0], list(env))
         fused = torch.compile(function)
         arguments = list(env.values())
-        found = {"plain": plain, "compiled": lambda f=fused, a=arguments: f(*a), "kernel": run}
+        ways = {"plain": plain, "compiled": lambda f=fused, a=arguments: f(*a), "kernel": run}
         with torch.no_grad():
-            agree({name: call() for name, call in found.items()}, kind, dtype)
-            times = interleaved(found, rounds)
+            agree({name: call() for name, call in ways.items()}, kind, dtype)
+            times = interleaved(ways, rounds)
         floor = floor_of(op, sizes, device, dtype) if isinstance(op, FusedOp) else None
         moved = forward_traffic(op, sizes)
         floor = floor or DTYPE_BYTES[dtype] * int(moved.read + moved.written) / device.bandwidth
@@ -124,8 +124,8 @@ def expression_function(expression: str, names: list[str]) -> Callable[..., Tens
     """A function of these names that computes an emitted expression, for torch.compile."""
     space = dict(vars(kernels))
     exec(f"def computed({', '.join(names)}):\n    return {expression}", space)
-    found: Callable[..., Tensor] = space["computed"]
-    return found
+    computed: Callable[..., Tensor] = space["computed"]
+    return computed
 
 
 def agree(results: dict[str, object], kind: torch.dtype, dtype: str) -> None:
@@ -133,10 +133,10 @@ def agree(results: dict[str, object], kind: torch.dtype, dtype: str) -> None:
     first = next(iter(results.values()))
     assert isinstance(first, Tensor)
     tolerance = {"float32": 1e-4}.get(dtype, 2e-2)
-    for name, found in results.items():
-        assert isinstance(found, Tensor)
+    for name, result in results.items():
+        assert isinstance(result, Tensor)
         scale = float(first.float().abs().max()) + 1e-6
-        error = float((found.float() - first.float()).abs().max()) / scale
+        error = float((result.float() - first.float()).abs().max()) / scale
         assert error < tolerance, f"{name} differs by {error:.1e} of the largest entry"
 
 
@@ -197,7 +197,6 @@ def main() -> None:
         print(f"{lacking}: kernels can be timed on a GPU alone (tests check them without)", file=sys.stderr)
         sys.exit(2)
     torch.manual_seed(0)
-    random.seed(0)
     torch.backends.cuda.matmul.allow_tf32 = given.dtype == "tf32"
     device = datasheet(given.profile)
     print(

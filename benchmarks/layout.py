@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable
 
 import opt_einsum
 import torch
 
 import tnmoe
+from tnmoe.measuring.timer import Timer
 from tnmoe.planners import subset_dp
 
 ROUNDS = 25
@@ -25,19 +24,11 @@ TOKENS = (1, 8, 64, 512, 4096)
 def linear_path(steps: tuple[tuple[int, int], ...], tensors: int) -> list[tuple[int, int]]:
     """An SSA path in opt_einsum's linear form."""
     ids = list(range(tensors))
-    found = []
+    linear = []
     for k, (i, j) in enumerate(steps):
-        found.append((ids.index(i), ids.index(j)))
+        linear.append((ids.index(i), ids.index(j)))
         ids = [x for x in ids if x not in (i, j)] + [tensors + k]
-    return found
-
-
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Time of one call, over a few."""
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - begin) / repeats
+    return linear
 
 
 def compare(expression: str, weights: str, sizes: dict[str, int], tokens: int) -> tuple[float, float, float]:
@@ -62,9 +53,12 @@ def compare(expression: str, weights: str, sizes: dict[str, int], tokens: int) -
         torch.testing.assert_close(
             module(*data), prepared(*arrays.values()), rtol=1e-2, atol=0.5
         )  # sums of a million terms
-        repeats = max(1, 200 // tokens)
+        timer, repeats = Timer(), max(1, 200 // tokens)
         pairs = [
-            (seconds(lambda: module(*data), repeats), seconds(lambda: prepared(*arrays.values()), repeats))
+            (
+                timer.passes(lambda: module(*data), repeats),
+                timer.passes(lambda: prepared(*arrays.values()), repeats),
+            )
             for _ in range(ROUNDS)
         ]
     ours, theirs = (statistics.median(p[k] for p in pairs) for k in (0, 1))

@@ -23,7 +23,6 @@ import platform
 import random
 import statistics
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -43,6 +42,7 @@ from tnmoe.ir.network import Network
 from tnmoe.ir.path import ContractionPath
 from tnmoe.ir.value import Value
 from tnmoe.lowering.lower import lower_network
+from tnmoe.measuring.timer import Timer, turns
 from tnmoe.planners import subset_dp
 from tnmoe.planners.pairs import pairwise
 
@@ -75,15 +75,15 @@ class Problem:
         exact = opt_einsum.DynamicProgramming(minimize="flops", search_outer=True)
         quick = cotengra.OptimalOptimizer(minimize="flops")
         outer = cotengra.OptimalOptimizer(minimize="flops", search_outer=True, simplify=False)
-        found: dict[str, tuple[Search, bool]] = {
+        searches: dict[str, tuple[Search, bool]] = {
             OURS: (lambda: subset_dp.plan(network, self.sizes, MACS).steps, True),
             "opt_einsum DP, outer": (lambda: exact(sets, output, sizes), False),
         }
         if len(terms) <= LARGEST_FOR_OPTIMAL:
-            found["opt_einsum optimal"] = (lambda: opt_einsum.paths.optimal(sets, output, sizes), False)
-        found["cotengra optimal"] = (lambda: quick.ssa_path(terms, kept, sizes), True)
-        found["cotengra optimal, outer"] = (lambda: outer.ssa_path(terms, kept, sizes), True)
-        return found
+            searches["opt_einsum optimal"] = (lambda: opt_einsum.paths.optimal(sets, output, sizes), False)
+        searches["cotengra optimal"] = (lambda: quick.ssa_path(terms, kept, sizes), True)
+        searches["cotengra optimal, outer"] = (lambda: outer.ssa_path(terms, kept, sizes), True)
+        return searches
 
     def macs(self, path: Iterable[tuple[int, ...]], ssa: bool) -> int:
         """MACs of the program that a path lowers to."""
@@ -129,16 +129,12 @@ def measure(problems: list[Problem], rounds: int) -> dict[str, dict[str, float]]
     for _, _, search in jobs:
         search()  # imports and caches are filled before the clock runs
     times: dict[tuple[int, str], list[float]] = {(k, name): [] for k, name, _ in jobs}
-    rng = random.Random(0)
-    for _ in range(rounds):
-        rng.shuffle(jobs)
-        for k, name, search in jobs:
-            start = time.perf_counter_ns()
-            search()
-            times[k, name].append((time.perf_counter_ns() - start) / 1e6)
+    timer = Timer()
+    for _, (k, name, search) in turns(jobs, rounds, random.Random(0)):
+        times[k, name].append(1e3 * timer.passes(search))
     medians: dict[str, dict[str, list[float]]] = {}
-    for (k, name), found in times.items():
-        medians.setdefault(problems[k].group, {}).setdefault(name, []).append(statistics.median(found))
+    for (k, name), millis in times.items():
+        medians.setdefault(problems[k].group, {}).setdefault(name, []).append(statistics.median(millis))
     return {group: {name: statistics.median(m) for name, m in row.items()} for group, row in medians.items()}
 
 

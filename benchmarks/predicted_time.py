@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 import tnmoe
 from tnmoe.measuring.calibrate import BUDGET, calibrate
-from tnmoe.measuring.timer import Timer
+from tnmoe.measuring.timer import Timer, passes_for, turns
 from tnmoe.timing import predict
 from tnmoe.timing.predict_training import predict_training
 
@@ -114,19 +114,18 @@ def prepare(label: str, spec: object, tokens: int, profile: tnmoe.DeviceProfile,
     if not training:
         seconds = predict.predict(plan.executed, profile, adjoint=plan.adjoint, flavour=plan.flavour).seconds
         return Run(label, tokens, seconds, lambda: module(x))
-    found = predict_training(plan.bound, profile, adjoint=plan.adjoint, flavour=plan.flavour)
-    assert found is not None
+    prediction = predict_training(plan.bound, profile, adjoint=plan.adjoint, flavour=plan.flavour)
+    assert prediction is not None
     leaves, gradient = list(module.parameters()), torch.ones_like(module(x))
     return Run(
-        label, tokens, found.seconds, lambda: torch.autograd.grad(module(x), leaves, gradient, allow_unused=True)
+        label, tokens, prediction.seconds, lambda: torch.autograd.grad(module(x), leaves, gradient, allow_unused=True)
     )
 
 
-def sample(run: Run, clock: Callable[[], float], at_least: float = 0.004) -> float:
+def sample(run: Run, timer: Timer, at_least: float = 0.004) -> float:
     """Seconds of one call, over a few, after one to bring its weights into the caches."""
-    run.call()
-    repeats = max(1, min(200, int(at_least / run.predicted)))
-    return Timer(clock).passes(run.call, repeats)
+    timer.warm(run.call)
+    return timer.passes(run.call, passes_for(run.predicted, at_least, 200))
 
 
 def ranks(values: Sequence[float]) -> list[float]:
@@ -151,19 +150,18 @@ def main() -> None:
     options.add_argument("--flavour", choices=("portable", "fast"), default="portable")
     options.add_argument("--layers", choices=("all", "routed", "other"), default="all")
     given = options.parse_args()
-    clock = time.process_time if given.cpu_time else time.perf_counter
+    timer = Timer(time.process_time) if given.cpu_time else Timer()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    random.seed(0)
-    begin = time.perf_counter()
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("calibrating", total=None)
-        profile = calibrate(
-            budget=given.budget,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            clock=clock,
+        profile, calibrated = Timer().once(
+            lambda: calibrate(
+                budget=given.budget,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                clock=timer.clock,
+            )
         )
-    calibrated = time.perf_counter() - begin
     peak = max(profile.of("float32").gemm.values)
     print(
         f"{profile.name} {platform.machine()}, {os.cpu_count()} CPUs, {profile.source}; "
@@ -178,10 +176,9 @@ def main() -> None:
     ]
     with torch.set_grad_enabled(given.training):
         for run in runs:
-            run.call()
-        for _ in range(given.rounds):
-            for run in random.sample(runs, len(runs)):
-                run.samples.append(sample(run, clock))
+            timer.warm(run.call)
+        for _, run in turns(runs, given.rounds, random.Random(0)):
+            run.samples.append(sample(run, timer))
     print(f"{'layer':<42}{'tokens':>7}{'measured µs':>14}{'predicted µs':>14}{'ratio':>7}")
     for run in runs:
         print(
@@ -189,8 +186,8 @@ def main() -> None:
         )
     print()
     for title, labels in (("without routing", kinds["other"]), ("routed", kinds["routed"])):
-        if found := [run for run in runs if run.label in labels]:
-            print(f"{title}: {summary(found)}, medians of {given.rounds} rounds")
+        if of_kind := [run for run in runs if run.label in labels]:
+            print(f"{title}: {summary(of_kind)}, medians of {given.rounds} rounds")
 
 
 def summary(runs: Sequence[Run]) -> str:

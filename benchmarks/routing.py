@@ -12,10 +12,12 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 import torch
 
 import tnmoe
+from tnmoe.measuring.timer import Timer
 
 EXPERTS, ACTIVE, TOKENS, WIDTH, HIDDEN = 64, 2, 4096, 768, 3072
 
@@ -50,16 +52,16 @@ def top_k(rounds: int) -> None:
         counts = torch.bincount(module.expert_coefficients(x)[1].flatten(), minlength=EXPERTS).tolist()
         times: dict[str, list[float]] = {"layer": [], "products": []}
         busy: dict[str, list[float]] = {"layer": [], "products": []}
+        wall, processor = Timer(), Timer(time.process_time)
         for _ in range(rounds + 1):
             for name, run in (("layer", lambda: module(x)), ("products", lambda: alone(module, sorted_rows, counts))):
-                start, worked = time.perf_counter(), time.process_time()
-                run()
-                times[name].append(time.perf_counter() - start)
-                busy[name].append(time.process_time() - worked)
+                seconds, worked = processor.once(partial(wall.passes, run))
+                times[name].append(seconds)
+                busy[name].append(worked)
     layer, products = (statistics.median(times[name][1:]) for name in times)
     ratio, cpu = (
-        statistics.median(a / b for a, b in zip(found["layer"][1:], found["products"][1:], strict=True))
-        for found in (times, busy)
+        statistics.median(a / b for a, b in zip(taken["layer"][1:], taken["products"][1:], strict=True))
+        for taken in (times, busy)
     )
     print(
         f"top-{ACTIVE} of {EXPERTS}, {WIDTH}→{HIDDEN}→{WIDTH}, {TOKENS} tokens, {torch.get_num_threads()} threads: "

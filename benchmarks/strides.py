@@ -13,8 +13,6 @@ else it does only where they pay.
 from __future__ import annotations
 
 import argparse
-import random
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -62,7 +60,7 @@ def table(title: str, runs: dict[str, dict[str, Callable[[], object]]], rounds: 
     """A row for each way: time with contiguous tensors, and ratios over it."""
     print(f"\n{title}\n  {'':22}{'ms':>8}" + "".join(f"{name:>13}" for name in STRIDES if name != "contiguous"))
     for row, cases in runs.items():
-        times = interleaved(cases, rounds, time.perf_counter)
+        times = interleaved(cases, rounds)
         text = f"  {row:22}{1e3 * times.of('contiguous').median:8.1f}"
         print(text + "".join(f"{times.speed('contiguous', n).median:13.2f}" for n in cases if n != "contiguous"))
 
@@ -78,7 +76,6 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    random.seed(0)
     print(machine(given.threads, "wall"))
     if given.onednn:  # modules look when they are imported
         torch.backends.cpu.get_cpu_capability = lambda: "AVX512"

@@ -7,15 +7,13 @@ import os
 import platform
 import random
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from tnmoe.measuring.timer import Timer
-from tnmoe.measuring.timer import rounds as rounds_of
+from tnmoe.measuring.timer import Clock, Timer, turns, wall_clock
 
 SIDE = 2048
 """Of the square matrices whose product gives the best rate of the machine."""
@@ -80,7 +78,7 @@ def square_products() -> dict[str, Callable[[], object]]:
 def interleaved(
     runs: dict[str, Callable[[], object]],
     rounds: int,
-    clock: Callable[[], float],
+    clock: Clock = wall_clock,
     *,
     repeats: int = 1,
     limit: float = float("inf"),
@@ -90,14 +88,14 @@ def interleaved(
     Args:
         limit: seconds after which no further round begins, if there were `FEWEST`.
     """
-    products, timer, order = square_products(), Timer(clock), random.Random()
+    products, timer, order = square_products(), Timer(clock), random.Random(0)
     every = {**runs, **products}
     seconds: dict[str, list[float]] = {name: [] for name in every}
-    begun = time.monotonic()
+    begun = wall_clock()
     for count in range(rounds + 1):
-        if count > FEWEST and time.monotonic() - begun > limit:
+        if count > FEWEST and wall_clock() - begun > limit:
             break
-        for _, name in rounds_of(list(every), 1, order):
+        for _, name in turns(list(every), 1, order):
             taken = timer.passes(every[name], 1 if name in products else repeats)
             if count:
                 seconds[name].append(taken)

@@ -7,15 +7,13 @@ reference's, to the rounding of bfloat16 under autocast.
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from contenders import Contender, in_setting
 from timing import Times, interleaved
 
+from tnmoe.measuring.timer import Clock, wall_clock
 from tnmoe.presets.registry import PRESETS
 
 MODES = ("forward", "training")
@@ -35,22 +33,20 @@ CASES = {f"{case} {s}": (case, s) for case in ("gpt2-cp@2048", "gpt2-tr@2048") f
 """By name: the block with its tokens, and the setting."""
 
 
-def settled(found: dict[str, Contender], tokens: int, widths: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def settled(compared: dict[str, Contender], tokens: int, widths: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """The input and the gradient of the output, once all have run in both modes, been compiled, and agreed."""
     x, grad = torch.randn(tokens, widths[0], requires_grad=True), torch.randn(tokens, widths[1])
-    expected = found["reference"].forward(x, grad).reshape(tokens, -1)
+    expected = compared["reference"].forward(x, grad).reshape(tokens, -1)
     grad, rounding = grad.to(expected.dtype), 1e-3 if expected.dtype == torch.float32 else 0.05
     atol = rounding * max(1.0, float(expected.abs().max()))
-    for row, c in found.items():
+    for row, c in compared.items():
         for y in (c.forward(x, grad), c.training(x, grad)):
             if row != "mlp":
                 torch.testing.assert_close(y.view(tokens, -1), expected, rtol=0, atol=atol, msg=f"{row} differs")
     return x, grad
 
 
-def measured(
-    name: str, rounds: int, seconds: float, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, Times]:
+def measured(name: str, rounds: int, seconds: float, clock: Clock = wall_clock) -> dict[str, Times]:
     """The times of a case in both modes, and its table.
 
     Args:
@@ -64,12 +60,11 @@ def measured(
     spec, tokens, (bfloat16, compiled) = PRESETS[preset].spec, int(count), SETTINGS[setting]
     if compiled:
         torch._dynamo.reset()  # what another case compiled is in nobody's way
-    found = in_setting(spec, tokens, bfloat16=bfloat16, compiled=compiled)
-    x, grad = settled(found, tokens, (spec.inputs, spec.outputs))
+    compared = in_setting(spec, tokens, bfloat16=bfloat16, compiled=compiled)
+    x, grad = settled(compared, tokens, (spec.inputs, spec.outputs))
     results = {}
     for k, mode in enumerate(MODES, start=1):
-        runs = {row: partial(getattr(c, mode), x, grad) for row, c in found.items()}
-        random.seed(k)
+        runs = {row: partial(getattr(c, mode), x, grad) for row, c in compared.items()}
         results[mode] = interleaved(runs, rounds, clock, limit=k * seconds)
     done = ", ".join(f"{len(t.seconds['mlp'])} {mode}" for mode, t in results.items())
     print(f"\n{preset}, {tokens:,} tokens, all {setting}; rounds: {done}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
-from tnmoe.measuring.timer import SHORTEST, Timer, passes_for, rounds
+from tnmoe.measuring.timer import SHORTEST, Timer, of_device, passes_for, turns, wall_clock
 
 
 class Machine:
@@ -43,6 +44,23 @@ def test_what_only_warms_is_done_before_the_next_look() -> None:
     assert (machine.now, machine.pending) == (3, 0)
 
 
+def test_one_pass_gives_its_result_and_its_seconds() -> None:
+    machine = Machine()
+
+    def run() -> str:
+        machine.run()
+        return "done"
+
+    assert Timer(lambda: machine.now, machine.wait).once(run) == ("done", 3)
+    assert Timer(lambda: 7.0).once(run) == ("done", SHORTEST)
+
+
+def test_a_device_that_works_beside_the_caller_is_waited_for() -> None:
+    clock = iter([2.0, 5.0]).__next__
+    assert of_device("cpu", clock) == Timer(clock, None)
+    assert of_device("cuda") == Timer(wall_clock, torch.cuda.synchronize)
+
+
 def test_without_a_device_nobody_waits() -> None:
     machine = Machine()
     assert Timer(lambda: machine.now).passes(machine.run, 5) == 1
@@ -59,7 +77,7 @@ def test_short_passes_are_taken_together(once: float, least: float, most: int | 
 
 def test_rounds_take_turns() -> None:
     """Each once a round; over many rounds every order of three is met."""
-    order = list(rounds("abc", 60, random.Random(0)))
+    order = list(turns("abc", 60, random.Random(0)))
     assert [number for number, _ in order] == sorted([*range(60)] * 3)
     each = ["".join(run for number, run in order if number == k) for k in range(60)]
     assert {"".join(sorted(r)) for r in each} == {"abc"}

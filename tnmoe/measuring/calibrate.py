@@ -12,7 +12,7 @@ from tnmoe.errors import CostError, unknown
 from tnmoe.ir.value import DTYPE_BYTES
 from tnmoe.measuring.calibration_cases import COARSE, FULL, Case, Sizes, cases_of, pools
 from tnmoe.measuring.calibration_training import training_cases, training_rates
-from tnmoe.measuring.timer import Clock, Timer, of_device, wall_clock
+from tnmoe.measuring.timer import Clock, Timer, of_device, passes_for, wall_clock
 from tnmoe.timing.device_profile import DeviceProfile
 from tnmoe.timing.rates import GROUPED, OVERHEADS, ROUTING, ROWWISE, STREAMS, Grid, Products, Rates
 
@@ -21,6 +21,9 @@ BUDGET = 32.0
 
 PASSES = 7
 """Times that each case is measured, far apart, so that a busy second spoils one sample and not the median."""
+
+MOST_REPEATS = 200
+"""Calls between two looks at the clock at most."""
 
 _COARSE_BELOW = 5.0
 """Seconds of budget below which only the coarse grid fits."""
@@ -127,13 +130,13 @@ def _sample(run: Callable[[], object], slice_: float, timer: Timer, *, warm: boo
     first = timer.passes(run)
     if first < slice_ / 20:  # its code is in the caches now
         first = min(first, timer.passes(run))
-    repeats = min(200, int(slice_ / 5 / max(first, 1e-7)))
-    if repeats < 1:
+    if first > slice_ / 5:
         return first
+    repeats = passes_for(first, slice_ / 5, MOST_REPEATS)
     return statistics.median(timer.passes(run, repeats) for _ in range(5))
 
 
-def _rates(cases: Sequence[Case], sizes: Sizes, width: int) -> Rates:
+def _rates(cases: Sequence[Case], sizes: Sizes, itemsize: int) -> Rates:
     by_kind: dict[str, list[Case]] = {}
     for case in cases:
         by_kind.setdefault(case.kind, []).append(case)
@@ -157,7 +160,7 @@ def _rates(cases: Sequence[Case], sizes: Sizes, width: int) -> Rates:
 
     # What nothing exceeds: weights that lie in a cache are read faster than any element-wise op moves its bytes.
     read = [
-        width * (p[0] * p[1] + p[1] * p[2] + p[0] * p[2]) / (c.seconds - overhead["matmul"])
+        itemsize * (p[0] * p[1] + p[1] * p[2] + p[0] * p[2]) / (c.seconds - overhead["matmul"])
         for c in by_kind["matmul"]
         for p in [c.point]
     ]

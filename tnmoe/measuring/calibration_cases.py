@@ -100,8 +100,8 @@ def pools(device: torch.device, dtype: torch.dtype, sizes: Sizes) -> tuple[torch
     return left, right
 
 
-def cases_of(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int) -> list[Case]:
-    """All cases of a forward pass, on views of two `pools`; `width` is the bytes of an element."""
+def cases_of(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, itemsize: int) -> list[Case]:
+    """All cases of a forward pass, on views of two `pools`; `itemsize` is the bytes of an element."""
     import torch
     from torch.nn import functional as F
 
@@ -139,14 +139,14 @@ def cases_of(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int) 
 
     def streams(n: int) -> None:
         x, y, square = a(n), b(n), a(n // 16, 16)
-        case("Multiply", (3 * n * width,), 3 * n * width, lambda: x * y)
-        case("Add", (3 * n * width,), 3 * n * width, lambda: x + y)
-        case("Sigmoid", (2 * n * width,), 2 * n * width, lambda: torch.sigmoid(x))
-        case("Gelu", (2 * n * width,), 2 * n * width, lambda: F.gelu(x))
-        moved = width * (n + n // 16)
+        case("Multiply", (3 * n * itemsize,), 3 * n * itemsize, lambda: x * y)
+        case("Add", (3 * n * itemsize,), 3 * n * itemsize, lambda: x + y)
+        case("Sigmoid", (2 * n * itemsize,), 2 * n * itemsize, lambda: torch.sigmoid(x))
+        case("Gelu", (2 * n * itemsize,), 2 * n * itemsize, lambda: F.gelu(x))
+        moved = itemsize * (n + n // 16)
         case("Reduce", (moved,), moved, lambda: square.sum(1))
         copied = torch.contiguous_format
-        case("Permute", (2 * n * width,), 2 * n * width, lambda: square.permute(1, 0).clone(memory_format=copied))
+        case("Permute", (2 * n * itemsize,), 2 * n * itemsize, lambda: square.permute(1, 0).clone(memory_format=copied))
 
     for n in sizes.streams:
         streams(n)
@@ -167,14 +167,14 @@ def cases_of(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int) 
     row, weights = a(1, 1024), [torch.randn(1024, 512, device=device).to(dtype) for _ in range(max(sizes.memory))]
 
     def memory(n: int) -> None:
-        moved = n * 1024 * 512 * width
+        moved = n * 1024 * 512 * itemsize
         case("memory", (moved,), moved, lambda: [row @ weight for weight in weights[:n]])
 
     for n in sizes.memory:
         memory(n)
 
     def fresh(n: int) -> None:
-        case("fresh", (n * width,), n * width, lambda: torch.ones(n, dtype=dtype, device=device))
+        case("fresh", (n * itemsize,), n * itemsize, lambda: torch.ones(n, dtype=dtype, device=device))
 
     for n in sizes.streams:
         fresh(n)

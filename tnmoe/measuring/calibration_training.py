@@ -17,14 +17,14 @@ FEW, MANY = 1, 4
 """Rounds of a chain; what a round takes is the difference."""
 
 
-def training_cases(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int) -> list[Case]:
+def training_cases(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, itemsize: int) -> list[Case]:
     """Cases of `Training`, on views of two pools; their kinds begin with "backward" or "graph"."""
     cases: list[Case] = []
 
     def case(kind: str, point: Point, work: float, run: Callable[[], object]) -> None:
         cases.append(Case(kind, point, work, run, []))
 
-    _kernels(left, right, sizes, width, case)
+    _kernels(left, right, sizes, itemsize, case)
     _chains(left, case)
     return cases
 
@@ -32,7 +32,7 @@ def training_cases(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width:
 AddCase = Callable[[str, Point, float, Callable[[], object]], None]
 
 
-def _kernels(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int, case: AddCase) -> None:
+def _kernels(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, itemsize: int, case: AddCase) -> None:
     """Gradients by the kernels that autograd calls, without autograd."""
     import torch
 
@@ -47,7 +47,7 @@ def _kernels(left: torch.Tensor, right: torch.Tensor, sizes: Sizes, width: int, 
             self.saved_tensors = (tensor,)
 
     def streams(n: int) -> None:
-        x, grad, moved = left[:n], right[:n], 3 * n * width
+        x, grad, moved = left[:n], right[:n], 3 * n * itemsize
         case("backward Gelu", (moved,), moved, lambda: aten.gelu_backward(grad, x))
         case("backward Sigmoid", (moved,), moved, lambda: aten.sigmoid_backward(grad, x))
 

@@ -15,12 +15,10 @@ from tnmoe.emission.emit import emit
 from tnmoe.errors import CostError
 from tnmoe.ir.ops import operands, results
 from tnmoe.measuring.calibrate import processor
-from tnmoe.measuring.timer import Clock, Timer, of_device, passes_for, wall_clock
-from tnmoe.measuring.timer import rounds as rounds_of
+from tnmoe.measuring.timer import Clock, Timer, of_device, passes_for, turns, wall_clock
 from tnmoe.planning.plan import Plan
 from tnmoe.render.table import Cell, Table
 from tnmoe.timing.device import Device
-from tnmoe.timing.device_profile import DeviceProfile
 from tnmoe.timing.predict import Prediction, predict
 from tnmoe.timing.predict_training import TrainingPrediction, predict_training
 
@@ -93,15 +91,15 @@ def _compared(predicted: float, measured: float) -> tuple[int, int, float]:
     return round(1e9 * predicted), round(1e9 * measured), round(predicted / measured, 2)
 
 
-def check_machine(profile: Device) -> DeviceProfile:
-    """`profile` if it is a calibration of this machine as it now runs: the device, and the threads of torch.
+def check_machine(profile: Device) -> None:
+    """Check that `profile` is a calibration of this machine as it now runs: the device, and the threads of torch.
 
     Raises:
         CostError: a data sheet, another device, or other threads; it says which.
     """
     import torch  # planning and costing do without
 
-    if not isinstance(profile, DeviceProfile):
+    if not profile.calibrated:
         raise CostError(f"{profile.name!r} is a data sheet; to measure beside it, calibrate this machine first")
     if profile.device == "cuda" and not torch.cuda.is_available():
         raise CostError(f"the profile is of {profile.name!r}, but torch finds no CUDA device here")
@@ -113,7 +111,6 @@ def check_machine(profile: Device) -> DeviceProfile:
         raise CostError(
             f"the profile was {profile.source}, but torch now uses {threads}: calibrate again, or set the threads"
         )
-    return profile
 
 
 def measured(
@@ -138,14 +135,14 @@ def measured(
             model.
         EmitError: an op without a torch form.
     """
-    device = check_machine(profile)
+    check_machine(profile)
     if not isinstance(rounds, int) or rounds < 1:
         raise CostError(f"rounds must be an integer of at least 1, got {rounds!r}")
     own, flavour = plan.adjoint, plan.flavour
-    prediction = predict(plan.bound, device, dtype, adjoint=own, flavour=flavour)
-    training = predict_training(plan.bound, device, dtype, inputs=plan.input_gradients, adjoint=own, flavour=flavour)
-    runs = _runs(plan, device.device, dtype, train=training is not None)
-    samples = _time(runs, rounds, of_device(device.device, clock))
+    prediction = predict(plan.bound, profile, dtype, adjoint=own, flavour=flavour)
+    training = predict_training(plan.bound, profile, dtype, inputs=plan.input_gradients, adjoint=own, flavour=flavour)
+    runs = _runs(plan, profile.device, dtype, train=training is not None)
+    samples = _time(runs, rounds, of_device(profile.device, clock))
     medians = [statistics.median(s) for s in samples]
     count = len(plan.bound.ops)
     return Measurement(
@@ -216,6 +213,6 @@ def _time(runs: list[Callable[[], object]], count: int, timer: Timer) -> list[li
         timer.warm(run)
         repeats.append(passes_for(timer.passes(run, apart=True), LEAST, MOST_REPEATS))
     seconds: list[list[float]] = [[] for _ in runs]
-    for _, k in rounds_of(range(len(runs)), count, random.Random(0)):
+    for _, k in turns(range(len(runs)), count, random.Random(0)):
         seconds[k].append(timer.passes(runs[k], repeats[k], apart=True))
     return seconds

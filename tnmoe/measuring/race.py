@@ -12,8 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tnmoe.measuring.timer import Clock, Timer, passes_for, wall_clock
-from tnmoe.measuring.timer import rounds as rounds_of
+from tnmoe.measuring.timer import Clock, Timer, passes_for, turns, wall_clock
 
 LEAST = 1e-3
 """Seconds that one measurement takes at least: what is faster is run several times."""
@@ -88,7 +87,7 @@ class Race:
         for count in range(rounds):
             if count and self.over(share):
                 break
-            for _, runner in rounds_of([first, *others], 1, self.order):
+            for _, runner in turns([first, *others], 1, self.order):
                 runner.seconds[self.round] = seconds(runner)
             self.round += 1
             if self.progress is not None:

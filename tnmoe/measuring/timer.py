@@ -46,6 +46,13 @@ class Timer:
             self._wait()
         return max((self.clock() - begin) / count, SHORTEST)
 
+    def once(self, run: Callable[[], T]) -> tuple[T, float]:
+        """What one pass returns, and its seconds."""
+        begin = self.clock()
+        result = run()
+        self._wait()
+        return result, max(self.clock() - begin, SHORTEST)
+
     def warm(self, run: Callable[[], object]) -> None:
         """A pass that is not timed: it fills the caches and takes the memory."""
         run()
@@ -58,9 +65,11 @@ class Timer:
 
 def of_device(device: str, clock: Clock = wall_clock) -> Timer:
     """The timer of a kind of device, "cpu" or "cuda"."""
+    if device == "cpu":
+        return Timer(clock)
     import torch  # planning and costing do without
 
-    return Timer(clock, torch.cuda.synchronize if device == "cuda" else None)
+    return Timer(clock, torch.cuda.synchronize)
 
 
 def passes_for(once: float, least: float, most: int | None = None) -> int:
@@ -69,8 +78,11 @@ def passes_for(once: float, least: float, most: int | None = None) -> int:
     return count if most is None else min(most, count)
 
 
-def rounds(runs: Sequence[T], count: int, order: random.Random) -> Iterator[tuple[int, T]]:
-    """Each of the runs once a round, in random order: who comes after whom must not matter."""
+def turns(runs: Sequence[T], count: int, order: random.Random) -> Iterator[tuple[int, T]]:
+    """Each of the runs once in each of `count` rounds, with the round's number.
+
+    In random order: who comes after whom must not matter.
+    """
     for number in range(count):
         for run in order.sample(runs, len(runs)):
             yield number, run
