@@ -161,8 +161,8 @@ def rewrites(plan: Plan) -> str:
     said = []
     if repeated := sorted(made["lowered"] - made["share"]):
         said.append(f"Computed once, since an earlier step makes the same: {', '.join(repeated)}.")
-    if vain := sorted(made["share"] - made["prune"]):
-        said.append(f"Left out, since it changes nothing or nothing reads it: {', '.join(vain)}.")
+    if wasted := sorted(made["share"] - made["prune"]):
+        said.append(f"Left out, since it changes nothing or nothing reads it: {', '.join(wasted)}.")
     if fused := [op.out.name for op in after["fuse_bias"].ops if isinstance(op, ContractAdd)]:
         said.append(f"Biases added inside their matrix products: {', '.join(fused)}.")
     before = {p.name: p.indices for p in after["assign_layouts"].parameters}

@@ -14,7 +14,8 @@ from tnmoe.planning.plan import Plan
 from tnmoe.planning.plan_layer import plan
 from tnmoe.planning.request import DEFAULT_TOKENS, Planable
 from tnmoe.reports.cost_report import CostReport
-from tnmoe.symbolic.dims import symbol, symbol_names
+from tnmoe.symbolic.dims import symbol as symbol_of
+from tnmoe.symbolic.dims import symbol_names
 from tnmoe.symbolic.formulas import simplify
 from tnmoe.symbolic.integer_ranges import Range, integer_ranges
 
@@ -102,7 +103,7 @@ def crossover(
     """
     given = dict(sizes or {})
     (first, name_a), (second, name_b) = (_formula(w, figure, symbol, tokens, given) for w in (a, b))
-    unknown_symbol = _symbol(symbol)
+    unknown_symbol = symbol_of(symbol)
     known = symbol_names([first, second])
     if symbol not in known and not _has(a, symbol) and not _has(b, symbol):
         raise DeclarationError(unknown("size to solve for", symbol, sorted(known)))
@@ -121,10 +122,6 @@ def crossover(
         )
     condition = _condition(difference, unknown_symbol)
     return Crossover(name_a, name_b, figure, unknown_symbol, simplify(difference), condition)
-
-
-def _symbol(name: str) -> sympy.Symbol:
-    return symbol(name)
 
 
 def _has(what: Planable | Plan, name: str) -> bool:
@@ -147,7 +144,7 @@ def _formula(
         open_symbols = layer.free_symbols - ({layer.token_symbol} if layer.batched else set())
         planned = plan(layer, tokens=rows, sizes={k: values.get(k, TYPICAL) for k in open_symbols})
     formula = sympy.sympify(CostReport.of(planned).expression(figure))
-    return formula.subs({_symbol(k): v for k, v in values.items()}), layer.name
+    return formula.subs({symbol_of(k): v for k, v in values.items()}), layer.name
 
 
 def _range_text(name: str, sizes: Range) -> str:
@@ -159,14 +156,14 @@ def _range_text(name: str, sizes: Range) -> str:
     return f"{name} ≤ {high:,}" if low == 1 else f"{low:,} ≤ {name} ≤ {high:,}"
 
 
-# ---- several -------------------------------------------------------------------------------------------------
+# ---- several symbols -----------------------------------------------------------------------------------------
 
 
 def _condition(difference: sympy.Expr, unknown_symbol: sympy.Symbol) -> sympy.Basic:
     """A relation that holds iff the difference is negative, all symbols being positive."""
     if difference == 0:
         return sympy.false
-    sign, rest = 1, sympy.Integer(1)
+    rest = sympy.Integer(1)
     constant, factors = sympy.factor_list(difference)
     sign = 1 if constant > 0 else -1
     for factor, power in factors:

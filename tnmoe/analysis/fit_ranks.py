@@ -198,14 +198,14 @@ def _number(layer: Layer, index: str) -> Dim:
     return layer.values.get(str(size), size)
 
 
-def _stored(layer: Layer, names: list[str], width: int) -> Callable[[Point], int]:
-    """Parameters (or with a `width` bytes of parameters and buffers) as a function of the symbols."""
-    groups = layer.parameters + (layer.buffers if width else ())
+def _stored(layer: Layer, names: list[str], itemsize: int) -> Callable[[Point], int]:
+    """Parameters (or with an `itemsize` bytes of parameters and buffers) as a function of the symbols."""
+    groups = layer.parameters + (layer.buffers if itemsize else ())
     symbols = {s for size in layer.sizes.values() for s in sympy.sympify(size).free_symbols}
     known = {s: layer.values[str(s)] for s in symbols if str(s) in layer.values}
     total = sympy.expand(sum(sympy.sympify(elements(p.indices, layer.sizes)).xreplace(known) for p in groups))
     variables = [next(s for s in symbols if str(s) == name) for name in names]
-    factor = width or 1
+    factor = itemsize or 1
     if not total.is_polynomial(*variables):  # a padded split rounds up
         return lambda point: factor * evaluate(total, dict(zip(names, point, strict=True)))
     terms = [(int(c), powers) for powers, c in sympy.Poly(total, *variables).terms()]

@@ -135,7 +135,6 @@ class Frame:
 
     def to_parquet(self, path: str) -> None:
         """Write a Parquet file; it needs pyarrow. Integers beyond 64 bits become decimals of 76 digits."""
-        _library("pyarrow", "to_csv()")
         pyarrow, parquet = _library("pyarrow", "to_csv()"), _library("pyarrow.parquet", "to_csv()")
         kinds = {"i": pyarrow.int64(), "f": pyarrow.float64(), "O": pyarrow.decimal256(76)}
         arrays = {k: pyarrow.array(v.tolist(), type=kinds[v.dtype.kind]) for k, v in self.columns.items()}

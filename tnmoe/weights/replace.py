@@ -23,9 +23,6 @@ from tnmoe.weights.from_weights import from_linear
 if TYPE_CHECKING:
     import torch
 
-WIDTHS = ("inputs", "hidden", "outputs")
-"""Keys that a declaration may leave to the module it replaces, as it may the bias."""
-
 FIGURES = ("parameters", "flops", "weight_bytes")
 
 
