@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from support.gradients import draw, pair
 from support.modules import SPECS
@@ -26,3 +29,13 @@ def test_numpy_runs_the_backward_program() -> None:
     for name, p in module.named_parameters():
         if name in a.wanted:
             np.testing.assert_allclose(found[a.wanted[name].name], p.grad.numpy(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "way", [{"memory": "save"}, {"flavour": "fast"}, {"flavour": "triton"}, {"memory": 10**6}], ids=str
+)
+def test_an_end_that_computes_nothing_backwards_is_refused(way: dict[str, Any]) -> None:
+    """A residual sum after a scatter hands its gradient on to both: there is no backward pass to write."""
+    with pytest.raises(tnmoe.PlanError, match="its output comes straight from ScatterAdd"):
+        tnmoe.plan(tnmoe.MixtureOfDepths(192, 640, 12), tokens=512, **way)
+    assert tnmoe.plan(tnmoe.MixtureOfDepths(192, 640, 12), tokens=512).function is None

@@ -216,7 +216,10 @@ def adjoint(
         PlanError: if nothing at the end of the program has an adjoint, or nothing there needs a gradient.
     """
     before, ops = split(program, chunked=chunked)
-    if not ops or program.output.name not in requires_grad:
+    seed = replace(program.output, name=fresh(program, f"{program.output.name}_grad"))
+    differentiated = bool(ops) and program.output.name in requires_grad
+    gradients, known = reverse(program, ops, seed, requires_grad) if differentiated else ((), {})
+    if not gradients:  # an end that hands its gradient on, as a sum does, computes nothing backwards
         raise PlanError(
             "no backward pass can be written for this layer: its output comes straight from "
             f"{type(before[-1]).__name__ if before else 'its inputs'} or needs no gradient; leave memory= out"
@@ -227,8 +230,6 @@ def adjoint(
     data = [v for v in read.values() if v not in stored]
     data.sort(key=lambda v: v.indices[:1] != program.output.indices[:1])  # chunks are taken of the first ones
     inputs = (*data, *(v for v in stored if v.name in read))
-    seed = replace(program.output, name=fresh(program, f"{program.output.name}_grad"))
-    gradients, known = reverse(program, ops, seed, requires_grad)
     wanted = {v.name: known[v.name] for v in inputs if v.name in known}
     whole = Adjoint(
         program,
