@@ -37,12 +37,6 @@ def needed(ops: Sequence[Op], names: Iterable[str]) -> tuple[Op, ...]:
     return tuple(reversed(chosen))
 
 
-def execution_order(program: Program) -> tuple[Op, ...]:
-    """The ops as the emitted code runs them: those of the gates first."""
-    first = gate_ops(program)
-    return first + tuple(op for op in program.ops if op not in first)
-
-
 def elements(indices: tuple[str, ...], sizes: Mapping[str, Dim]) -> Dim:
     """Number of elements of a value with these indices."""
     return cast(Dim, math.prod([sizes[i] for i in indices]))
