@@ -7,14 +7,13 @@ import linecache
 import sys
 import types
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
+from tnmoe.emission.emit import as_plan, emit
 from tnmoe.planning.plan import Plan
 
 if TYPE_CHECKING:
     import torch
-from weakref import WeakKeyDictionary
-
-from tnmoe.emission.emit import as_plan, emit
 
 
 def build(

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from tnmoe.autodiff.adjoint import Adjoint
 from tnmoe.autodiff.reverse_mode import DIFFERENTIABLE, fresh, gradients
@@ -134,9 +135,13 @@ class _Gradients:
         if isinstance(op, GeluBackward):
             kernel = self._kernel("Gelu", op.x, None, 3)
             return self.of(Gelu(op.out, op.x)) if kernel is None else kernel
-        touched = 2 * working_set(self.program, self.dtype)  # each value and its gradient
         fast = own and self.fast
-        return op_seconds(op, self.program.sizes, self.device, self.dtype, working_set=touched, fast=fast)
+        return op_seconds(op, self.program.sizes, self.device, self.dtype, working_set=self._touched, fast=fast)
+
+    @cached_property
+    def _touched(self) -> int:
+        """Bytes that a pass touches: each value and its gradient."""
+        return 2 * working_set(self.program, self.dtype)
 
     def statistics(self, op: BatchNorm) -> float:
         """What a batch norm takes more in training, where it takes the statistics of its rows."""
